@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Set up palkit and run the compendium. Needs Python >= 3.11 (with venv) and git; see --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'EOF'
+usage: ./run_all.sh [run]  [--sweep NAME] [--jobs N]   main job: sweep, figures, executed notebooks (default)
+       ./run_all.sh test   [pytest options]            lint, types, unit tests, notebook regression
+       ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
+       ./run_all.sh setup                              only create .venv and fetch weights and data
+       ./run_all.sh --help
+
+Every command first does what is missing of the set-up: .venv with the pinned packages of requirements.lock,
+and the embedded weights, verified by checksum, in .cache/. Finished runs are found again and not repeated.
+Variables: PYTHON (interpreter for .venv), PALKIT_CACHE, PALKIT_RUNS, PALKIT_DEVICE (cpu, cuda, mps).
+EOF
+}
+
+say() { printf '\n== %s\n' "$*"; }
+
+setup() {
+  local python=${PYTHON:-python3} stamp
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "error: $("$python" --version) is too old; set PYTHON to a Python >= 3.11." >&2; exit 1; }
+  stamp="$(cat requirements.lock pyproject.toml | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
+  if [ "$(cat .venv/palkit-setup 2>/dev/null)" != "$stamp" ]; then
+    say "creating .venv with the pinned packages (several GB, minutes)"
+    "$python" -m venv .venv
+    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off --quiet --require-hashes -r requirements.lock
+    .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+    echo "$stamp" > .venv/palkit-setup
+  fi
+  .venv/bin/python -m palkit fetch
+}
+
+run() {
+  local sweep=default arguments=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --sweep) sweep=${2:?--sweep needs a name}; shift 2 ;;
+      --jobs) arguments+=(--jobs "${2:?--jobs needs a number}"); shift 2 ;;
+      *) echo "error: unknown option $1" >&2; usage >&2; exit 2 ;;
+    esac
+  done
+  local status=0
+  say "sweep $sweep"
+  .venv/bin/python -m palkit sweep "$sweep" ${arguments[@]+"${arguments[@]}"} || status=$?
+  say "study of $sweep"
+  .venv/bin/python -m palkit study "$sweep" || status=$?
+  say "done in $SECONDS s"
+  echo "figures and tables:  figures/$(basename "$sweep" .yaml)/"
+  echo "executed notebooks:  ${PALKIT_RUNS:-runs}/studies/$(basename "$sweep" .yaml)/"
+  echo "single runs:         ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
+  return "$status"
+}
+
+check() {
+  say "lint and types"
+  .venv/bin/ruff check palkit tests benchmarks notebooks data
+  .venv/bin/ruff format --check palkit tests benchmarks data
+  .venv/bin/mypy
+  say "tests and notebook regression"
+  # One thread, as in the sweep: the last bits of a result depend on the number of threads.
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
+}
+
+case ${1:-run} in
+  -h | --help | help) usage ;;
+  setup) setup ;;
+  test) shift; setup; check "$@" ;;
+  lab) shift; setup; cd notebooks; exec ../.venv/bin/jupyter lab "$@" ;;
+  run) [ $# -gt 0 ] && shift; setup; run "$@" ;;
+  --*) setup; run "$@" ;;
+  *) echo "error: unknown command $1" >&2; usage >&2; exit 2 ;;
+esac
