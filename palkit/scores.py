@@ -1,0 +1,60 @@
+"""What a strategy may look at: scores of every pool row, and the labels bought so far."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """One scoring pass over the whole pool, labelled and unlabelled rows alike, in pool order.
+
+    Attributes:
+        features: (N, D) float32 pooled backbone features, what the head sees.
+        probs: (N, C) float32 class probabilities, rows sum to 1.
+        stochastic_probs: (T, N, C) float32, one pass per dropout mask, or None if nothing needed it.
+    """
+
+    features: Tensor
+    probs: Tensor
+    stochastic_probs: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.probs.ndim != 2:
+            raise ConfigError(
+                f"scores need 2-D features and probs, got shapes {tuple(self.features.shape)} "
+                f"and {tuple(self.probs.shape)}."
+            )
+        if len(self.features) != len(self.probs):
+            raise ConfigError(
+                f"features have {len(self.features)} rows and probs {len(self.probs)}; "
+                "both must cover the same pool in the same order."
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labels bought so far.
+
+    Attributes:
+        positions: (L,) int64 pool positions, in order of purchase.
+        labels: (L,) int64 class of each.
+    """
+
+    positions: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def unlabelled(self, pool_size: int) -> Tensor:
+        """(U,) int64 ascending positions of a pool of `pool_size` rows that carry no label yet."""
+        mask = torch.ones(pool_size, dtype=torch.bool)
+        mask[self.positions.cpu()] = False
+        return mask.nonzero().squeeze(1)
