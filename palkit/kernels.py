@@ -1,0 +1,389 @@
+"""Distance kernels of the strategies: tensors in, positions out, nothing known of pools or models.
+
+Every kernel reads its rows through `rows[a:b]` and `rows[index]` only, so that a tensor, a view and a set
+of memory-mapped shards serve alike; none holds more than a chunk of them beside its input, and none forms
+an N x N or an N x C x D array. Work runs on the device of the rows; random numbers come from a CPU
+generator. A float32 product of chunks is good to about 1e-6 of the norms' product; where a choice hangs on
+a difference of nearly equal distances it is made in float64.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+CHUNK_ELEMENTS = 2**19  # the float64 copy of a chunk is 4 MB, inside the last-level cache
+TIE = 1e-6
+SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many per cluster
+
+
+class Rows(Protocol):
+    """What a kernel needs of an (N, D) matrix: a `Tensor`, or anything that hands out chunks of rows."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: Tensor) -> Tensor: ...
+
+
+class View:
+    """Some rows of a matrix, scaled to unit length if wanted, gathered chunk by chunk as they are read.
+
+    Args:
+        rows: (N, D).
+        index: (M,) positions to keep, or None for all.
+        unit: divide each row by its norm; a zero row stays zero.
+    """
+
+    def __init__(self, rows: Rows, index: Tensor | None = None, *, unit: bool = False) -> None:
+        self.rows = rows
+        self.index = None if index is None else index.to(rows.device)
+        self.unit = unit
+        self.device = rows.device
+        self.shape = torch.Size((len(rows) if index is None else len(index), rows.shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        block = self.rows[index if self.index is None else self.index[index]]
+        return normalize(block.float(), dim=1) if self.unit else block
+
+
+def chunks(rows: int, width: int, elements: int | None = None) -> Iterator[slice]:
+    """Slices that cover `range(rows)` in order, each at most `elements` (default CHUNK_ELEMENTS) in all."""
+    step = max(1, (elements or CHUNK_ELEMENTS) // max(1, width))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def column_mean(rows: Rows) -> Tensor:
+    """(D,) float64 mean of `rows` (N, D)."""
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part in chunks(*rows.shape):
+        total += rows[part].double().sum(0)
+    return total / len(rows)
+
+
+def matvec(rows: Rows, vector: Tensor) -> Tensor:
+    """(N,) product of `rows` (N, D) and `vector` (D,), in their own precision."""
+    pair = torch.stack([vector, vector]).T  # with one column BLAS takes its unthreaded path, 4 times slower
+    product = torch.empty(len(rows), dtype=vector.dtype, device=rows.device)
+    for part in chunks(len(rows), rows.shape[1], 8 * CHUNK_ELEMENTS):  # nothing is copied but the product
+        product[part] = (rows[part] @ pair)[:, 0]
+    return product
+
+
+def square_norms(rows: Rows) -> Tensor:
+    """(N,) float64 squared norms of `rows` (N, D)."""
+    norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for part in chunks(*rows.shape):
+        norms[part] = rows[part].double().square().sum(1)
+    return norms
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """(n, m) float64 distances, each from its own pair's differences: no cancellation, exact ties."""
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact nearest neighbour of every row among a few references.
+
+    The neighbour is found by the expansion |x|^2 - 2 x.r + |r|^2 in float64 after centring, the distance
+    is then taken from the difference of the two vectors: equal rows are at distance exactly 0 and equal
+    pairs tie exactly, whatever the chunking.
+
+    Args:
+        rows: (N, D).
+        references: (R, D), R >= 1.
+
+    Returns:
+        (N,) float64 squared distances and (N,) int64 indices into `references`.
+    """
+    centre = references.double().mean(0)
+    centred = references.double() - centre
+    norms = centred.square().sum(1)
+    distance = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    index = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    for part in chunks(len(rows), rows.shape[1] + len(references)):
+        x = rows[part] - centre  # float64, as the centre is
+        index[part] = torch.addmm(norms, x, centred.T, alpha=-2).argmin(1)
+        distance[part] = centred[index[part]].sub_(x).square_().sum(1)
+    return distance, index
+
+
+def nearest_rows(rows: Rows, centres: Tensor, spare: int = 8) -> Tensor:
+    """(K,) int64 for each centre (K, D) in turn, the nearest of `rows` (N, D), N >= K, not yet taken.
+
+    Squared distances in float64; those within TIE of each other, relatively, are equal, and the lowest
+    position is taken. Where two centres want one row, the later one's next best is sought among the
+    `spare` nearest rows by float32 that are free.
+    """
+    exact = centres.double()
+    norms = exact.square().sum(1)
+    best = torch.full((len(exact),), torch.inf, dtype=torch.float64, device=rows.device)
+    index = torch.zeros(len(exact), dtype=torch.int64, device=rows.device)
+    square = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    for part in chunks(len(rows), rows.shape[1] + len(exact)):
+        x = rows[part].double()
+        square[part] = x.square().sum(1)
+        gap = torch.addmm(norms, x, exact.T, alpha=-2).add_(square[part, None]).clamp_(min=0)
+        value = gap.amin(0)
+        # A cluster of two has its centre halfway: rounding must not choose between them.
+        place = torch.arange(len(x), device=rows.device)[:, None]
+        where = torch.where(gap <= value * (1 + TIE), place, len(x)).amin(0)
+        better = value < best * (1 - TIE)
+        best[better], index[better] = value[better], part.start + where[better]
+    taken: list[int] = []
+    for k, wanted in enumerate(index.tolist()):
+        if wanted in taken:
+            rough = square - 2 * matvec(rows, centres[k].float()).double()
+            rough[taken] = torch.inf
+            near = rough.topk(min(spare, len(rows) - k), largest=False).indices.sort().values
+            gap = (rows[near].double() - exact[k]).square().sum(1)
+            wanted = int(near[(gap <= gap.min() * (1 + TIE)).nonzero()[0]])
+        taken.append(wanted)
+    return torch.tensor(taken, dtype=torch.int64, device=rows.device)
+
+
+def knn(queries: Tensor, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """Nearest neighbours by exhaustive search, a query that is itself one of the rows included.
+
+    Args:
+        queries: (Q, D).
+        rows: (N, D).
+        count: neighbours wanted, at most N.
+
+    Returns:
+        (Q, count) float32 distances, ascending, and (Q, count) int64 indices. Squared distances come from
+        float32 products of centred rows, good to about 1e-6 of the centred norms' squares.
+    """
+    centre = column_mean(rows).float()
+    distance = torch.empty(len(queries), count, device=rows.device)
+    index = torch.empty(len(queries), count, dtype=torch.int64, device=rows.device)
+    for part in chunks(len(queries), max(rows.shape[1], 2048)):
+        query = queries[part].float() - centre
+        gap = query.new_empty(len(query), 0)
+        found = index.new_empty(len(query), 0)
+        for block in chunks(len(rows), max(rows.shape[1], len(query))):
+            x = rows[block].float() - centre
+            new = torch.addmm(x.square().sum(1), query, x.T, alpha=-2)
+            value, order = new.topk(min(count, len(x)), largest=False)
+            gap, found = torch.cat([gap, value], 1), torch.cat([found, order + block.start], 1)
+            if block.start:
+                gap, order = gap.topk(min(count, block.stop), largest=False)
+                found = found.gather(1, order)
+        distance[part] = gap.add_(query.square().sum(1)[:, None]).clamp_(min=0).sqrt_()
+        index[part] = found
+    return distance, index
+
+
+def lazy_argmax(bound: Tensor, seen: Tensor, now: int, refresh: Callable[[Tensor], Tensor], first: int) -> int:
+    """Index of the largest value, where values only fall with time and refreshing one is dear.
+
+    Only values whose bound reaches the largest fresh one are refreshed (Minoux 1978).
+
+    Args:
+        bound: (M,) upper bounds >= 0, brought up to date in place; below 0: never to be returned.
+        seen: (M,) int64 time at which each bound was the value itself, brought up to date in place.
+        now: the present time.
+        refresh: (m,) int64 indices -> (m,) present values.
+        first: how many to refresh at first; twice as many each further time.
+    """
+    size = first
+    while True:
+        fresh = (seen == now) | (bound <= 0)  # 0 cannot fall
+        known = torch.where(fresh, bound, -1.0)
+        value, index = torch.where(fresh, -1.0, bound).topk(min(size, len(bound)))
+        index = index[value >= known.max().clamp(min=0.0)]
+        if not len(index):
+            return int(known.argmax())
+        bound[index] = refresh(index).to(bound.dtype)
+        seen[index] = now
+        size *= 2
+
+
+def k_center(rows: Rows, seeds: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Greedy k-center (farthest-first traversal; Sener & Savarese 2018), lazily.
+
+    A row's distance to its nearest centre only falls as centres are added. The picks are those of the
+    plain greedy algorithm in float64, ties to the lowest position, and the work is a fraction of its
+    N x D pass per pick.
+
+    Args:
+        rows: (N, D) all rows.
+        seeds: (S,) positions that are centres already; if none, the first pick is the candidate nearest
+            to the mean of all rows.
+        candidates: (M,) ascending positions that may be picked.
+        count: picks wanted, at most M.
+
+    Returns:
+        (count,) int64 positions in order of picking.
+    """
+    device = rows.device
+    candidates = candidates.to(device)
+    picks: list[int] = []
+    if len(seeds):
+        bound = nearest(rows, rows[seeds.to(device)])[0][candidates].sqrt_()
+    else:
+        picks.append(int(nearest(rows, column_mean(rows)[None])[0][candidates].argmin()))
+        bound = torch.full((len(candidates),), torch.inf, dtype=torch.float64, device=device)
+    centres = torch.empty(count, rows.shape[1], dtype=torch.float64, device=device)
+    seen = torch.zeros(len(candidates), dtype=torch.int64, device=device)
+
+    for done in range(count):
+
+        def refresh(index: Tensor, done: int = done) -> Tensor:
+            new = centres[int(seen[index].min()) : done]
+            gaps = [
+                distances(rows[candidates[index[p]]], new).amin(1) for p in chunks(len(index), len(new) + rows.shape[1])
+            ]
+            return torch.minimum(bound[index], torch.cat(gaps))
+
+        if len(picks) == done:
+            picks.append(lazy_argmax(bound, seen, done, refresh, first=16))
+        centres[done] = rows[candidates[picks[done]][None]][0].double()
+        bound[picks[done]] = -1.0
+    return candidates[torch.tensor(picks, dtype=torch.int64, device=device)]
+
+
+def draw(weight: Tensor, rng: torch.Generator, count: int = 1, otherwise: Tensor | None = None) -> Tensor:
+    """(count,) int64 positions drawn independently with probability proportional to `weight` (N,) >= 0.
+
+    If all weights are 0, the weights `otherwise` count instead, by default equal ones. The cumulative sum
+    is taken on the CPU, where it is deterministic, in float64.
+    """
+    total = weight.cpu().double().cumsum(0)
+    if total[-1] == 0:
+        total = (torch.ones_like(weight) if otherwise is None else otherwise).cpu().double().cumsum(0)
+    aim = torch.rand(count, generator=rng, dtype=torch.float64) * total[-1]
+    last = torch.searchsorted(total, total[-1:])  # rounding must not reach past the last weight above 0
+    return torch.minimum(torch.searchsorted(total, aim, right=True), last)
+
+
+def outer_kmeanspp(left: Tensor, right: Rows, candidates: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """k-means++ seeding on the outer products g_i = left_i x right_i, which are never formed.
+
+    |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i.a_j)(h_i.h_j): two matrix-vector products
+    per pick and O(N) memory. As in the authors' code of BADGE (Ash 2020) the first pick has the largest
+    norm and each next one is drawn with probability proportional to its squared distance to the nearest
+    pick. Products are float32: squared distances are good to 1e-6 of the norms' sum, and anything below
+    that is taken as 0, so that copies of a pick are never drawn while others are left.
+
+    Args:
+        left: (N, C) float32.
+        right: (N, D) float32 rows.
+        candidates: (M,) ascending positions that may be picked.
+        count: picks wanted, at most M.
+        rng: CPU generator; one uniform number per pick after the first.
+
+    Returns:
+        (count,) int64 positions in order of picking. Once all distances are 0, the rest is uniform.
+    """
+    device = right.device
+    candidates = candidates.to(device)
+    norm = square_norms(left) * square_norms(right)  # (N,)
+    free = torch.zeros(len(norm), dtype=torch.float64, device=device)
+    free[candidates] = 1
+    distance = torch.full_like(norm, torch.inf)
+    picks = [int(candidates[norm[candidates].argmax()])]
+    for _ in range(1, count):
+        last = picks[-1]
+        free[last] = 0
+        own = right[torch.tensor([last], device=device)][0]
+        scale = norm + norm[last]
+        new = scale.addcmul(matvec(left, left[last]).double(), matvec(right, own).double(), value=-2)
+        new.masked_fill_(new < 1e-6 * scale, 0)
+        torch.minimum(distance, new, out=distance)
+        picks.append(int(draw(distance * free, rng, otherwise=free)))
+    return torch.tensor(picks, dtype=torch.int64, device=device)
+
+
+def kmeans(
+    rows: Rows, clusters: int, rng: torch.Generator, weight: Tensor | None = None, tolerance: float = 1e-2
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's k-means from greedy k-means++ seeds, in float32 products of centred rows.
+
+    Sums over a cluster are kept in float64 and only corrected for the rows that changed cluster.
+
+    Args:
+        rows: (N, D).
+        clusters: K >= 1.
+        rng: CPU generator, for the seeds.
+        weight: (N,) >= 0, or None for equal weights.
+        tolerance: stop when at most this share of the rows changed cluster; 0 goes on to a fixed point.
+            The default leaves the inertia within about two parts in a thousand of the fixed point's.
+
+    Returns:
+        (K, D) float64 centres and (N,) int64 labels. A cluster may be empty if rows coincide.
+    """
+    device, (n, width) = rows.device, rows.shape
+    offset = column_mean(rows).float()
+    mass_of_row = torch.ones(n, device=device) if weight is None else weight.to(device).float()
+    centres = _seeds(rows, clusters, mass_of_row, rng) - offset
+    sums = torch.zeros(clusters, width + 1, dtype=torch.float64, device=device)  # the last column counts
+    label = torch.full((n,), -1, dtype=torch.int64, device=device)
+    while True:
+        norms, moved = centres.square().sum(1), 0
+        for part in chunks(n, width + clusters):
+            x = rows[part] - offset
+            new = torch.addmm(norms, x, centres.T, alpha=-2).argmin(1)
+            old = label[part]
+            changed = (new != old).nonzero().squeeze(1)
+            moved += len(changed)
+            share = mass_of_row[part][changed, None]
+            block = torch.cat([x[changed] * share, share], 1)
+            sums += group_sum(block, new[changed], clusters)
+            known = (old[changed] >= 0).nonzero().squeeze(1)
+            sums -= group_sum(block[known], old[changed[known]], clusters)
+            label[part] = new
+        if moved <= tolerance * n:
+            return centres.double() + offset, label
+        mass = sums[:, -1:]
+        centres = torch.where(mass > 1e-9 * n, sums[:, :-1] / mass, centres.double()).float()
+
+
+def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> Tensor:
+    """(K, D) greedy k-means++ (Arthur & Vassilvitskii 2007) on a uniform sample of the rows."""
+    sample = torch.randperm(len(rows), generator=rng)[: max(SEEDING_ROWS[0], SEEDING_ROWS[1] * clusters)].sort().values
+    x = rows[sample.to(rows.device)]
+    share = weight[sample.to(rows.device)]
+    centred = x - x.mean(0)
+    square = centred.square().sum(1)
+    trials = 2 + int(math.log(clusters))
+    gap = torch.full_like(square, torch.inf)
+    picks: list[int] = []
+    for _ in range(clusters):
+        tried = draw(share if not picks else share * gap, rng, trials).to(rows.device)
+        new = torch.addmm(square, centred[tried], centred.T, alpha=-2)
+        new = torch.minimum(new.add_(square[tried, None]).clamp_(min=0), gap)  # (trials, sample)
+        best = int((new @ share).argmin())
+        gap = new[best]
+        picks.append(int(tried[best]))
+    return x[torch.tensor(picks, device=rows.device)]
+
+
+def group_sum(rows: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(groups, D) sum of the `rows` (n, D) of each `group` (n,), the same in every run."""
+    if rows.is_cuda:  # index_add_ adds in no fixed order there
+        return group_product(rows, group, groups)
+    return torch.zeros(groups, rows.shape[1], dtype=rows.dtype).index_add_(0, group, rows)
+
+
+def group_product(rows: Tensor, group: Tensor, groups: int) -> Tensor:
+    """`group_sum` as a product with the (groups, n) matrix of who is in which."""
+    member = torch.arange(groups, device=rows.device)[:, None] == group
+    return member.to(rows.dtype) @ rows

@@ -1,0 +1,311 @@
+"""Strategies that choose rows whose neighbourhoods, together, cover as much of the pool as possible."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError
+from palkit.kernels import View, chunks, kmeans, nearest
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.ranking import margin_gap, per_row
+from palkit.strategies.registry import strategy
+
+Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
+
+MAX_ROWS = 35_000  # the herding authors' own limit
+CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
+PURITY_QUERIES = 2_000
+TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
+
+
+def greedy_coverage(
+    rows: Tensor,
+    kernel: Kernel,
+    weight: Tensor,
+    covered: Tensor,
+    count: int,
+    cache: int = CACHE_ELEMENTS,
+    tile: int = 512,
+) -> Tensor:
+    """Greedy maximisation of sum_j weight_j max_(i picked) k(x_i, x_j).
+
+    The gain of a row, sum_j weight_j max(k_ij - covered_j, 0), only falls as picks are added, and only
+    through the columns j that a pick covers better. So all gains are computed once, each pair of rows
+    once; after that a tile of rows is brought up to date, over the columns that have changed since, only
+    when its best old gain reaches the best new one (lazy greedy, Minoux 1978). Rows are sorted by an
+    estimate of their gain first, so that most tiles can wait long.
+
+    Args:
+        rows: (M, D) float32, all of them candidates.
+        kernel: similarity of a squared distance.
+        weight: (M,) >= 0.
+        covered: (M,) similarity of each row to what is chosen already.
+        count: picks wanted, at most M.
+        cache: the most kernel values to keep from the first pass; others are computed again when needed.
+        tile: rows per side of a block of pairs.
+
+    Returns:
+        (count,) int64 positions in order of picking; of gains within TIE of the best, the lowest position.
+    """
+    sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
+    square, weight, covered = rows.square().sum(1), weight.float(), covered.float()
+
+    def similarity(a: slice | Tensor, b: slice | Tensor) -> Tensor:
+        gap = torch.addmm(square[b], rows[a], rows[b].T, alpha=-2)
+        return kernel(gap.add_(square[a, None]).clamp_(min=0))
+
+    parts = list(chunks(len(rows), 1, tile))
+    guess = [(similarity(a, sample) - covered[sample]).relu_() @ weight[sample] for a in parts]
+    order = torch.cat(guess).argsort(descending=True)
+    rows, square, weight, covered = rows[order], square[order], weight[order], covered[order]
+
+    gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    keep = max((part.stop for part in parts if part.stop * len(rows) <= cache), default=0)
+    kept = torch.empty(keep, len(rows), device=rows.device)
+    for number, a in enumerate(parts):
+        for b in parts[number:]:
+            block = similarity(a, b)
+            if a.stop <= keep:
+                kept[a, b] = block
+            if b.stop <= keep:
+                kept[b, a] = block.T
+            if b != a:
+                gain[b] += weight[a] @ (block - covered[a, None]).relu_()
+            gain[a] += block.sub_(covered[b]).relu_() @ weight[b]
+
+    bound = torch.stack([gain[a].max() for a in parts])
+    seen = torch.zeros(len(parts), dtype=torch.int64, device=rows.device)
+    history: list[tuple[Tensor, Tensor]] = []  # columns that each pick covered better, and their past
+
+    def refresh(numbers: Tensor, since: int) -> None:
+        """Bring the tiles `numbers`, all of them last up to date after `since` picks, up to date."""
+        past = covered.clone()
+        for columns, before in reversed(history[since:]):
+            past[columns] = before
+        changed = (past != covered).nonzero().squeeze(1)
+        for stored in (True, False):
+            group = changed[(changed < keep) == stored]
+            for part in chunks(len(group), 1, tile):
+                columns = group[part]
+                low, high, share = past[columns, None], covered[columns, None], weight[columns]
+                for a in runs(numbers.tolist(), tile, len(rows), max(1, tile // len(columns))):
+                    block = kept[:, a][columns] if stored else similarity(columns, a)
+                    gain[a] -= share @ block.clamp_(low, high).sub_(low)
+        for number in numbers.tolist():
+            a = parts[number]
+            gain[a] = torch.where(picked[a], -1.0, gain[a].clamp(min=0))
+            bound[number] = gain[a].max()
+        seen[numbers] = len(history)
+
+    tie = TIE * float(bound.max())
+    picked = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    picks: list[int] = []
+    for now in range(count):
+        size = 1
+        while True:
+            best = torch.where(seen < now, -1.0, bound).max()
+            value, late = torch.where(seen < now, bound, -1.0).topk(min(size, len(bound)))
+            late = late[(value > 0) & (value >= best - tie)]  # a gain of 0 cannot fall
+            if not len(late):
+                break
+            for since in seen[late].unique().tolist():
+                refresh(late[seen[late] == since], since)
+            size *= 2
+        level = (gain >= (bound.max() - tie).clamp(min=0.0)).nonzero().squeeze(1)
+        pick = level[order[level].argmin()]
+        picks.append(int(order[pick]))
+        picked[pick], gain[pick] = True, -1.0
+        row = similarity(pick.expand(2), slice(None))[0]  # one row alone takes BLAS's unthreaded path
+        columns = (row > covered).nonzero().squeeze(1)
+        history.append((columns, covered[columns]))
+        covered[columns] = row[columns]
+    return torch.tensor(picks, dtype=torch.int64)
+
+
+def runs(tiles: list[int], tile: int, rows: int, longest: int) -> Iterator[slice]:
+    """Slices of `range(rows)` that cover the given tiles, adjacent ones up to `longest` in one slice."""
+    tiles = sorted(tiles)
+    start = 0
+    for i in range(1, len(tiles) + 1):
+        if i == len(tiles) or tiles[i] != tiles[i - 1] + 1 or i - start == longest:
+            yield slice(tiles[start] * tile, min((tiles[i - 1] + 1) * tile, rows))
+            start = i
+
+
+def rbf(bandwidth: float) -> Kernel:
+    """exp(-(d / bandwidth)^2), not below e^-80: numbers that underflow are slow."""
+    return lambda squared: squared.mul_(-1 / bandwidth**2).clamp_(min=-80).exp_()
+
+
+def ball(radius: float) -> Kernel:
+    """1 where d < radius, else 0."""
+    return lambda squared: squared.lt_(radius**2)
+
+
+def purity_radius(rows: Tensor, classes: int, purity: float, rng: torch.Generator) -> float:
+    """Largest radius at which a share `purity` of the open balls is pure under k-means pseudo-labels.
+
+    A ball is pure up to the distance of the nearest row of another label, so the radius is a quantile of
+    these distances; they are taken from up to PURITY_QUERIES random rows.
+
+    Args:
+        rows: (M, D) float32.
+        classes: clusters of the k-means, at least 2.
+        purity: in (0, 1).
+        rng: CPU generator.
+    """
+    _, label = kmeans(rows, min(max(classes, 2), len(rows)), rng)
+    queries = torch.randperm(len(rows), generator=rng)[:PURITY_QUERIES].to(rows.device)
+    square = rows.square().sum(1)
+    enemy = torch.empty(len(queries), device=rows.device)
+    for part in chunks(len(queries), len(rows)):
+        some = queries[part]
+        gap = torch.addmm(square, rows[some], rows.T, alpha=-2).add_(square[some, None])
+        gap.masked_fill_(label[some, None] == label, torch.inf)
+        enemy[part] = gap.amin(1).clamp_(min=0).sqrt_()
+    return float(enemy.sort().values[math.floor((1 - purity) * len(queries) + 1e-9)])
+
+
+def smallest_gap(rows: Tensor) -> float:
+    """Smallest distance above 0 between two of the unit rows (M, D); 1 if there is no such pair."""
+    x, gap = rows.double(), torch.inf
+    square = x.square().sum(1)
+    for part in chunks(len(x), len(x)):
+        squared = torch.addmm(square, x[part], x.T, alpha=-2).add_(square[part, None])
+        squared[squared < 1e-12] = torch.inf  # a row and its copies
+        gap = min(gap, float(squared.min().sqrt()))
+    return gap if math.isfinite(gap) else 1.0
+
+
+def _free_sample(
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, max_rows: int, rng: torch.Generator
+) -> Tensor:
+    """(M,) ascending unlabelled positions: all, or a uniform sample of `max_rows`, but no fewer than B."""
+    if max_rows < 1:
+        raise ConfigError(f"max_rows must be >= 1, got {max_rows!r}.")
+    free, size = labelled.unlabelled(len(scores)), max(max_rows, batch_size)
+    if len(free) <= size:
+        return free
+    return free[torch.randperm(len(free), generator=rng)[:size]].sort().values
+
+
+def _cover(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    sample: Tensor,
+    weight: Tensor,
+    kernel: Kernel,
+    count: int,
+    cache: int = CACHE_ELEMENTS,
+    unit: bool = True,
+) -> Tensor:
+    """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover."""
+    rows = View(scores.features, sample, unit=unit)[:].float()
+    covered = torch.zeros(len(rows), device=rows.device)
+    if len(labelled):
+        known = View(scores.features, labelled.positions, unit=unit)[:]
+        covered = kernel(nearest(rows, known)[0].float())
+    return sample[greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)]
+
+
+@strategy("maxherding", cold_start=True)
+def maxherding(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    bandwidth: float = 1.0,
+    max_rows: int = MAX_ROWS,
+) -> Tensor:
+    """(B,) greedy: the row that most raises the mean over the pool of the similarity to the nearest label.
+
+    Similarity is exp(-(d / bandwidth)^2) of features scaled to unit length, and what is labelled covers
+    already (Bae et al., ECCV 2024; bandwidth and `max_rows` as in the authors' code). Labelled rows, at
+    similarity 1 to themselves, add nothing to the mean and are left out of it.
+
+    Args:
+        scores, labelled, batch_size, rng: as for every strategy.
+        bandwidth: > 0.
+        max_rows: a larger pool is replaced by a uniform sample of this many unlabelled rows, both as
+            candidates and as what is to be covered: time grows with its square.
+    """
+    _check_positive("bandwidth", bandwidth)
+    sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
+    return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)
+
+
+@strategy("uherding", cold_start=True)
+def uherding(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    bandwidth: float | None = None,
+    temperature: float = 1.0,
+    max_rows: int = MAX_ROWS,
+) -> Tensor:
+    """(B,) `maxherding` with each covered row weighted by its uncertainty, 1 - (p1 - p2).
+
+    (Bae et al., ICLR 2025.) Without labels all rows weigh the same, as in the authors' code.
+
+    Args:
+        scores, labelled, batch_size, rng, max_rows: as for `maxherding`.
+        bandwidth: > 0, or None for the paper's rule: the smallest distance above 0 between two labelled
+            rows, so that it shrinks as labels are bought; 1 while there is no such pair.
+        temperature: > 0; the probabilities become p^(1 / temperature), scaled to sum to 1. The paper fits
+            it on held-out labels, which a strategy does not see: whoever has them passes it in.
+    """
+    _check_positive("temperature", temperature)
+    if bandwidth is None:
+        bandwidth = smallest_gap(View(scores.features, labelled.positions, unit=True)[:])
+    _check_positive("bandwidth", bandwidth)
+    sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
+
+    def uncertainty(probs: Tensor) -> Tensor:
+        return margin_gap((probs.log() / temperature).softmax(1))
+
+    weight = per_row(uncertainty, View(scores.probs, sample)) if len(labelled) else torch.ones(len(sample))
+    return _cover(scores, labelled, sample, weight, rbf(bandwidth), batch_size)
+
+
+@strategy("probcover", cold_start=True)
+def probcover(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    delta: float | None = None,
+    purity: float = 0.95,
+    normalize: bool = True,
+    max_rows: int = MAX_ROWS,
+) -> Tensor:
+    """(B,) greedy: the row whose ball of radius delta holds the most rows that no chosen ball holds yet.
+
+    (Yehuda et al., NeurIPS 2022.) Once all rows are covered, the lowest positions follow.
+
+    Args:
+        scores, labelled, batch_size, rng, max_rows: as for `maxherding`.
+        delta: > 0, radius of the open balls; None for the largest at which a share `purity` of the balls
+            holds rows of one pseudo-label only, by k-means with as many clusters as classes.
+        purity: in (0, 1), for delta=None.
+        normalize: scale features to unit length first, as the authors do.
+    """
+    if not 0 < purity < 1:
+        raise ConfigError(f"purity must be in (0, 1), got {purity!r}.")
+    sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
+    if delta is None:
+        pool = torch.cat([sample, labelled.positions.cpu()]).sort().values
+        rows = View(scores.features, pool, unit=normalize)[:].float()
+        delta = purity_radius(rows, scores.probs.shape[1], purity, rng)
+    else:
+        _check_positive("delta", delta)
+    # A column is covered once at most: kernel values are hardly ever needed again.
+    weight = torch.ones(len(sample))
+    return _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)
+
+
+def _check_positive(what: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{what} must be a positive number, got {value!r}.")

@@ -1,0 +1,68 @@
+"""Strategies that look for rows far from what is labelled."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError, unknown_name
+from palkit.kernels import chunks, k_center, nearest
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.ranking import class_means, predicted_class, top
+from palkit.strategies.registry import require_labels, strategy
+
+
+@strategy("coreset", cold_start=True)
+def coreset(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
+    """(B,) greedy k-center: each time the row farthest from all labelled and all chosen rows.
+
+    Without labels the first row is the one nearest to the mean of the pool. (Sener & Savarese 2018.)
+    """
+    return k_center(scores.features, labelled.positions, labelled.unlabelled(len(scores)), batch_size)
+
+
+@strategy("featdist")
+def featdist(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    reference: Literal["nearest", "class_mean"] = "nearest",
+    unseen_share: float = 0.0,
+) -> Tensor:
+    """(B,) rows farthest from the labelled ones in feature space, all measured before the batch.
+
+    Args:
+        scores, labelled, batch_size, rng: as for every strategy; at least one label.
+        reference: `"nearest"`, the distance to the nearest labelled row (PEAL, arXiv 2406.09296), or
+            `"class_mean"`, the distance to the mean of the labelled rows of the class predicted for the
+            row (C-PEAL, arXiv 2507.21521).
+        unseen_share: with `class_mean`, the share of the batch given to rows whose predicted class has no
+            labelled row, drawn at random; they have no distance, and otherwise come last.
+    """
+    require_labels(labelled, "featdist")
+    if reference not in ("nearest", "class_mean"):
+        raise unknown_name("reference", reference, ("nearest", "class_mean"))
+    if not 0 <= unseen_share <= 1:
+        raise ConfigError(f"unseen_share must be in [0, 1], got {unseen_share!r}.")
+    candidates = labelled.unlabelled(len(scores))
+    if reference == "nearest":
+        known = scores.features[labelled.positions.to(scores.features.device)]
+        return top(nearest(scores.features, known)[0].cpu()[candidates], candidates, batch_size)
+    distance = class_mean_distance(scores, labelled)[candidates]
+    unseen = candidates[distance.isinf()]
+    unseen = unseen[torch.randperm(len(unseen), generator=rng)]
+    seen = candidates[distance.isfinite()]
+    wanted = min(len(unseen), max(round(unseen_share * batch_size), batch_size - len(seen)))
+    ranked = top(distance[distance.isfinite()], seen, batch_size - wanted)
+    return torch.cat([ranked, unseen[:wanted]])
+
+
+def class_mean_distance(scores: PoolScores, labelled: LabelledSet) -> Tensor:
+    """(N,) float64 squared distance to the labelled mean of the predicted class; inf if it has no label."""
+    means = class_means(scores, labelled)
+    predicted = predicted_class(scores.probs).to(means.device)
+    distance = torch.empty(len(scores), dtype=torch.float64, device=means.device)
+    for part in chunks(*scores.features.shape):
+        distance[part] = (scores.features[part] - means[predicted[part]]).square_().sum(1)
+    return distance.nan_to_num_(nan=torch.inf).cpu()

@@ -1,0 +1,63 @@
+"""Strategies that weigh uncertainty and diversity together."""
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError
+from palkit.kernels import Rows, chunks, draw, outer_kmeanspp
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.ranking import margin_gap, per_row, predicted_class
+from palkit.strategies.registry import strategy
+
+
+@strategy("badge")
+def badge(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
+    """(B,) k-means++ seeding on gradient embeddings (p - onehot(argmax p)) x h (Ash et al., ICLR 2020).
+
+    First the row of the largest gradient, as in the authors' code, then rows drawn with probability
+    proportional to the squared distance to the nearest chosen one.
+    """
+    residual = pseudo_residual(scores.probs).to(scores.features.device)
+    return outer_kmeanspp(residual, scores.features, labelled.unlabelled(len(scores)), batch_size, rng)
+
+
+def pseudo_residual(probs: Rows) -> Tensor:
+    """(N, C) float32 p - onehot(argmax p): the loss gradient at the logits if the prediction is the label."""
+    residual = probs[:].clone()
+    residual[torch.arange(len(residual)), predicted_class(probs)] -= 1
+    return residual
+
+
+@strategy("falcun")
+def falcun(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    exponent: float = 10.0,
+) -> Tensor:
+    """(B,) rows drawn by uncertainty plus distance to the batch, both of probabilities alone.
+
+    (Gilhuber et al., ECML PKDD 2024.) Each row is drawn with probability proportional to (u + d)^exponent,
+    where u = 1 - (p1 - p2) and d, at first u, becomes min(d, |p - q|_1) after a pick q, scaled to [0, 1].
+
+    Args:
+        scores, labelled, batch_size, rng: as for every strategy.
+        exponent: >= 0, the paper's gamma; 0 draws uniformly, the larger the greedier.
+    """
+    if not exponent >= 0:
+        raise ConfigError(f"exponent must be >= 0, got {exponent!r}.")
+    free = labelled.unlabelled(len(scores)).to(scores.probs.device)
+    uncertain = per_row(margin_gap, scores.probs)[free]
+    distance, open_rows = uncertain.clone(), torch.ones_like(uncertain)
+    picks: list[int] = []
+    while True:
+        relevance = (uncertain + distance) ** exponent * open_rows
+        picks.append(int(draw(relevance, rng, otherwise=open_rows)))
+        if len(picks) == batch_size:
+            return free[torch.tensor(picks, device=free.device)]
+        open_rows[picks[-1]] = 0
+        chosen = scores.probs[free[picks[-1:]]]
+        gap = [torch.cdist(scores.probs[part], chosen, p=1)[:, 0] for part in chunks(*scores.probs.shape)]
+        distance = torch.minimum(distance, torch.cat(gap)[free].double())
+        distance = (distance - distance.min()) / (distance.max() - distance.min()).clamp(min=1e-12)

@@ -1,0 +1,226 @@
+"""The registry of strategies and the one entry point through which they are called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError, PalkitError, unknown_name
+from palkit.kernels import Rows, chunks
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.balance import BALANCES
+
+SelectFn = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How a strategy wants its stochastic passes made, unless the user knows better.
+
+    Attributes:
+        passes: how many, T.
+        rate: probability with which a feature is dropped before the head.
+    """
+
+    passes: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A registered strategy.
+
+    Attributes:
+        name: the field's name for it.
+        function: `(scores, labelled, batch_size, rng, **options) -> (B,) int64 pool positions`, best first.
+        needs: what it wants from the scoring pass beyond features and probs, e.g. `"stochastic_probs"`.
+        cold_start: whether it can choose the first batch, when there are no labels and no probs.
+        dropout: for those that need stochastic_probs, how to make them.
+    """
+
+    name: str
+    function: SelectFn
+    needs: frozenset[str]
+    cold_start: bool
+    dropout: Dropout | None = None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that the function takes."""
+        return tuple(signature(self.function).parameters)[4:]
+
+
+STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(
+    name: str, *, needs: set[str] | None = None, cold_start: bool = False, dropout: Dropout | None = None
+) -> Callable[[SelectFn], SelectFn]:
+    """Register the decorated function as the strategy `name`."""
+
+    def register(function: SelectFn) -> SelectFn:
+        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout)
+        return function
+
+    return register
+
+
+def get_strategy(name: str) -> Strategy:
+    """The registered strategy `name`; ConfigError with the nearest valid name if there is none."""
+    if name not in STRATEGIES:
+        raise unknown_name("strategy", name, STRATEGIES)
+    return STRATEGIES[name]
+
+
+def require_labels(labelled: LabelledSet, name: str) -> None:
+    """ConfigError, naming the strategies that can start without labels, if there are none."""
+    if not len(labelled):
+        cold = ", ".join(sorted(s.name for s in STRATEGIES.values() if s.cold_start))
+        raise ConfigError(
+            f"strategy {name!r} needs at least one labelled row. Choose the first batch by one of: {cold}."
+        )
+
+
+def select(
+    name: str,
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    *,
+    balance: str | None = None,
+    subsample: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Choose the pool rows whose labels to buy next.
+
+    Args:
+        name: a registered strategy, see `STRATEGIES`.
+        scores: one scoring pass over the whole pool.
+        labelled: labels bought so far, possibly none.
+        batch_size: labels to buy; clipped to what is left of the pool.
+        rng: CPU generator, the only source of randomness.
+        balance: a wrapper around the strategy that evens out classes, see `balance.BALANCES`, or None.
+        subsample: show the strategy only this many unlabelled rows, drawn uniformly (at least the batch),
+            beside all labelled ones: a bound on time and memory for any strategy. None for all rows.
+        options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`.
+
+    Returns:
+        (B,) int64 CPU positions, B = min(batch_size, unlabelled rows): distinct, unlabelled, in the
+        strategy's order of preference. Ties go to the lowest position.
+
+    Raises:
+        ConfigError: a name, an option, the batch size, the labelled positions or a score cannot be used.
+        PalkitError: the strategy broke its contract.
+    """
+    chosen = get_strategy(name)
+    if balance is not None and balance not in BALANCES:
+        raise unknown_name("balance", balance, BALANCES)
+    wrapper = BALANCES[balance] if balance else None
+    own = set(chosen.options)
+    wrapping = set(tuple(signature(wrapper).parameters)[5:]) if wrapper else set()
+    for option in options.keys() - own - wrapping:
+        raise _unknown_option(chosen, balance, option, own | wrapping)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+    _check_labelled(labelled, scores)
+    for need in chosen.needs:
+        if getattr(scores, need, None) is None:
+            raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
+    _check_finite("features", scores.features)
+    _check_finite("probs", scores.probs)
+
+    unlabelled = labelled.unlabelled(len(scores))
+    if not len(unlabelled):
+        raise ConfigError(f"all {len(scores)} rows of the pool are labelled: nothing is left to select.")
+    size = min(batch_size, len(unlabelled))
+    shown: Tensor | None = None
+    if subsample is not None:
+        if isinstance(subsample, bool) or not isinstance(subsample, int) or subsample < 1:
+            raise ConfigError(f"subsample must be a whole number >= 1 or None, got {subsample!r}.")
+        drawn = torch.randperm(len(unlabelled), generator=rng)[: max(subsample, size)]
+        shown = torch.cat([unlabelled[drawn], labelled.positions.cpu()]).sort().values
+        scores, labelled, options = _restrict(scores, labelled, options, shown)
+        unlabelled = labelled.unlabelled(len(scores))
+    own_options = {key: value for key, value in options.items() if key in own}
+
+    def propose(n: int) -> Tensor:
+        return chosen.function(scores, labelled, n, rng, **own_options).cpu()
+
+    if wrapper is None:
+        picks = propose(size)
+    else:
+        wrapping_options = {key: value for key, value in options.items() if key in wrapping}
+        picks = wrapper(propose, scores, labelled, size, rng, **wrapping_options)
+    _check_picks(name, picks, size, unlabelled)
+    return picks if shown is None else shown[picks]
+
+
+def _restrict(
+    scores: PoolScores, labelled: LabelledSet, options: dict[str, Any], shown: Tensor
+) -> tuple[PoolScores, LabelledSet, dict[str, Any]]:
+    """Scores, labelled positions and options that hold a value per row, for the rows `shown` (ascending)."""
+    passes = scores.stochastic_probs
+    part = PoolScores(
+        scores.features[shown.to(scores.features.device)],
+        scores.probs[shown.to(scores.probs.device)],
+        None if passes is None else passes[:, shown.to(passes.device)],
+    )
+    positions = torch.searchsorted(shown, labelled.positions.cpu())
+    per_row = {k: v[shown] for k, v in options.items() if isinstance(v, Tensor) and len(v) == len(scores)}
+    return part, LabelledSet(positions, labelled.labels.cpu()), {**options, **per_row}
+
+
+def _unknown_option(chosen: Strategy, balance: str | None, option: str, valid: set[str]) -> ConfigError:
+    what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
+    if not valid:
+        return ConfigError(f"unknown {what} {option!r}: it takes no options.")
+    return unknown_name(what, option, valid)
+
+
+def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
+    positions, pool = labelled.positions.cpu(), len(scores)
+    if positions.shape != labelled.labels.shape or positions.ndim != 1:
+        raise ConfigError(
+            f"labelled positions {tuple(positions.shape)} and labels {tuple(labelled.labels.shape)} "
+            "must be two vectors of one length."
+        )
+    outside = positions[(positions < 0) | (positions >= pool)]
+    if len(outside):
+        raise ConfigError(f"labelled position {int(outside[0])} is outside the pool of {pool} rows.")
+    values, counts = positions.unique(return_counts=True)
+    if (counts > 1).any():
+        raise ConfigError(f"position {int(values[counts > 1][0])} is labelled twice.")
+    classes = scores.probs.shape[1]
+    wrong = labelled.labels[(labelled.labels < 0) | (labelled.labels >= classes)]
+    if len(wrong):
+        raise ConfigError(f"label {int(wrong[0])} is outside the {classes} classes of the probs.")
+
+
+def _check_finite(what: str, rows: Rows) -> None:
+    bad: list[int] = []
+    for part in chunks(*rows.shape):
+        block = rows[part]
+        # A sum is finite only if all its terms are: one cheap pass when all is well.
+        if not torch.isfinite(block.sum()):
+            bad += (part.start + (~torch.isfinite(block)).any(1).nonzero().squeeze(1)).tolist()
+    if bad:
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ConfigError(
+            f"{what} of {len(bad)} pool rows are not finite (rows {shown}): "
+            "the model diverged or these images are broken."
+        )
+
+
+def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:
+    if picks.dtype != torch.int64 or picks.shape != (size,):
+        raise PalkitError(
+            f"strategy {name!r} must return {size} int64 positions, got {tuple(picks.shape)} {picks.dtype}."
+        )
+    if len(picks.unique()) != size:
+        raise PalkitError(f"strategy {name!r} returned a position twice.")
+    if not torch.isin(picks, unlabelled, assume_unique=True).all():
+        raise PalkitError(f"strategy {name!r} returned a position that is labelled or outside the pool.")
