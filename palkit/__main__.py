@@ -1,0 +1,94 @@
+"""Command line: `python -m palkit fetch | run | sweep | study`."""
+
+import argparse
+import sys
+import time
+
+import yaml
+from rich.console import Console
+
+from palkit import study
+from palkit.backbones import embedded_weights
+from palkit.datasets import load_dataset
+from palkit.devices import choose_device
+from palkit.errors import ConfigError, PalkitError
+from palkit.experiment import config_from_dict, rounds, run_directory
+from palkit.sweep import load_sweep, run_sweep, write_results
+
+console = Console(stderr=True, highlight=False)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser, one sub-command per job."""
+    top = argparse.ArgumentParser(prog="python -m palkit", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch", help="fetch and verify the embedded weights and data")
+    run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
+    run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; values are read as YAML")
+    sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
+    sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a YAML file")
+    sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
+    report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
+    report.add_argument("name", nargs="?", default="default", help="name of the sweep")
+    report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
+    for command in (run, sweep):
+        command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if all went well, 1 after an error that was explained."""
+    options = parser().parse_args(arguments)
+    try:
+        return COMMANDS[options.command](options)
+    except PalkitError as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        return 1
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    with console.status("fetching the embedded weights"):
+        weights = embedded_weights()
+    console.print(f"weights  {weights}  verified", soft_wrap=True)
+    for name in ("fashion_mnist", "fashion_mnist_lt", "digits"):
+        pool = load_dataset(name)
+        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    values = {}
+    for item in options.values:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{item!r} is not KEY=VALUE.")
+        values[key] = yaml.safe_load(value)
+    config, device = config_from_dict(values), choose_device(options.device)
+    for round_ in rounds(config, device=device):
+        accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
+        console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
+    console.print(f"results: {run_directory(config, device).path}", soft_wrap=True)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    began, sweep = time.perf_counter(), load_sweep(options.name)
+    outcomes = run_sweep(sweep, jobs=options.jobs, device=choose_device(options.device), console=console)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(failed) < len(outcomes):
+        console.print(f"results: {write_results(sweep)}", soft_wrap=True)
+    console.print(f"{len(outcomes) - len(failed)} complete, {len(failed)} failed, {time.perf_counter() - began:.0f} s")
+    return 1 if failed else 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    for path in study.execute(options.name, in_place=options.in_place, console=console):
+        console.print(f"notebook: {path}", soft_wrap=True)
+    console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)
+    return 0
+
+
+COMMANDS = {"fetch": _fetch, "run": _run, "sweep": _sweep, "study": _study}
+
+if __name__ == "__main__":
+    sys.exit(main())

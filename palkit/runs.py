@@ -1,0 +1,147 @@
+"""Run directories: what was asked, with what, and every complete round. Nothing here computes a round."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pyarrow import parquet
+
+from palkit.errors import DataError
+from palkit.files import REPOSITORY, atomic_path, runs_dir, write_text
+
+COSTS = ("fit_s", "score_s", "select_s", "peak_mb")
+PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One complete round: labels were bought, a model fitted, everything scored and evaluated.
+
+    Attributes:
+        number: from 0, the round of the initial set.
+        labels: labels bought so far.
+        bought: pool positions bought at the start of this round.
+        metrics: of `palkit.metrics.evaluate` on the evaluation split.
+        costs: fit_s, score_s, select_s (of the next batch) in seconds; peak_mb of the process.
+    """
+
+    number: int
+    labels: int
+    bought: tuple[int, ...]
+    metrics: Mapping[str, float]
+    costs: Mapping[str, float]
+
+
+class RunDirectory:
+    """`runs/<dataset>/<hash>/`, written so that a kill at any moment loses at most the round in progress."""
+
+    def __init__(self, dataset: str, run: str) -> None:
+        self.run = run
+        self.path = runs_dir() / re.sub(r"[^\w.-]+", "_", dataset).strip("_") / run
+
+    @property
+    def notebook(self) -> Path:
+        return self.path / "notebook.ipynb"
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Record the resolved config and where it is being computed."""
+        write_text(self.path / "config.json", json.dumps(config, indent=1))
+        write_text(self.path / "provenance.json", json.dumps(provenance(), indent=1))
+
+    def rounds(self) -> list[Round]:
+        """The complete rounds, in order."""
+        if not (self.path / "rounds.parquet").exists():
+            return []
+        table, bought = self.table(), self.selections()
+        metrics = [name for name in map(str, table) if name not in {"round", "labels", *COSTS}]
+        return [
+            Round(
+                number=int(row["round"]),
+                labels=int(row["labels"]),
+                bought=tuple(bought.loc[bought["round"] == row["round"], "position"]),
+                metrics={name: row[name] for name in metrics},
+                costs={name: row[name] for name in COSTS},
+            )
+            for row in table.to_dict("records")
+        ]
+
+    def table(self) -> pd.DataFrame:
+        """One row per complete round: round, labels, metrics, costs."""
+        return _read(self.path / "rounds.parquet")
+
+    def count_rounds(self) -> int:
+        """Number of complete rounds, without reading them."""
+        path = self.path / "rounds.parquet"
+        return _guarded(parquet.read_metadata, path).num_rows if path.exists() else 0
+
+    def selections(self) -> pd.DataFrame:
+        """Columns round, position, id, label: everything bought, one batch more than there are complete rounds."""
+        return _read(self.path / "selections.parquet")
+
+    def write(self, rounds: list[Round], selections: pd.DataFrame) -> None:
+        """Store complete rounds and what was bought, the batch of the next round included.
+
+        Selections go first: a kill between the two files leaves a batch too many, which is ignored, never a
+        round whose successor's batch is unknown.
+        """
+        table = pd.DataFrame([{"round": r.number, "labels": r.labels, **r.metrics, **r.costs} for r in rounds])
+        for name, content in {"selections": selections, "rounds": table}.items():
+            with atomic_path(self.path / f"{name}.parquet") as temporary:
+                content.to_parquet(temporary, index=False)
+
+    def is_complete(self, rounds: int) -> bool:
+        """Whether that many rounds are stored and the final adapter with them."""
+        return self.count_rounds() >= rounds and (self.path / "adapter.safetensors").exists()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return _guarded(pd.read_parquet, path)
+
+
+def _guarded(reader: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Delete the folder {path.parent} to compute this run again."
+        ) from error
+
+
+def provenance() -> dict[str, Any]:
+    """Software, hardware and source state that produced a run."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("palkit", *PACKAGES)},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether the tree differs from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", "palkit")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None
