@@ -1,0 +1,115 @@
+"""Cost of active-learning rounds: palkit's loop beside the naive one, same weights, same labels, one run.
+
+    python benchmarks/rounds.py [--rounds 3] [--threads 2]
+
+Naive: every round decodes and forwards the unlabelled, the labelled and the test rows separately, whole network,
+adapters not merged; it trains through the whole network on freshly augmented images. Both start from the same
+pretrained weights, buy the same labels (entropy, chosen by palkit's scores) and see the same augmented views, so
+their metrics must agree.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from palkit.adapters import AdaptedModel, attach
+from palkit.experiment import Learner, config_from_dict, seed_of, setting
+from palkit.metrics import evaluate
+from palkit.scoring import CHUNK, _augmentation, _seeded
+from palkit.training import fit
+
+
+class WholeNetwork(nn.Module):
+    """The same adapted model, fed with pixels instead of cached tokens."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        super().__init__()
+        self.backbone, self.head, self.model = model.backbone, model.head, model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            tokens = self.backbone.prefix(pixels, self.model.start_block)
+            if self.model.start_block == self.backbone.depth:
+                tokens = self.backbone.suffix(tokens, self.model.start_block)
+        return self.model(tokens)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return self.forward(pixels)[0]
+
+
+def naive_round(learner: Learner, positions: np.ndarray, number: int) -> Tensor:
+    """(N + M, C) probabilities of pool and test rows after one naive round."""
+    config, pool, backbone = learner.config, learner.here.pool, learner.here.backbone
+    model = attach(backbone, config.adapter, len(pool.class_names), learner.mean, learner.std,
+                   seed_of(config.seed, "adapter", 0))  # fmt: skip
+    network: Any = WholeNetwork(model)
+    rows = learner.pool_rows[positions]
+    transform = _augmentation(config.training.augmentation, backbone.config.image_size)
+    pixels = backbone.preprocess(torch.from_numpy(pool.images.decode(rows, backbone.config.image_size)))
+    views = torch.stack(
+        [
+            torch.stack([_seeded(transform, pixels[i], (config.seed, int(row), view)) for i, row in enumerate(rows)])
+            for view in range(config.training.views)
+        ]
+    )
+    labels = learner.pool_labels[torch.from_numpy(positions)]
+    fit(network, views, labels, config.training, seed_of(config.seed, "fit", number))
+    network.eval()
+    unlabelled = np.setdiff1d(np.arange(len(learner.pool_rows)), positions)
+    probs = torch.empty(len(learner.inputs), len(pool.class_names))
+    test = pool.rows(config.evaluate_on)
+    for target, part in (
+        (unlabelled, learner.pool_rows[unlabelled]),
+        (positions, rows),
+        (len(learner.pool_rows) + np.arange(len(test)), test),
+    ):
+        chunks = []
+        with torch.inference_mode():
+            for chunk in np.array_split(part, range(CHUNK, len(part), CHUNK)):
+                images = pool.images.decode(chunk, backbone.config.image_size)
+                chunks.append(network(backbone.preprocess(torch.from_numpy(images)))[1].softmax(1))
+        probs[torch.from_numpy(target)] = torch.cat(chunks)
+    return probs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds, default config")
+    print("adapter        round  naive s  palkit s  ratio  |accuracy diff|  |nll diff|  first-use cache s")
+    for adapter in ("linear_probe", "lora"):
+        config = config_from_dict({"adapter.name": adapter, "strategy": "entropy"})
+        here = setting(config)
+        began = time.perf_counter()
+        here.cache.features()
+        learner = Learner(config, here)
+        filled = time.perf_counter() - began
+        positions = learner.first_batch(10)
+        for number in range(options.rounds):
+            began = time.perf_counter()
+            model, _ = learner.fit(positions, number)
+            scores, eval_probs = learner.score(model)
+            assert scores is not None
+            ours_s = time.perf_counter() - began
+            ours = evaluate(eval_probs, learner.eval_labels)
+            began = time.perf_counter()
+            probs = naive_round(learner, positions, number)
+            naive_s = time.perf_counter() - began
+            naive = evaluate(probs[len(learner.pool_rows) :], learner.eval_labels)
+            gaps = [abs(ours[name] - naive[name]) for name in ("accuracy", "nll")]
+            print(
+                f"{adapter:14} {number:5d} {naive_s:8.1f} {ours_s:9.2f} {naive_s / ours_s:6.1f} "
+                f"{gaps[0]:16.1e} {gaps[1]:11.1e} {filled:18.1f}"
+            )
+            positions = np.concatenate([positions, learner.next_batch(scores, positions, 10, number + 1)])
+
+
+if __name__ == "__main__":
+    main()
