@@ -1,0 +1,51 @@
+"""A real but tiny vision transformer, and folders for caches and runs that vanish with the test."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from palkit.backbones import Backbone, BackboneConfig, load_backbone
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PALKIT_DEVICE", "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's smallest ViT, random but fixed."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_checkpoint: Path) -> BackboneConfig:
+    return BackboneConfig("test_vit", image_size=32, depth=4, pooling="mean", checkpoint=str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_config: BackboneConfig) -> Backbone:
+    return load_backbone(tiny_config)
+
+
+@pytest.fixture
+def tiny_run(tiny_checkpoint: Path) -> dict[str, Any]:
+    """Plain values of an experiment that takes a second or two."""
+    return {
+        "dataset": "digits",
+        "pool_size": 200,
+        "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
+        "adapter": {"name": "lora", "start_block": 2},
+        "training": {"epochs": 2, "head_epochs": 2, "views": 2},
+        "strategy": "badge",
+        "rounds": 3,
+        "evaluate_on": "val",
+    }

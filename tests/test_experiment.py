@@ -1,0 +1,210 @@
+"""Runs: protocol, reproducibility, resume after a real SIGKILL, and configs that cannot work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from palkit import experiment
+from palkit.errors import ConfigError, DataError
+from palkit.experiment import config_from_dict, resolve, rounds, run_directory, run_hash
+from palkit.runs import COSTS
+
+
+def outcome(values: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rounds without costs, and selections, of a finished run."""
+    directory = run_directory(config_from_dict(values))
+    return directory.table().drop(columns=list(COSTS)), directory.selections()
+
+
+def test_protocol(tiny_run: dict[str, Any]) -> None:
+    history = list(rounds(config_from_dict(tiny_run)))
+    assert [r.number for r in history] == [0, 1, 2]
+    assert [r.labels for r in history] == [10, 20, 30], "one label per class and round"
+    bought = [position for r in history for position in r.bought]
+    assert len(set(bought)) == 30
+    assert all(0 <= position < 200 for position in bought)
+    directory = run_directory(config_from_dict(tiny_run))
+    names = {path.name for path in directory.path.iterdir() if not path.name.startswith(".")}
+    assert names == {"config.json", "provenance.json", "rounds.parquet", "selections.parquet", "adapter.safetensors"}
+    provenance = json.loads((directory.path / "provenance.json").read_text())
+    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+    stored = json.loads((directory.path / "config.json").read_text())
+    assert stored["weights_sha256"]
+    assert stored["data_sha256"]
+    assert run_hash(stored) == directory.run
+    assert config_from_dict({k: v for k, v in stored.items() if not k.endswith("sha256")}).seed == 0
+    selections = directory.selections()
+    pool = experiment.setting(config_from_dict(tiny_run)).pool
+    rows = pool.rows("pool")[selections["position"]]
+    assert selections["id"].tolist() == pool.ids[rows].tolist()
+    assert selections["label"].tolist() == pool.labels[rows].tolist()
+
+
+def test_finished_run_is_found_not_computed(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = list(rounds(config_from_dict(tiny_run)))
+    monkeypatch.setattr(experiment, "fit", lambda *_: pytest.fail("computed again"))
+    assert list(rounds(config_from_dict(tiny_run))) == first
+
+
+def test_same_config_same_bits(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    first = outcome(tiny_run)
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "again"))
+    list(rounds(config_from_dict(tiny_run)))
+    for one, two in zip(first, outcome(tiny_run), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_initial_set_is_shared_by_strategies_and_adapters(tiny_run: dict[str, Any]) -> None:
+    first = {}
+    for strategy, adapter in (("random", "lora"), ("entropy", "lora"), ("entropy", "linear_probe")):
+        values = {**tiny_run, "strategy": strategy, "adapter": {"name": adapter, "start_block": 2}, "rounds": 2}
+        first[strategy, adapter] = next(rounds(config_from_dict(values)))
+    batches = {r.bought for r in first.values()}
+    assert len(batches) == 1
+    lora = [first["random", "lora"].metrics, first["entropy", "lora"].metrics]
+    assert lora[0] == lora[1], "same initial weights, so the same first model"
+    other_seed = next(rounds(config_from_dict({**tiny_run, "seed": 1})))
+    assert other_seed.bought not in batches
+
+
+def test_interrupted_run_continues_with_the_same_result(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    undisturbed = outcome(tiny_run)
+    for stop in (1, 2):
+        monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / f"interrupted-{stop}"))
+        running = rounds(config_from_dict(tiny_run))
+        for _ in range(stop):
+            next(running)
+        running.close()
+        assert [r.number for r in rounds(config_from_dict(tiny_run))] == [0, 1, 2]
+        for one, two in zip(undisturbed, outcome(tiny_run), strict=True):
+            pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+KILLED = """
+import json, sys, time
+from palkit.experiment import config_from_dict, rounds
+for round_ in rounds(config_from_dict(json.loads(sys.argv[1]))):
+    print(round_.number, flush=True)
+    if round_.number == 0:
+        print("computing round 1", flush=True)
+"""
+
+
+def test_sigkill_mid_run_loses_no_complete_round(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_run["training"] = {"epochs": 150, "head_epochs": 0, "views": 2}  # long enough to be killed within
+    list(rounds(config_from_dict(tiny_run)))
+    undisturbed = outcome(tiny_run)
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "killed"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, json.dumps(tiny_run)], stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "computing round 1":
+        assert process.poll() is None, "the process ended before it could be killed"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    directory = run_directory(config_from_dict(tiny_run))
+    assert not directory.is_complete(3)
+    kept = directory.table()
+    assert len(kept) >= 1
+    list(rounds(config_from_dict(tiny_run)))
+    for one, two in zip(undisturbed, outcome(tiny_run), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+    again = directory.table().head(len(kept))
+    # Costs included: these rounds were not redone.
+    pd.testing.assert_frame_equal(again, kept, check_exact=True)
+
+
+def test_kill_between_the_two_files_of_a_round_is_harmless(tiny_run: dict[str, Any]) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    undisturbed, directory = outcome(tiny_run), run_directory(config_from_dict(tiny_run))
+    directory.table().head(1).to_parquet(directory.path / "rounds.parquet", index=False)
+    (directory.path / "adapter.safetensors").unlink()
+    list(rounds(config_from_dict(tiny_run)))
+    for one, two in zip(undisturbed, outcome(tiny_run), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_lost_adapter_is_fitted_again(tiny_run: dict[str, Any]) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    adapter = run_directory(config_from_dict(tiny_run)).path / "adapter.safetensors"
+    content = adapter.read_bytes()
+    adapter.unlink()
+    assert len(list(rounds(config_from_dict(tiny_run)))) == 3
+    assert adapter.read_bytes() == content
+
+
+def test_truncated_results_are_reported(tiny_run: dict[str, Any]) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    path = run_directory(config_from_dict(tiny_run)).path / "rounds.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"rounds\.parquet cannot be read.*Delete the folder"):
+        list(rounds(config_from_dict(tiny_run)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "entropie"}, r"unknown strategy 'entropie'. Did you mean 'entropy'"),
+        ({"adapter": {"name": "lorra"}}, r"unknown adapter 'lorra'. Did you mean 'lora'"),
+        ({"balance": "pbc"}, r"unknown balance 'pbc'. Did you mean 'pcb'"),
+        ({"initial": "entropy"}, r"unknown cold-start strategy 'entropy'.*random"),
+        ({"rounds": 21}, r"21 rounds of 10 labels need 210 images, but the pool of 'digits' has 200"),
+        ({"batch_size": 0}, r"batch_size 0: must be at least 1"),
+        ({"pool_size": 100_000}, r"pool_size 100000: the pool of 'digits' has"),
+        ({"evaluate_on": "train"}, r"unknown evaluate_on 'train'"),
+        ({"sead": 1}, r"unknown config field 'sead'. Did you mean 'seed'"),
+        ({"adapter": {"name": "lora", "rnak": 4}}, r"unknown config field 'adapter\.rnak'.*'adapter\.rank'"),
+        ({"seed": "one"}, r"seed is 'one' \(str\); it must be int"),
+        ({"training.epochs": 2.5}, r"training\.epochs is 2\.5 \(float\); it must be int"),
+        ({"batch_size": 1, "rounds": 2}, r"one class only"),
+    ],
+)
+def test_bad_configs_name_the_field(tiny_run: dict[str, Any], change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(rounds(config_from_dict({**tiny_run, **change})))
+
+
+def test_dotted_keys_and_mappings_are_the_same_config() -> None:
+    dotted = config_from_dict({"adapter.name": "lora", "adapter.rank": 2, "training.epochs": 3})
+    nested = config_from_dict({"adapter": {"name": "lora", "rank": 2}, "training": {"epochs": 3}})
+    assert dotted == nested
+    assert config_from_dict({"adapter": "linear_probe"}).adapter.name == "linear_probe"
+
+
+def test_hash_depends_on_every_field(tiny_run: dict[str, Any]) -> None:
+    base = run_hash(resolve(config_from_dict(tiny_run)))
+    changes = [{"seed": 1}, {"strategy": "random"}, {"adapter.rank": 2}, {"training.epochs": 3}, {"pool_size": 190}]
+    hashes = {run_hash(resolve(config_from_dict({**tiny_run, **change}))) for change in changes}
+    assert len(hashes | {base}) == len(changes) + 1
+    assert run_hash(resolve(config_from_dict({**tiny_run, "batch_size": 10}))) == base, "10 is the default here"
+
+
+def test_metrics_against_scikit_learn_and_by_hand() -> None:
+    probs = torch.tensor([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
+    labels = torch.tensor([0, 1, 2, 2])
+    metrics = experiment.evaluate(probs, labels)
+    assert metrics["accuracy"] == 0.75
+    assert metrics["balanced_accuracy"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert metrics["nll"] == pytest.approx(-np.log([0.8, 0.6, 0.3, 0.7]).mean())
+    assert metrics["brier"] == pytest.approx(np.mean([0.06, 0.26, 0.78, 0.14]))
+    # Each confidence falls into a bin of its own: |accuracy - confidence| averaged.
+    assert metrics["ece"] == pytest.approx(np.mean([0.2, 0.4, 0.5, 0.3]), abs=1e-6)
+    assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)

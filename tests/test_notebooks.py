@@ -1,0 +1,50 @@
+"""Notebooks: committed executed and clean; nbval notices a wrong stored output."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_committed_executed_and_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "executed once, in order"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in code)
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", f"{path.name}: {output.get('text')}"
+    assert path.stat().st_size <= 1.5 * 2**20
+
+
+def test_nbval_notices_a_wrong_stored_output(tmp_path: Path) -> None:
+    """The committed 01 notebook passes; the same with one digit of one count changed fails in that cell."""
+    original = nbformat.read(ROOT / "notebooks" / "01_data.ipynb", as_version=4)
+    wrong = copy.deepcopy(original)
+    (cell,) = [cell for cell in wrong.cells if cell.source == "pool.counts()"]
+    table = cell.outputs[0].data
+    assert "600" in table["text/plain"]
+    for kind in table:
+        table[kind] = table[kind].replace("600", "601", 1)
+    nbformat.write(original, tmp_path / "right.ipynb")
+    nbformat.write(wrong, tmp_path / "wrong.ipynb")
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
+        "--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"),
+        str(tmp_path / "right.ipynb"), str(tmp_path / "wrong.ipynb"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert done.returncode == 1
+    assert len(failed) == 1, done.stdout
+    assert "wrong.ipynb" in failed[0]
+    assert "601" in done.stdout

@@ -1,0 +1,405 @@
+"""Every statistic against numbers worked out by hand or by a second, slower way."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from palkit.errors import ConfigError
+from palkit.statistics import (
+    area_under_curve,
+    bootstrap_interval,
+    curves,
+    label_saving,
+    paired_difference,
+    penalty_matrix,
+    summarise,
+)
+
+LABELS = (10, 20, 40)
+PROBE_RANDOM = {"adapter": "linear_probe", "strategy": "random"}
+LORA_BADGE = {"adapter": "lora", "strategy": "badge"}
+
+
+def run(
+    values: Sequence[float],
+    seed: int = 0,
+    labels: Sequence[int] = LABELS,
+    metric: str = "accuracy",
+    **config: str,
+) -> pd.DataFrame:
+    """Rows of one run; `config` overrides what was run."""
+    what = {
+        "dataset": "toy",
+        "backbone": "vit",
+        "adapter": "lora",
+        "strategy": "random",
+        "balance": "none",
+        **config,
+    }
+    name = "-".join(what.values()) + f"-{seed}"
+    return pd.DataFrame(
+        {"run": name, **what, "seed": seed, "round": range(len(values)), "labels": labels, metric: values}
+    )
+
+
+def table(*runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows of several runs, in reverse: no function may count on their order."""
+    return pd.concat(runs)[::-1].reset_index(drop=True)
+
+
+# --- area under the budget curve
+
+
+def test_area_by_hand() -> None:
+    # (0.2 + 0.4) / 2 * 10 + (0.4 + 0.8) / 2 * 20 = 3 + 12 = 15, over a range of 30.
+    assert area_under_curve([10, 20, 40], [0.2, 0.4, 0.8]) == pytest.approx(0.5)
+
+
+CURVES = st.integers(2, 8).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(1, 10_000), min_size=n, max_size=n, unique=True).map(sorted),
+        hnp.arrays(float, n, elements=st.floats(-10, 10)),
+    )
+)
+
+
+@given(CURVES, st.floats(-3, 3), st.floats(-3, 3))
+def test_area_is_a_weighted_mean(curve: tuple[list[int], np.ndarray], scale: float, shift: float) -> None:
+    labels, values = curve
+    area = area_under_curve(labels, values)
+    assert values.min() - 1e-9 <= area <= values.max() + 1e-9
+    assert area_under_curve(labels, scale * values + shift) == pytest.approx(scale * area + shift, abs=1e-6)
+    assert area_under_curve(labels, np.full(len(labels), shift)) == pytest.approx(shift)
+
+
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        ([10], [0.5], "two or more rounds"),
+        ([10, 20], [0.5], "two or more rounds"),
+        ([10, 10], [0.5, 0.6], "must increase"),
+        ([20, 10], [0.5, 0.6], "must increase"),
+    ],
+)
+def test_area_rejects(labels: list[int], values: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        area_under_curve(labels, values)
+
+
+# --- bootstrap
+
+
+@given(hnp.arrays(float, 3, elements=st.integers(0, 1000).map(lambda k: k / 1000)))
+@settings(max_examples=20, deadline=None)
+def test_bootstrap_of_three_values_against_all_27_resamples(values: np.ndarray) -> None:
+    # Only 1 of 27 resamples (3.7 %) is the smallest value three times, which is above 2.5 %: the exact
+    # percentile interval is therefore the range of the values.
+    means = sorted(np.mean(resample) for resample in itertools.product(values, repeat=3))
+    assert means[int(0.025 * 27)] == pytest.approx(values.min())
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(values.min())
+    assert high == pytest.approx(values.max())
+
+
+def test_bootstrap_of_many_values_is_near_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(5.0, 2.0, 400)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_bootstrap_of_one_value_is_undefined_and_silent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = bootstrap_interval(np.array([[1.0, 2.0]]))
+    assert np.isnan(low).all()
+    assert np.isnan(high).all()
+    assert low.shape == high.shape == (2,)
+
+
+# --- summarise, curves
+
+
+def test_summarise_by_hand() -> None:
+    rounds = table(
+        run([0.2, 0.4, 0.8], seed=0),
+        run([0.2, 0.6, 0.9], seed=1),
+        run([0.2, 0.2, 0.7], seed=2),
+        run([0.3, 0.3, 0.3], seed=0, strategy="badge"),
+    )
+    summary = summarise(rounds).set_index(["adapter", "strategy"])
+    random = summary.loc[("lora", "random")]
+    # Areas: 0.5; (4 + 15) / 30; (2 + 9) / 30.
+    assert random["aubc"] == pytest.approx((15 + 19 + 11) / 90)
+    assert (random["aubc_low"], random["aubc_high"]) == pytest.approx((11 / 30, 19 / 30))
+    assert (random["final"], random["final_low"], random["final_high"]) == pytest.approx((0.8, 0.7, 0.9))
+    assert (random["n_seeds"], random["labels"], random["metric"]) == (3, 40, "accuracy")
+    badge = summary.loc[("lora", "badge")]
+    assert (badge["final"], badge["aubc"], badge["n_seeds"]) == (pytest.approx(0.3), pytest.approx(0.3), 1)
+    assert badge[["final_low", "final_high", "aubc_low", "aubc_high"]].isna().all()
+
+
+def test_curves_by_hand() -> None:
+    rounds = table(run([0.2, 0.4, 0.8], seed=0), run([0.2, 0.6, 0.9], seed=1), run([0.2, 0.2, 0.7], seed=2))
+    curve = curves(rounds)
+    assert list(curve.columns) == ["adapter", "strategy", "labels", "mean", "low", "high", "n_seeds"]
+    assert list(curve["labels"]) == [10, 20, 40]
+    np.testing.assert_allclose(curve["mean"], [0.2, 0.4, 0.8])
+    np.testing.assert_allclose(curve["low"], [0.2, 0.2, 0.7])
+    np.testing.assert_allclose(curve["high"], [0.2, 0.6, 0.9])
+
+
+def test_grouping_by_one_column_and_row_order() -> None:
+    rounds = table(run([0.2, 0.4, 0.8]), run([0.1, 0.2, 0.3], strategy="badge"))
+    summary = summarise(rounds, by=["strategy"])
+    assert list(summary["strategy"]) == ["badge", "random"]
+    shuffled = rounds.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(summarise(shuffled, by=["strategy"]), summary)
+    pd.testing.assert_frame_equal(curves(shuffled, "accuracy", ["strategy"]), curves(rounds, "accuracy", ["strategy"]))
+
+
+# --- paired difference
+
+
+def test_paired_difference_by_hand() -> None:
+    rounds = table(
+        run([0.2, 0.4, 0.8], seed=0, **LORA_BADGE),
+        run([0.2, 0.6, 0.9], seed=1, **LORA_BADGE),
+        run([0.2, 0.2, 0.7], seed=2, **LORA_BADGE),
+        run([0.2, 0.4, 0.7], seed=0, **PROBE_RANDOM),
+        run([0.2, 0.6, 0.9], seed=1, **PROBE_RANDOM),
+        run([0.2, 0.2, 0.9], seed=2, **PROBE_RANDOM),
+    )
+    result = paired_difference(rounds, LORA_BADGE, PROBE_RANDOM)
+    final, aubc = result.loc["final"], result.loc["aubc"]
+    # Final differences 0.1, 0, -0.2; areas differ by a third of that: 20 / 2 of a range of 30.
+    assert (final["mean"], final["low"], final["high"]) == pytest.approx((-0.1 / 3, -0.2, 0.1))
+    assert (aubc["mean"], aubc["low"], aubc["high"]) == pytest.approx((-0.1 / 9, -0.2 / 3, 0.1 / 3))
+    for row in (final, aubc):
+        assert (row["wins"], row["ties"], row["losses"], row["n_seeds"]) == (1, 1, 1, 3)
+
+
+@given(hnp.arrays(float, (2, 3, 3), elements=st.integers(0, 100).map(lambda k: k / 100)))
+@settings(max_examples=10, deadline=None)
+def test_paired_difference_is_antisymmetric(values: np.ndarray) -> None:
+    rounds = table(
+        *(run(values[0, seed], seed=seed, **LORA_BADGE) for seed in range(3)),
+        *(run(values[1, seed], seed=seed, **PROBE_RANDOM) for seed in range(3)),
+    )
+    forward = paired_difference(rounds, LORA_BADGE, PROBE_RANDOM)
+    back = paired_difference(rounds, PROBE_RANDOM, LORA_BADGE)
+    np.testing.assert_allclose(forward["mean"], -back["mean"])
+    np.testing.assert_allclose(forward["low"], -back["high"], atol=1e-12)
+    assert list(forward["wins"]) == list(back["losses"])
+    assert list(forward["ties"]) == list(back["ties"])
+    assert (forward[["wins", "ties", "losses"]].sum(axis=1) == 3).all()
+
+
+def test_lower_loss_wins() -> None:
+    rounds = table(run([2.0, 1.0, 0.5], metric="nll", **LORA_BADGE), run([2.0, 1.5, 1.0], metric="nll", **PROBE_RANDOM))
+    result = paired_difference(rounds, LORA_BADGE, PROBE_RANDOM, "nll")
+    assert result.loc["final", "mean"] == pytest.approx(-0.5)
+    assert list(result["wins"]) == [1, 1]
+    assert result[["low", "high"]].isna().all(axis=None)
+
+
+def test_unpaired_seeds_are_named() -> None:
+    rounds = table(
+        run([0.1, 0.2, 0.3], seed=0, **LORA_BADGE),
+        run([0.1, 0.2, 0.3], seed=7, **LORA_BADGE),
+        run([0.1, 0.2, 0.3], seed=0, **PROBE_RANDOM),
+        run([0.1, 0.2, 0.3], seed=5, **PROBE_RANDOM),
+    )
+    with pytest.raises(ConfigError, match=r"seeds \[7\] only in the first, \[5\] only in the second"):
+        paired_difference(rounds, LORA_BADGE, PROBE_RANDOM)
+
+
+def test_unpaired_budgets_are_named() -> None:
+    rounds = table(run([0.1, 0.2, 0.3], **LORA_BADGE), run([0.1, 0.2], labels=(10, 20), **PROBE_RANDOM))
+    with pytest.raises(ConfigError, match=r"label counts \[10, 20, 40\] and \[10, 20\] differ"):
+        paired_difference(rounds, LORA_BADGE, PROBE_RANDOM)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"strategy": "bagde"}, "unknown strategy 'bagde'. Did you mean 'badge'"),
+        ({"adapter": "lora", "strategy": "random"}, "never together"),
+        ({"flavour": "sweet"}, "lacks the columns flavour"),
+    ],
+)
+def test_unknown_configuration_is_named(config: Mapping[str, str], message: str) -> None:
+    rounds = table(run([0.1, 0.2, 0.3], **LORA_BADGE), run([0.1, 0.2, 0.3], **PROBE_RANDOM))
+    with pytest.raises(ConfigError, match=message):
+        paired_difference(rounds, config, PROBE_RANDOM)
+
+
+# --- label saving
+
+
+def test_label_saving_by_hand() -> None:
+    rounds = table(
+        # Mean curve 0.2, 0.4, 0.6: the target is 0.6, reached at 40.
+        run([0.1, 0.4, 0.5], seed=0, **PROBE_RANDOM),
+        run([0.3, 0.4, 0.7], seed=1, **PROBE_RANDOM),
+        # 0.6 lies halfway between 0.4 at 10 and 0.8 at 20.
+        run([0.4, 0.8, 0.8], **LORA_BADGE),
+        run([0.7, 0.8, 0.9], adapter="lora", strategy="coreset"),
+        run([0.1, 0.2, 0.59], adapter="lora", strategy="entropy"),
+        # Passes the target, falls back, passes again: the first time counts.
+        run([0.2, 0.7, 0.5], adapter="lora", strategy="margin"),
+    )
+    saving = label_saving(rounds).set_index(["adapter", "strategy"])
+    needed = saving["labels_needed"].to_dict()
+    assert needed[("linear_probe", "random")] == pytest.approx(40)
+    assert needed[("lora", "badge")] == pytest.approx(15)
+    assert needed[("lora", "coreset")] == 10
+    assert needed[("lora", "margin")] == pytest.approx(18)
+    assert math.isnan(needed[("lora", "entropy")])
+    assert saving.loc[("lora", "badge"), "saving"] == pytest.approx(40 / 15)
+    assert saving.loc[("linear_probe", "random"), "saving"] == pytest.approx(1)
+    assert math.isnan(saving.loc[("lora", "entropy"), "saving"])
+    assert saving["target"].to_numpy() == pytest.approx(0.6)
+
+
+def test_label_saving_of_a_loss() -> None:
+    rounds = table(run([2.0, 1.5, 1.0], metric="ece", **PROBE_RANDOM), run([2.0, 0.0, 0.0], metric="ece", **LORA_BADGE))
+    saving = label_saving(rounds, metric="ece").set_index("strategy")
+    assert saving.loc["badge", "labels_needed"] == pytest.approx(15)
+    assert saving.loc["random", "labels_needed"] == pytest.approx(40)
+
+
+def test_reference_that_peaks_early_saves_nothing_on_itself() -> None:
+    rounds = table(run([0.2, 0.8, 0.5], **PROBE_RANDOM))
+    (row,) = label_saving(rounds).to_dict("records")
+    assert row["labels_needed"] == row["reference_labels"] == pytest.approx(15)
+    assert row["saving"] == pytest.approx(1)
+
+
+# --- penalty matrix
+
+
+def paired_runs(strategy: str, base: np.ndarray, gain: np.ndarray, **config: str) -> list[pd.DataFrame]:
+    """A run per seed; `base` and `gain` are (seeds, rounds)."""
+    return [run(values, seed=seed, strategy=strategy, **config) for seed, values in enumerate(base + gain)]
+
+
+BASE = np.array([[0.2, 0.4, 0.6], [0.25, 0.45, 0.62], [0.3, 0.42, 0.58], [0.2, 0.5, 0.7], [0.1, 0.41, 0.66]])
+
+
+def test_penalties_at_the_critical_value_of_the_paper() -> None:
+    # Five differences m + d * (-2, -1, 0, 1, 2) have standard error d * sqrt(2.5 / 5) = d / sqrt(2), so
+    # t = m * sqrt(2) / d; the paper's critical value is 2.776.
+    steps = 0.01 * np.array([-2.0, -1, 0, 1, 2])
+    gain = np.zeros((5, 3))
+    gain[:, 1] = steps + 2.79 * 0.01 / math.sqrt(2)
+    gain[:, 2] = steps + 2.76 * 0.01 / math.sqrt(2)
+    rounds = table(*paired_runs("random", BASE, np.zeros_like(BASE)), *paired_runs("badge", BASE, gain))
+    matrix = penalty_matrix(rounds)
+    assert matrix.loc["badge", "random"] == 0.5
+    assert matrix.loc["random", "badge"] == 0
+    assert list(np.diag(matrix)) == [0, 0]
+    assert matrix.attrs == {"settings": 1, "n_seeds": 5, "confidence": 0.95, "metric": "accuracy"}
+    # At 90 % the critical value is 2.132.
+    assert penalty_matrix(rounds, confidence=0.9).loc["badge", "random"] == 1
+
+
+def test_penalties_add_over_settings_and_know_losses() -> None:
+    better = np.array([0, 0.1, 0.2]) + np.array([0.0, 0.001, 0.002])[:, None] * [0, 1, 1]
+    base = BASE[:3]
+    zero = np.zeros_like(base)
+    runs = [
+        *paired_runs("random", base, zero),
+        *paired_runs("badge", base, better),
+        *paired_runs("random", base, zero, dataset="other"),
+        *paired_runs("badge", base, better, dataset="other"),
+    ]
+    rounds = table(*runs)
+    assert penalty_matrix(rounds).loc["badge", "random"] == 2
+    assert penalty_matrix(rounds).attrs["n_seeds"] == 3
+    as_loss = rounds.rename(columns={"accuracy": "nll"})
+    assert penalty_matrix(as_loss, "nll").loc["random", "badge"] == 2
+    assert penalty_matrix(as_loss, "nll").loc["badge", "random"] == 0
+
+
+def test_penalties_of_equal_and_constant_differences_are_silent() -> None:
+    base = np.array([[0.25, 0.5, 0.5], [0.25, 0.25, 0.75]])
+    runs = [
+        *paired_runs("random", base, np.zeros_like(base)),
+        *paired_runs("entropy", base, np.zeros_like(base)),
+        *paired_runs("badge", base, np.array([0, 0.125, 0.125])),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matrix = penalty_matrix(table(*runs))
+    assert matrix.loc["badge", "random"] == matrix.loc["badge", "entropy"] == 1
+    assert matrix.loc["random", "entropy"] == matrix.loc["entropy", "random"] == 0
+
+
+def test_penalties_without_two_common_seeds_are_undefined() -> None:
+    rounds = table(run([0.1, 0.2, 0.3]), run([0.1, 0.2, 0.3], strategy="badge"))
+    matrix = penalty_matrix(rounds)
+    assert math.isnan(matrix.loc["badge", "random"])
+    assert matrix.attrs["n_seeds"] == 0
+    one_round = table(*(run([0.1], seed, [10], strategy=s) for seed in (0, 1) for s in ("a", "b")))
+    assert math.isnan(penalty_matrix(one_round).loc["a", "b"])
+
+
+# --- bad tables
+
+
+def test_missing_columns_are_named() -> None:
+    rounds = table(run([0.1, 0.2, 0.3])).drop(columns=["seed", "adapter"])
+    with pytest.raises(ConfigError, match="lacks the columns seed, adapter, kappa"):
+        summarise(rounds, "kappa")
+
+
+def test_empty_table() -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        curves(table(run([0.1, 0.2, 0.3])).head(0))
+
+
+def test_repeated_rows_are_named() -> None:
+    one = run([0.1, 0.2, 0.3])
+    with pytest.raises(ConfigError, match="run toy-vit-lora-random-none-0 round 1"):
+        penalty_matrix(table(one, one.iloc[1:2]))
+    with pytest.raises(ConfigError, match=r"more than one row .* and 2 more"):
+        summarise(table(*[run([0.1] * 7, labels=range(1, 8))] * 2))
+
+
+def test_undefined_values_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"accuracy is not a finite number in run .* round 1"):
+        label_saving(table(run([0.1, math.nan, 0.3])))
+
+
+def test_mixed_groups_are_named() -> None:
+    rounds = table(run([0.1, 0.2, 0.3]), run([0.1, 0.2, 0.3], dataset="other"))
+    with pytest.raises(ConfigError, match=r"adapter=lora, strategy=random: seed 0 has several runs"):
+        summarise(rounds)
+    assert len(summarise(rounds, by=["dataset", "strategy"])) == 2
+
+
+def test_unfinished_runs_are_named() -> None:
+    rounds = table(run([0.1, 0.2, 0.3], seed=0), run([0.1, 0.2], seed=4, labels=LABELS[:2]))
+    with pytest.raises(ConfigError, match=r"seeds \[4\] lack label counts"):
+        curves(rounds)
+
+
+def test_stalled_runs_are_named() -> None:
+    with pytest.raises(ConfigError, match="run toy-vit-lora-random-none-0 has label counts that do not"):
+        summarise(table(run([0.1, 0.2, 0.3], labels=(10, 10, 20))))
+
+
+@pytest.mark.parametrize("by", [(), "strategy"])
+def test_grouping_needs_a_list_of_columns(by: Sequence[str]) -> None:
+    with pytest.raises(ConfigError, match="must list one or more columns"):
+        summarise(table(run([0.1, 0.2, 0.3])), by=by)

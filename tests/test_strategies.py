@@ -1,0 +1,323 @@
+"""What every registered strategy must satisfy, and what `select` refuses."""
+
+from inspect import signature
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from palkit import kernels
+from palkit.errors import ConfigError, PalkitError
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies import STRATEGIES, registry, select
+from palkit.strategies.balance import BALANCES
+
+NAMES = sorted(STRATEGIES)
+NEEDS_LABELS = {"alfamix", "featdist"}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_pool(n: int, d: int, c: int, seed: int, features: Tensor | None = None) -> PoolScores:
+    """Random scores of n rows with no ties; `features` replaces the random ones."""
+    rng = generator(seed)
+    logits = 2 * torch.randn(n, c, generator=rng)
+    noise = torch.randn(5, n, c, generator=rng)
+    return PoolScores(
+        torch.randn(n, d, generator=rng) if features is None else features,
+        logits.softmax(1),
+        (logits + noise).softmax(2),
+    )
+
+
+def choose(
+    name: str, pool: PoolScores, labelled: LabelledSet, batch: int, rng: torch.Generator, **options: Any
+) -> Tensor:
+    """`select`, with what a strategy cannot do without."""
+    if name == "class_balanced_oracle":
+        options["labels"] = pool.probs.argmax(1)
+    if name == "bait" and pool.probs.shape[1] > 100:
+        options["max_size"] = 1000  # its matrices have C * D rows
+    return select(name, pool, labelled, batch, rng, **options)
+
+
+def make_labelled(n: int, size: int, c: int, seed: int) -> LabelledSet:
+    rng = generator(seed + 1)
+    return LabelledSet(torch.randperm(n, generator=rng)[:size], torch.randint(c, (size,), generator=rng))
+
+
+def draws_numbers(name: str) -> bool:
+    rng = generator()
+    choose(name, make_pool(12, 3, 3, 0), make_labelled(12, 4, 3, 0), 3, rng)
+    return not torch.equal(rng.get_state(), generator().get_state())
+
+
+@st.composite
+def problems(draw: st.DrawFn, start: int = 1) -> tuple[PoolScores, LabelledSet, int, int]:
+    """A pool with at least one unlabelled row and at least `start` labelled ones, a batch size and a seed."""
+    n = draw(st.integers(start + 1, 60))
+    d, c, seed = draw(st.integers(1, 8)), draw(st.integers(1, 6)), draw(st.integers(0, 2**20))
+    size = draw(st.integers(start, n - 1))
+    batch = draw(st.integers(1, 70))
+    pool = make_pool(n, d, c, seed)
+    if draw(st.booleans()):  # a coarse grid: many rows at one distance, many copies
+        pool = PoolScores(pool.features.round(), pool.probs, pool.stochastic_probs)
+    return pool, make_labelled(n, size, c, seed), batch, seed
+
+
+def check_contract(picks: Tensor, pool: PoolScores, labelled: LabelledSet, batch: int) -> None:
+    assert picks.dtype == torch.int64
+    assert picks.shape == (min(batch, len(pool) - len(labelled)),)
+    assert len(set(picks.tolist())) == len(picks)
+    assert not set(picks.tolist()) & set(labelled.positions.tolist())
+    assert int(picks.min()) >= 0
+    assert int(picks.max()) < len(pool)
+
+
+@pytest.mark.parametrize("balance", [None, "pcb"])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(problem=problems())
+def test_contract(name: str, balance: str | None, problem: tuple[PoolScores, LabelledSet, int, int]) -> None:
+    """Exact budget, distinct, unlabelled; the same under one seed whatever the global generator's state."""
+    pool, labelled, batch, seed = problem
+    before = pool.features.clone(), pool.probs.clone(), labelled.positions.clone()
+    torch.manual_seed(1)
+    picks = choose(name, pool, labelled, batch, generator(seed), balance=balance)
+    check_contract(picks, pool, labelled, batch)
+    torch.manual_seed(2)
+    again = choose(name, pool, labelled, batch, generator(seed), balance=balance)
+    assert torch.equal(picks, again)
+    assert torch.equal(before[0], pool.features)
+    assert torch.equal(before[1], pool.probs)
+    assert torch.equal(before[2], labelled.positions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_chunk_size_changes_nothing(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, labelled = make_pool(83, 6, 4, seed), make_labelled(83, 9, 4, seed)
+    whole = choose(name, pool, labelled, 12, generator(seed))
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 40)
+    assert len(list(kernels.chunks(83, 6))) > 10
+    assert torch.equal(whole, choose(name, pool, labelled, 12, generator(seed)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not draws_numbers(name)])
+@pytest.mark.parametrize("seed", range(3))
+def test_order_of_the_pool_changes_nothing(name: str, seed: int) -> None:
+    """A strategy that draws nothing picks the same rows when the pool is shuffled."""
+    pool, labelled = make_pool(70, 5, 4, seed), make_labelled(70, 8, 4, seed)
+    picks = choose(name, pool, labelled, 10, generator())
+    order = torch.randperm(70, generator=generator(seed + 5))  # new position -> old position
+    place = order.argsort()
+    assert pool.stochastic_probs is not None
+    shuffled = PoolScores(pool.features[order], pool.probs[order], pool.stochastic_probs[:, order])
+    moved = LabelledSet(place[labelled.positions], labelled.labels)
+    assert torch.equal(picks, order[choose(name, shuffled, moved, 10, generator())])
+
+
+def degenerate_pools() -> dict[str, PoolScores]:
+    n = 40
+    some = make_pool(n, 6, 3, 0)
+    return {
+        "copies": make_pool(n, 6, 3, 0, some.features[:4].repeat(10, 1)),
+        "all equal": make_pool(n, 6, 3, 0, torch.ones(n, 6)),
+        "equal rows and scores": PoolScores(torch.ones(n, 6), torch.full((n, 3), 1 / 3), torch.full((5, n, 3), 1 / 3)),
+        "zero rows": make_pool(n, 6, 3, 0, some.features * (torch.arange(n) % 3 == 0)[:, None]),
+        "all zero": make_pool(n, 6, 3, 0, torch.zeros(n, 6)),
+        "certain": PoolScores(
+            some.features,
+            torch.eye(3)[torch.arange(n) % 3],
+            torch.eye(3)[torch.arange(n) % 3].expand(5, n, 3),
+        ),
+        "one predicted class": PoolScores(
+            some.features, torch.tensor([[0.8, 0.1, 0.1]]).repeat(n, 1), some.stochastic_probs
+        ),
+        "far from the origin": make_pool(n, 6, 3, 0, some.features + 1e4),
+        "huge": make_pool(n, 6, 3, 0, some.features * 1e15),
+        "tiny": make_pool(n, 6, 3, 0, some.features * 1e-15),
+        "one class": make_pool(n, 6, 1, 0),
+        "two classes": make_pool(n, 6, 2, 0),
+        "1000 classes": make_pool(n, 6, 1000, 0),
+        "one feature": make_pool(n, 1, 3, 0),
+    }
+
+
+@pytest.mark.parametrize("kind", degenerate_pools())
+@pytest.mark.parametrize("name", NAMES)
+def test_degenerate_pools(name: str, kind: str) -> None:
+    pool = degenerate_pools()[kind]
+    labelled = make_labelled(len(pool), 5, pool.probs.shape[1], 0)
+    for batch in (1, 7, 35) if kind != "1000 classes" else (7,):
+        check_contract(choose(name, pool, labelled, batch, generator()), pool, labelled, batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_is_clipped_to_what_is_left(name: str) -> None:
+    pool, labelled = make_pool(12, 3, 3, 0), make_labelled(12, 7, 3, 0)
+    picks = choose(name, pool, labelled, 100, generator())
+    assert sorted(picks.tolist()) == labelled.unlabelled(12).tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_labels_yet(name: str) -> None:
+    """A cold-start strategy picks without labels; any other does so too, or says which ones can."""
+    pool, empty = make_pool(50, 4, 3, 0), make_labelled(50, 0, 3, 0)
+    if name in NEEDS_LABELS:
+        with pytest.raises(ConfigError, match=r"coreset.*random"):
+            choose(name, pool, empty, 6, generator())
+    else:
+        check_contract(choose(name, pool, empty, 6, generator()), pool, empty, 6)
+
+
+def some_problem() -> tuple[PoolScores, LabelledSet]:
+    return make_pool(30, 4, 3, 0), make_labelled(30, 5, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "entrpy"}, "Did you mean 'entropy'"),
+        ({"balance": "pbc"}, "Did you mean 'pcb'"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"gamma": 0.2}, "takes no options"),
+        ({"name": "featdist", "referense": "nearest"}, "Did you mean 'reference'.*unseen_share"),
+        ({"name": "featdist", "reference": "mean"}, "class_mean"),
+        ({"name": "featdist", "unseen_share": 2}, "unseen_share"),
+        ({"balance": "pcb", "gamma": 0}, "gamma"),
+        ({"subsample": 0}, "subsample"),
+        ({"name": "power_entropy", "beta": -1.0}, "beta"),
+        ({"name": "falcun", "exponent": -1.0}, "exponent"),
+        ({"name": "maxherding", "bandwidth": 0.0}, "bandwidth"),
+        ({"name": "maxherding", "max_rows": 0}, "max_rows"),
+        ({"name": "uherding", "temperature": float("inf")}, "temperature"),
+        ({"name": "probcover", "delta": -1.0}, "delta"),
+        ({"name": "probcover", "purity": 1.0}, "purity"),
+        ({"name": "alfamix", "eps": 0.0}, "eps"),
+        ({"name": "cluster_margin", "factor": 0}, "factor"),
+        ({"name": "batchbald", "samples": 0}, "samples"),
+        ({"name": "bait", "regulariser": 0.0}, "regulariser"),
+        ({"name": "class_balanced_oracle"}, "true labels"),
+        ({"balance": "pcb", "gama": 0.2}, "Did you mean 'gamma'"),
+        ({"labelled": LabelledSet(torch.tensor([30]), torch.tensor([0]))}, "position 30 is outside"),
+        ({"labelled": LabelledSet(torch.tensor([-1]), torch.tensor([0]))}, "position -1 is outside"),
+        (
+            {"labelled": LabelledSet(torch.tensor([4, 4]), torch.tensor([0, 1]))},
+            "position 4 is labelled twice",
+        ),
+        ({"labelled": LabelledSet(torch.tensor([4]), torch.tensor([3]))}, "label 3 is outside the 3 classes"),
+        ({"labelled": LabelledSet(torch.tensor([4, 5]), torch.tensor([1]))}, "one length"),
+        ({"labelled": LabelledSet(torch.arange(30), torch.zeros(30).long())}, "nothing is left"),
+    ],
+)
+def test_select_refuses(change: dict[str, Any], message: str) -> None:
+    pool, labelled = some_problem()
+    call: dict[str, Any] = {"name": "entropy", "scores": pool, "labelled": labelled, "batch_size": 3}
+    with pytest.raises(ConfigError, match=message):
+        select(**{**call, "rng": generator(), **change})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["features", "probs"])
+def test_rows_that_are_not_finite_are_named(where: str, value: float) -> None:
+    pool, labelled = some_problem()
+    getattr(pool, where)[[3, 17], 1] = value
+    with pytest.raises(ConfigError, match=rf"{where} of 2 pool rows are not finite \(rows 3, 17\)"):
+        select("random", pool, labelled, 3, generator())
+
+
+def test_opposite_infinities_and_huge_sums_are_told_apart() -> None:
+    pool, labelled = some_problem()
+    pool.features[2, :2] = torch.tensor([torch.inf, -torch.inf])
+    with pytest.raises(ConfigError, match=r"features of 1 pool rows are not finite \(rows 2\)"):
+        select("random", pool, labelled, 3, generator())
+    pool.features[2] = 3e38  # the sum overflows, the numbers do not
+    assert len(select("random", pool, labelled, 3, generator())) == 3
+
+
+@pytest.mark.parametrize(
+    ("picks", "message"),
+    [
+        ([0, 0, 1], "twice"),
+        ([0, 1], "must return 3"),
+        ([0, 1, 29], "labelled or outside"),
+        ([0, 1, 30], "labelled or outside"),
+        ([0.0, 1.0, 2.0], "int64"),
+    ],
+)
+def test_select_checks_what_the_strategy_returns(
+    picks: list[int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+
+    @registry.strategy("broken")
+    def broken(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
+        return torch.tensor(picks)
+
+    pool = make_pool(30, 4, 3, 0)
+    with pytest.raises(PalkitError, match=message):
+        select("broken", pool, LabelledSet(torch.tensor([29]), torch.tensor([0])), 3, generator())
+
+
+def test_missing_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+
+    @registry.strategy("wants", needs={"stochastic_probs"})
+    def wants(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
+        return labelled.unlabelled(len(scores))[:batch_size]
+
+    pool, labelled = some_problem()
+    with pytest.raises(ConfigError, match="stochastic_probs"):
+        select("wants", PoolScores(pool.features, pool.probs), labelled, 3, generator())
+    assert len(select("wants", pool, labelled, 3, generator())) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_subsample_shows_a_strategy_part_of_the_pool(name: str) -> None:
+    """Over many draws every row gets its chance; in each the contract holds; a large one changes nothing."""
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    seen: set[int] = set()
+    for seed in range(30):
+        picks = choose(name, pool, labelled, 4, generator(seed), subsample=8, balance="pcb")
+        check_contract(picks, pool, labelled, 4)
+        seen |= set(picks.tolist())
+    assert len(seen) > 20
+    if not draws_numbers(name):
+        plain = choose(name, pool, labelled, 4, generator())
+        assert torch.equal(plain, choose(name, pool, labelled, 4, generator(), subsample=1000))
+
+
+def test_subsample_hides_the_rest() -> None:
+    """What is not drawn has no influence: the same rows in a pool of their own give the same picks."""
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    picks = select("coreset", pool, labelled, 5, generator(3), subsample=20)
+    free = labelled.unlabelled(60)
+    shown = free[torch.randperm(len(free), generator=generator(3))[:20]]
+    rows = torch.cat([shown, labelled.positions]).sort().values
+    alone = PoolScores(pool.features[rows], pool.probs[rows])
+    known = LabelledSet(torch.searchsorted(rows, labelled.positions), labelled.labels)
+    assert torch.equal(picks, rows[select("coreset", alone, known, 5, generator())])
+
+
+def test_options_of_strategies_and_of_balances_do_not_clash() -> None:
+    """Both come through the same call of `select`."""
+    for balance in BALANCES.values():
+        own = set(list(signature(balance).parameters)[5:])
+        assert own
+        for name in NAMES:
+            assert not own & set(STRATEGIES[name].options), name
+
+
+def test_whoever_needs_passes_says_how_to_make_them() -> None:
+    for name in NAMES:
+        wants = STRATEGIES[name].dropout
+        assert (wants is not None) == ("stochastic_probs" in STRATEGIES[name].needs), name
+        assert wants is None or (wants.passes > 1 and 0 < wants.rate < 1), name

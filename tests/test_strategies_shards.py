@@ -1,0 +1,101 @@
+"""Pools in memory-mapped shards: the same selections as from RAM, in less memory than the pool takes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_strategies import NAMES, choose, generator, make_labelled, make_pool
+
+from palkit.errors import DataError
+from palkit.scores import PoolScores
+from palkit.strategies import Shards
+
+
+def write_shards(folder: Path, features: torch.Tensor, sizes: list[int]) -> list[Path]:
+    paths = []
+    for number, part in enumerate(features.split(sizes)):
+        paths.append(folder / f"features-{number:05d}.npy")
+        np.save(paths[-1], part.numpy())
+    return paths
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_selection_from_shards_as_from_ram(name: str, tmp_path: Path) -> None:
+    pool, labelled = make_pool(90, 6, 3, 0), make_labelled(90, 8, 3, 0)
+    shards = Shards(write_shards(tmp_path, pool.features, [40, 1, 30, 19]))
+    mapped = PoolScores(shards, pool.probs, pool.stochastic_probs)  # type: ignore[arg-type]
+    for options in ({}, {"balance": "pcb"}, {"subsample": 30}):
+        plain = choose(name, pool, labelled, 7, generator(), **options)
+        assert torch.equal(plain, choose(name, mapped, labelled, 7, generator(), **options))
+
+
+def test_shards_read_like_one_tensor(tmp_path: Path) -> None:
+    rows = torch.randn(20, 3, generator=generator())
+    shards = Shards(write_shards(tmp_path, rows, [7, 0, 13]))
+    assert (len(shards), shards.shape, shards.ndim) == (20, (20, 3), 2)
+    assert torch.equal(shards[5:9], rows[5:9])
+    assert torch.equal(shards[:], rows)
+    assert torch.equal(shards[3:3], rows[3:3])
+    index = torch.tensor([19, 0, 7, 6, 7])
+    assert torch.equal(shards[index], rows[index])
+    half = Shards(write_shards(tmp_path, rows.half(), [10, 10]))
+    assert torch.equal(half[8:12], rows[8:12].half().float())
+
+
+def test_bad_shards_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
+    np.save(tmp_path / "wide.npy", np.zeros((3, 4), np.float32))
+    np.save(tmp_path / "whole.npy", np.zeros((3, 2), np.int64))
+    with pytest.raises(DataError, match=r"wide\.npy has 4 columns.*a\.npy has 2"):
+        Shards([tmp_path / "a.npy", tmp_path / "wide.npy"])
+    with pytest.raises(DataError, match=r"whole\.npy must hold"):
+        Shards([tmp_path / "whole.npy"])
+    with pytest.raises(DataError, match="no shards"):
+        Shards([])
+
+
+LIMITED = """
+import json, resource, sys
+import torch
+from palkit import kernels
+from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies import Shards, select
+torch.set_num_threads(1)
+kernels.CHUNK_ELEMENTS = 2**18  # chunks small against the limit
+how, paths, spare = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+shards = Shards(paths)
+torch.randn(512, 512) @ torch.randn(512, 512)  # BLAS takes its work space
+probs = torch.randn(len(shards), 10, generator=torch.Generator().manual_seed(0)).softmax(1)
+labelled = LabelledSet(torch.arange(20), torch.arange(20) % 10)
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + spare, used + spare))
+scores = PoolScores(shards if how == "shards" else shards[:], probs)
+picks = {
+    name: select(name, scores, labelled, 10, torch.Generator().manual_seed(1)).tolist()
+    for name in ("entropy", "featdist", "coreset", "badge", "centroid", "falcun")
+}
+print(json.dumps(picks))
+"""
+
+
+def run_limited(how: str, paths: list[Path], spare: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIMITED, how, json.dumps([str(p) for p in paths]), str(spare)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RLIMIT_DATA is Linux")
+def test_pool_larger_than_memory(tmp_path: Path) -> None:
+    """82 MB of features under a limit of 50 MB: not from RAM, but from shards, with the picks of RAM."""
+    features = torch.randn(80_000, 256, generator=generator())
+    paths = write_shards(tmp_path, features, [30_000, 35_000, 15_000])
+    limit = 50 * 2**20
+    assert "llocate" in run_limited("ram", paths, limit).stderr
+    small, large = run_limited("shards", paths, limit), run_limited("ram", paths, 100 * limit)
+    assert small.returncode == 0, small.stderr
+    assert json.loads(small.stdout) == json.loads(large.stdout)

@@ -1,0 +1,137 @@
+"""Sweeps: a grid becomes papermill notebooks, failures are isolated, finished work is not repeated."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from palkit import sweep as sweeps
+from palkit.__main__ import main
+from palkit.errors import ConfigError
+from palkit.sweep import Sweep, collect, load_sweep, plan, run_sweep
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def tiny_sweep(tiny_run: dict[str, Any]) -> Sweep:
+    return Sweep("tiny", {**tiny_run, "rounds": 2}, {"strategy": ["random", "entropy"], "seed": [0]})
+
+
+def test_the_default_sweep_is_the_one_the_readme_promises() -> None:
+    tasks = plan(load_sweep("default"))
+    configs = [task.config for task in tasks if task.config is not None]
+    assert len(configs) == len(tasks) == 36
+    assert {c.adapter.name for c in configs} == {"linear_probe", "lora"}
+    assert {c.strategy for c in configs} == {"random", "entropy", "margin", "featdist", "coreset", "badge"}
+    assert {c.seed for c in configs} == {0, 1, 2}
+    assert {c.rounds for c in configs} == {7}
+    assert {c.evaluate_on for c in configs} == {"test"}
+
+
+def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict[str, Any]) -> None:
+    sweep = Sweep("mixed", {**tiny_run, "rounds": 2}, {"strategy": ["random", "entropie"], "batch_size": [10, 150]})
+    outcomes = run_sweep(sweep, jobs=2, device="cpu", console=QUIET)
+    errors = [outcome.error for outcome in outcomes]
+    assert errors[0] is None, errors[0]
+    assert "300 images, but the pool of 'digits' has 200" in str(errors[1])
+    assert all("unknown strategy 'entropie'" in str(error) for error in errors[2:])
+    for outcome in outcomes:
+        notebook = nbformat.read(outcome.task.directory.notebook, as_version=4)
+        failed = [o for c in notebook.cells for o in c.get("outputs", []) if o["output_type"] == "error"]
+        assert bool(failed) == bool(outcome.error)
+    rounds, selections = collect(sweep)
+    assert rounds["run"].nunique() == 1
+    assert rounds["labels"].tolist() == [10, 20]
+    assert len(selections) == 20
+
+    seconds = [run.task.directory.notebook.stat().st_mtime_ns for run in outcomes]
+    again = run_sweep(sweep, jobs=2, device="cpu", console=QUIET)
+    assert [outcome.error is None for outcome in again] == [True, False, False, False]
+    moved = [run.task.directory.notebook.stat().st_mtime_ns != s for run, s in zip(again, seconds, strict=True)]
+    assert moved == [False, True, True, True], "only what failed is tried again"
+
+
+def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    base = {**tiny_sweep.base, "training": {"epochs": 60, "head_epochs": 0, "views": 1}}
+    path.write_text(yaml.safe_dump({"base": base, "grid": dict(tiny_sweep.grid)}))
+    sweep = load_sweep(path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "palkit", "sweep", str(path), "--jobs", "1"],
+        stderr=subprocess.DEVNULL, env=os.environ.copy(), start_new_session=True,
+    )  # fmt: skip
+    tasks = plan(sweep)
+    deadline = time.monotonic() + 120
+    while not any(task.directory.count_rounds() for task in tasks):
+        assert time.monotonic() < deadline, "no round within two minutes"
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {task.directory.run: task.directory.table() for task in tasks if task.directory.count_rounds()}
+    outcomes = run_sweep(sweep, jobs=1, device="cpu", console=QUIET)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    for task in tasks:
+        table = task.directory.table()
+        assert table["round"].tolist() == [0, 1]
+        if task.directory.run in kept:
+            earlier = kept[task.directory.run]
+            pd.testing.assert_frame_equal(table.head(len(earlier)), earlier, check_exact=True)
+
+
+def test_command_line_exits_non_zero_after_a_failure(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweeps, "FIGURES", tmp_path / "figures")
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({"base": {**tiny_run, "rounds": 99}, "grid": {"seed": [0]}}))
+    assert main(["sweep", str(path), "--jobs", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "99 rounds of 10 labels" in error
+    assert "notebook.ipynb" in error
+    assert "0 complete, 1 failed" in error
+
+
+def test_command_line_run(tiny_run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    values = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in tiny_run.items()]
+    assert main(["run", *[value.removesuffix("\n...") for value in values]]) == 0
+    assert "round 2: 30 labels" in capsys.readouterr().err
+    assert main(["run", "strategy=entropie"]) == 1
+    assert "Did you mean 'entropy'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: {seed: 0}\ngird: {seed: [0]}", r"unknown key in bad.yaml 'gird'. Did you mean 'grid'"),
+        ("grid: {seed: 0}", r"grid\.seed must be a list of values, got 0"),
+        ("grid: [", "not valid YAML"),
+        ("- 1", "must be a mapping"),
+        ("base: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_bad_sweep_files(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(path)
+
+
+def test_unknown_sweep_lists_names() -> None:
+    with pytest.raises(ConfigError, match=r"unknown sweep 'defualt'. Did you mean 'default'"):
+        load_sweep("defualt")
+
+
+def test_same_run_twice_is_refused(tiny_run: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="holds the same run twice"):
+        plan(Sweep("twice", tiny_run, {"seed": [0, 0]}))
