@@ -1,5 +1,6 @@
 """What every registered strategy must satisfy, and what `select` refuses."""
 
+import re
 from inspect import signature
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from palkit import kernels
 from palkit.errors import ConfigError, PalkitError
+from palkit.files import REPOSITORY
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies import STRATEGIES, registry, select
 from palkit.strategies.balance import BALANCES
@@ -321,3 +323,15 @@ def test_whoever_needs_passes_says_how_to_make_them() -> None:
         wants = STRATEGIES[name].dropout
         assert (wants is not None) == ("stochastic_probs" in STRATEGIES[name].needs), name
         assert wants is None or (wants.passes > 1 and 0 < wants.rate < 1), name
+
+
+def test_the_readme_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+    (example,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+    pool, labelled = some_problem()
+    probs = pool.probs.sort(dim=1).values
+    expected = [
+        i for i in (probs[:, -2] / probs[:, -1]).argsort(descending=True).tolist() if i not in labelled.positions
+    ]
+    assert select("ratio", pool, labelled, 3, generator()).tolist() == expected[:3]

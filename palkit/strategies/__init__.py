@@ -4,31 +4,21 @@ A strategy is one function with one signature, registered under its field name:
 
     @strategy("entropy")
     def entropy(scores, labelled, batch_size, rng):
-        return top(predictive_entropy(scores.probs), labelled, batch_size)
+        candidates = labelled.unlabelled(len(scores))
+        return top(entropy_scores(scores)[candidates], candidates, batch_size)
 
 `select` is how everyone calls one: it checks the input, clips the batch to what is left, applies
-`balance` and guarantees the result. Every module of this package is imported here, so a new strategy
-in an existing module needs no other edit.
+`balance` and `subsample` and guarantees the result. Every module of this package is imported here, so a
+new strategy touches one file only.
 """
 
-from palkit.strategies import bait, bayesian, clustered, coverage, diversity, hybrid, oracle, typical, uncertainty
+from importlib import import_module
+from pkgutil import iter_modules
+
 from palkit.strategies.registry import STRATEGIES, Strategy, get_strategy, select, strategy
 from palkit.strategies.shards import Shards
 
-__all__ = [
-    "STRATEGIES",
-    "Shards",
-    "Strategy",
-    "bait",
-    "bayesian",
-    "clustered",
-    "coverage",
-    "diversity",
-    "get_strategy",
-    "hybrid",
-    "oracle",
-    "select",
-    "strategy",
-    "typical",
-    "uncertainty",
-]
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)
+
+__all__ = ["STRATEGIES", "Shards", "Strategy", "get_strategy", "select", "strategy"]
