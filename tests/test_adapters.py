@@ -54,7 +54,7 @@ def test_rank_1_lora_has_the_papers_parameter_count(name: str, count: int) -> No
         backbone = Backbone(timm.create_model(name, num_classes=0), BackboneConfig(name, depth=None), "")
         backbone.requires_grad_(False)
         total = sum(parameter.numel() for parameter in backbone.parameters())
-        ADAPTERS["lora"](backbone, AdapterConfig("lora", rank=1, alpha=1))
+        ADAPTERS["lora"](backbone, AdapterConfig("lora", rank=1, alpha=1, start_block=0))
     learning = sum(parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad)
     assert learning == count
     if name == "vit_large_patch14_dinov2":
@@ -74,7 +74,7 @@ def test_what_learns(tiny: Backbone) -> None:
 
 def test_attach_leaves_the_backbone_alone(tiny: Backbone) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    merge(perturbed(attached(tiny, AdapterConfig("lora"))))
+    merge(perturbed(attached(tiny, AdapterConfig("lora", start_block=1))))
     after = tiny.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -87,7 +87,7 @@ def test_fresh_lora_computes_what_the_frozen_backbone_computes(tiny: Backbone) -
 
 
 def test_same_seed_same_initial_weights(tiny: Backbone) -> None:
-    one, same, other = (attached(tiny, AdapterConfig("lora"), seed) for seed in (1, 1, 2))
+    one, same, other = (attached(tiny, AdapterConfig("lora", start_block=1), seed) for seed in (1, 1, 2))
     pairs = [(n, trainable_parameters(same)[n], trainable_parameters(other)[n]) for n in trainable_parameters(one)]
     assert all(torch.equal(trainable_parameters(one)[name], p) for name, p, _ in pairs)
     assert any(not torch.equal(trainable_parameters(one)[name], p) for name, _, p in pairs)
@@ -126,9 +126,12 @@ def test_adapter_of_another_configuration_is_refused(tiny: Backbone, tmp_path: P
     ("config", "message"),
     [
         (AdapterConfig("lorra"), r"unknown adapter 'lorra'. Did you mean 'lora'"),
-        (AdapterConfig("lora", targets=("attn.query",)), r"'blocks\.0\.attn\.query' is not a linear layer.*attn\.qkv"),
+        (
+            AdapterConfig("lora", targets=("attn.query",), start_block=0),
+            r"'blocks\.0\.attn\.query' is not a linear layer.*attn\.qkv",
+        ),
         (AdapterConfig("lora", start_block=4), r"start_block 4: the backbone has blocks 0 to 3"),
-        (AdapterConfig("lora", rank=0), "rank 0: must be at least 1"),
+        (AdapterConfig("lora", rank=0, start_block=0), "rank 0: must be at least 1"),
     ],
 )
 def test_bad_adapters_are_refused(tiny: Backbone, config: AdapterConfig, message: str) -> None:

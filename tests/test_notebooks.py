@@ -35,16 +35,10 @@ def test_nbval_notices_a_wrong_stored_output(tmp_path: Path) -> None:
     assert "600" in table["text/plain"]
     for kind in table:
         table[kind] = table[kind].replace("600", "601", 1)
-    nbformat.write(original, tmp_path / "right.ipynb")
-    nbformat.write(wrong, tmp_path / "wrong.ipynb")
-    command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval",
-        "--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"),
-        str(tmp_path / "right.ipynb"), str(tmp_path / "wrong.ipynb"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    assert done.returncode == 1
-    assert len(failed) == 1, done.stdout
-    assert "wrong.ipynb" in failed[0]
-    assert "601" in done.stdout
+    for name, content, code in (("right", original, 0), ("wrong", wrong, 1)):
+        nbformat.write(content, tmp_path / f"{name}.ipynb")
+        command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "no:cacheprovider", "--nbval"]
+        command += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval_sanitize.cfg"), f"{name}.ipynb"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == code, done.stdout
+        assert ("1 failed" in done.stdout and "601" in done.stdout) == (name == "wrong"), done.stdout
