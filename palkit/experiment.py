@@ -25,13 +25,14 @@ from palkit.datasets import ImagePool, head, load_dataset
 from palkit.errors import ConfigError, unknown_name
 from palkit.metrics import evaluate
 from palkit.runs import Round, RunDirectory
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.scoring import InputCache, Progress, score_pool, silent
 from palkit.strategies import get_strategy, select
-from palkit.strategies.registry import STRATEGIES
+from palkit.strategies.registry import STRATEGIES, check_options
 from palkit.training import FitReport, TrainingConfig, fit
 
 STD_FLOOR = 1e-6
+EXTRA_OPTIONS = {False: {"subsample"}, True: {"subsample", "passes", "dropout_rate"}}  # whether with stochastic passes
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class ExperimentConfig:
         pool_size: only the first so many pool images take part; None takes all.
         backbone, adapter, training: see there.
         strategy: which images to buy.
-        strategy_options: keyword options of the strategy.
+        strategy_options: keyword options of the strategy, `subsample`, and, for a strategy that needs
+            stochastic passes, `passes` and `dropout_rate` instead of its own.
         balance: None or "pcb".
         initial: cold-start strategy that buys the first batch.
         batch_size: labels per round; None means one per class, the paper's C.
@@ -67,7 +69,10 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        get_strategy(self.strategy)
+        strategy = get_strategy(self.strategy)
+        check_options(
+            strategy, self.balance, self.strategy_options.keys() - EXTRA_OPTIONS[strategy.dropout is not None]
+        )
         if not get_strategy(self.initial).cold_start:
             raise unknown_name("cold-start strategy", self.initial, [n for n, s in STRATEGIES.items() if s.cold_start])
         for name, least in {"rounds": 1, "seed": 0}.items():
@@ -241,7 +246,7 @@ def _compute(config: ExperimentConfig, directory: RunDirectory, device: str, pro
         fit_s = time.perf_counter() - began
         began = time.perf_counter()
         last = number + 1 == config.rounds
-        scores, eval_probs = learner.score(model, progress, pool=not last)
+        scores, eval_probs = learner.score(model, number, progress, pool=not last)
         score_s = time.perf_counter() - began
         began = time.perf_counter()
         if scores is not None and len(bought) == number + 1:
@@ -284,6 +289,13 @@ class Learner:
         self.frozen = here.cache.features()[torch.from_numpy(self.pool_rows)].float()
         self.mean, self.std = self.frozen.mean(dim=0), self.frozen.std(dim=0).clamp_min(STD_FLOOR)
         self._views: dict[int, Tensor] = {}
+        strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
+        self.dropout = strategy.dropout
+        if self.dropout is not None:
+            passes = self.options.pop("passes", self.dropout.passes)
+            self.dropout = Dropout(passes, self.options.pop("dropout_rate", self.dropout.rate))
+        if "labels" in strategy.options:  # an oracle
+            self.options["labels"] = self.pool_labels
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
@@ -303,7 +315,7 @@ class Learner:
             batch_size,
             self._generator("select", number),
             balance=self.config.balance,
-            **self.config.strategy_options,
+            **self.options,
         ).numpy()
 
     def fit(self, positions: np.ndarray, number: int) -> tuple[AdaptedModel, FitReport]:
@@ -323,20 +335,24 @@ class Learner:
         return merge(model), report
 
     def score(
-        self, model: AdaptedModel, progress: Progress = silent, *, pool: bool = True
+        self, model: AdaptedModel, number: int, progress: Progress = silent, *, pool: bool = True
     ) -> tuple[PoolScores | None, Tensor]:
         """Scores of the pool and (M, C) probabilities of the evaluation rows, from one pass.
 
         Args:
             model: fitted and merged.
+            number: of the round.
             progress: see `score_pool`.
             pool: whether the pool is scored too; after the last round nothing is selected.
         """
         size = len(self.pool_rows)
         if not pool:
             return None, score_pool(model, self.inputs[size:], progress).probs
-        scores = score_pool(model, self.inputs, progress)
-        return PoolScores(scores.features[:size], scores.probs[:size]), scores.probs[size:]
+        rng = self._generator("dropout", number)
+        scores = score_pool(model, self.inputs, progress, dropout=self.dropout, rng=rng)
+        passes = scores.stochastic_probs
+        passes = None if passes is None else passes[:, :size]
+        return PoolScores(scores.features[:size], scores.probs[:size], passes), scores.probs[size:]
 
     def selections(self, bought: list[np.ndarray]) -> pd.DataFrame:
         """Table of everything bought so far."""

@@ -9,6 +9,25 @@ from palkit.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """How to make stochastic passes.
+
+    Attributes:
+        passes: how many, T.
+        rate: probability with which a feature is dropped before the head.
+    """
+
+    passes: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
+            raise ConfigError(f"dropout passes must be a whole number >= 1, got {self.passes!r}.")
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"dropout rate must be in (0, 1), got {self.rate!r}.")
+
+
+@dataclass(frozen=True)
 class PoolScores:
     """One scoring pass over the whole pool, labelled and unlabelled rows alike, in pool order.
 

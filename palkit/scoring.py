@@ -15,7 +15,7 @@ from palkit.adapters import AdaptedModel
 from palkit.backbones import Backbone
 from palkit.datasets import ImagePool
 from palkit.files import atomic_path, cache_dir
-from palkit.scores import PoolScores
+from palkit.scores import Dropout, PoolScores
 
 CHUNK = 128  # rows per forward pass; fixed, because the last bits of a product may depend on it
 FULL_PRECISION_BYTES = 2 * 2**30  # larger caches are kept as float16
@@ -138,24 +138,39 @@ def _seeded(transform: v2.Transform, image: Tensor, key: tuple[int, ...]) -> Ten
 
 
 @torch.inference_mode()
-def score_pool(model: AdaptedModel, inputs: Tensor, progress: Progress = silent) -> PoolScores:
+def score_pool(
+    model: AdaptedModel,
+    inputs: Tensor,
+    progress: Progress = silent,
+    *,
+    dropout: Dropout | None = None,
+    rng: torch.Generator | None = None,
+) -> PoolScores:
     """Features and probabilities of every row, chunk by chunk.
 
     Args:
         model: fitted and merged.
         inputs: (N, T, E) or (N, D) cached inputs of the model's start block, in RAM or memory-mapped.
         progress: called with ("scoring", rows done, rows in all).
+        dropout: stochastic passes wanted, or None. Features are dropped before the head, so that a pass
+            repeats a matrix product and not the network (Gal 2017, last layer only; Gupte 2024).
+        rng: CPU generator of the dropout masks; needed with `dropout`.
 
     Returns:
-        PoolScores on the CPU with (N, D) features and (N, C) probs.
+        PoolScores on the CPU with (N, D) features, (N, C) probs and, if wanted, (T, N, C) stochastic_probs.
     """
     model.eval()
     device = model.feature_mean.device
     features = torch.empty(len(inputs), model.backbone.width)
     probs = torch.empty(len(inputs), model.head.out_features)
+    stochastic = None if dropout is None else torch.empty(dropout.passes, *probs.shape)
     for begin in range(0, len(inputs), CHUNK):
         rows = slice(begin, begin + CHUNK)
         chunk, logits = model(inputs[rows].to(device).float())
         features[rows], probs[rows] = chunk.cpu(), logits.softmax(dim=1).cpu()
+        if stochastic is not None and dropout is not None:
+            masks = torch.rand(dropout.passes, *chunk.shape, generator=rng) >= dropout.rate
+            kept = chunk * masks.to(device) / (1 - dropout.rate)  # (T, B, D)
+            stochastic[:, rows] = model.head(kept).softmax(dim=2).cpu()
         progress("scoring", min(begin + CHUNK, len(inputs)), len(inputs))
-    return PoolScores(features, probs)
+    return PoolScores(features, probs, stochastic)

@@ -18,6 +18,7 @@ from palkit import experiment
 from palkit.errors import ConfigError, DataError
 from palkit.experiment import config_from_dict, resolve, rounds, run_directory, run_hash
 from palkit.runs import COSTS
+from palkit.strategies import STRATEGIES
 
 
 def outcome(values: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -208,3 +209,23 @@ def test_metrics_against_scikit_learn_and_by_hand() -> None:
     # Each confidence falls into a bin of its own: |accuracy - confidence| averaged.
     assert metrics["ece"] == pytest.approx(np.mean([0.2, 0.4, 0.5, 0.3]), abs=1e-6)
     assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_runs(tiny_run: dict[str, Any], strategy: str) -> None:
+    """Whatever a strategy needs beyond features and probs, the experiment provides."""
+    options = {"max_size": 200} if strategy == "bait" else {}
+    values = {**tiny_run, "strategy": strategy, "strategy_options": options, "rounds": 2}
+    history = list(rounds(config_from_dict(values)))
+    assert [r.labels for r in history] == [10, 20]
+    assert len({p for r in history for p in r.bought}) == 20
+
+
+def test_stochastic_passes_can_be_set(tiny_run: dict[str, Any]) -> None:
+    values = {**tiny_run, "strategy": "bald", "rounds": 2}
+    batches = [
+        list(rounds(config_from_dict({**values, "strategy_options": options})))[1].bought
+        for options in ({}, {"passes": 20, "dropout_rate": 0.5}, {"passes": 3, "dropout_rate": 0.9})
+    ]
+    assert batches[0] == batches[1], "20 passes at 0.5 are bald's own"
+    assert batches[0] != batches[2]

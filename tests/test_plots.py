@@ -347,7 +347,7 @@ def test_numbers_in_cells_can_be_read() -> None:
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     for text, value in zip(axes.texts, range(20), strict=True):
-        inks = sorted([luminance(text.get_color()), luminance(plots.BLUES(value / 19))])
+        inks = sorted([luminance(text.get_color()), luminance(plots.style.BLUES(value / 19))])
         assert (inks[1] + 0.05) / (inks[0] + 0.05) >= 4.5
 
 
@@ -441,8 +441,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full_disk(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("palkit.plots.os.fsync", full_disk)
+    monkeypatch.setattr("palkit.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space"):
         plots.save_figure(plots.class_counts({"pool": pd.Series([1], ["a"])}), tmp_path / "figure", {})
     assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
     assert (tmp_path / "figure.png").read_text() == "old"
+
+
+def test_pick_maps_and_strips_show_every_strategy() -> None:
+    rng = np.random.default_rng(0)
+    names = ["random", "badge", "margin", "coreset", "entropy", "typiclust"]
+    picks = {name: rng.permutation(50)[:8] for name in names}
+    maps = plots.pick_maps(rng.normal(size=(50, 2)), [1, 2], picks)
+    assert [axes.get_title() for axes in maps.axes] == ["random", "BADGE", "margin", "coreset", "entropy", "typiclust"]
+    assert [text.get_text() for text in maps.axes[0].texts] == ["1", "2", "3", "4", "5"]
+    images = {name: np.zeros((3, 5, 5), dtype=np.uint8) for name in names[:2]}
+    strips = plots.pick_strips(images, {name: ["a", "b", "c"] for name in images})
+    assert len(strips.axes) == 6
+    assert strips.axes[3].get_ylabel() == "BADGE"
+    with pytest.raises(ConfigError, match="same number"):
+        plots.pick_strips({**images, "margin": images["random"][:2]}, {name: ["a"] * 3 for name in names})
+    with pytest.raises(ConfigError, match=r"\(N, 2\)"):
+        plots.pick_maps(np.zeros((4, 3)), [], picks)
+
+
+def test_selection_times_draws_what_was_measured() -> None:
+    rows = [("badge", library, n, n * 1e-6, n * 1e-7) for library in ("palkit", "peer") for n in (1000, 10_000)]
+    rows.append(("badge", "peer", 100_000, float("nan"), 0.01))
+    table = pd.DataFrame(rows, columns=["strategy", "library", "n", "seconds", "bound"])
+    (axes,) = plots.selection_times(table).axes
+    assert axes.get_title() == "BADGE"
+    assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 2]
+    assert axes.get_yscale() == "log"
+    with pytest.raises(ConfigError, match="bound"):
+        plots.selection_times(table.drop(columns="bound"))

@@ -10,6 +10,8 @@ from palkit import scoring
 from palkit.adapters import AdapterConfig, attach, merge, trainable_parameters
 from palkit.backbones import Backbone
 from palkit.datasets import ImagePool, head, load_dataset
+from palkit.errors import ConfigError
+from palkit.scores import Dropout
 from palkit.scoring import InputCache, score_pool
 
 
@@ -79,3 +81,37 @@ def test_augmented_views_depend_on_image_seed_and_view_only(tiny: Backbone, pool
     assert not torch.allclose(views, cache.augmented(2, np.array([3, 7, 9]), "crop_flip", 2, seed=1))
     plain = cache.augmented(2, np.array([3, 7, 9]), "none", 2, seed=0)
     assert torch.equal(plain[0], cache.inputs(2)[torch.tensor([3, 7, 9])])
+
+
+def test_stochastic_passes_drop_features_before_the_head(
+    tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 64)
+    model = attach(tiny, AdapterConfig("linear_probe"), 10, torch.zeros(tiny.width), torch.ones(tiny.width), seed=0)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
+    inputs = InputCache(pool, tiny).features()
+    plain = score_pool(model, inputs)
+    scores = score_pool(model, inputs, dropout=Dropout(3, 0.75), rng=torch.Generator().manual_seed(5))
+    assert torch.equal(scores.probs, plain.probs)
+    assert scores.stochastic_probs is not None
+    rng = torch.Generator().manual_seed(5)
+    for rows in torch.arange(len(pool)).split(64):
+        dropped = torch.rand(3, len(rows), tiny.width, generator=rng) < 0.75
+        for t in range(3):
+            kept = (plain.features[rows] * 4).masked_fill(dropped[t], 0)
+            expected = (kept @ model.head.weight.T + model.head.bias).softmax(1).detach()
+            torch.testing.assert_close(scores.stochastic_probs[t, rows], expected, atol=1e-5, rtol=1e-4)
+    again = score_pool(model, inputs, dropout=Dropout(3, 0.75), rng=torch.Generator().manual_seed(5))
+    assert torch.equal(scores.stochastic_probs, again.stochastic_probs)
+
+
+@pytest.mark.parametrize("passes", [0, 2.5, True])
+def test_dropout_refuses_passes(passes: object) -> None:
+    with pytest.raises(ConfigError, match="passes"):
+        Dropout(passes, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1])
+def test_dropout_refuses_rates(rate: float) -> None:
+    with pytest.raises(ConfigError, match="rate"):
+        Dropout(2, rate)

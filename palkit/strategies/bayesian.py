@@ -5,9 +5,9 @@ from torch import Tensor
 
 from palkit.errors import ConfigError
 from palkit.kernels import chunks, draw
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ranking import shannon_entropy
-from palkit.strategies.registry import Dropout, strategy
+from palkit.strategies.registry import strategy
 
 
 @strategy("batchbald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError
 from palkit.kernels import View, chunks, column_mean
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ranking import (
     class_means,
     cluster_centres,
@@ -18,7 +18,7 @@ from palkit.strategies.ranking import (
     shannon_entropy,
     top,
 )
-from palkit.strategies.registry import Dropout, require_labels, strategy
+from palkit.strategies.registry import require_labels, strategy
 
 MAX_LINKED = 10_000  # rows of agglomerative clustering, whose distances then take 400 MB
 HEAD_ROWS = 20_000  # rows from which the linear head is recovered

@@ -1,6 +1,6 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -10,23 +10,10 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.kernels import Rows, chunks
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.balance import BALANCES
 
 SelectFn = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """How a strategy wants its stochastic passes made, unless the user knows better.
-
-    Attributes:
-        passes: how many, T.
-        rate: probability with which a feature is dropped before the head.
-    """
-
-    passes: int
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -117,13 +104,8 @@ def select(
         PalkitError: the strategy broke its contract.
     """
     chosen = get_strategy(name)
-    if balance is not None and balance not in BALANCES:
-        raise unknown_name("balance", balance, BALANCES)
+    own, wrapping = check_options(chosen, balance, options)
     wrapper = BALANCES[balance] if balance else None
-    own = set(chosen.options)
-    wrapping = set(tuple(signature(wrapper).parameters)[5:]) if wrapper else set()
-    for option in options.keys() - own - wrapping:
-        raise _unknown_option(chosen, balance, option, own | wrapping)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
     _check_labelled(labelled, scores)
@@ -174,11 +156,18 @@ def _restrict(
     return part, LabelledSet(positions, labelled.labels.cpu()), {**options, **per_row}
 
 
-def _unknown_option(chosen: Strategy, balance: str | None, option: str, valid: set[str]) -> ConfigError:
+def check_options(chosen: Strategy, balance: str | None, options: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Names of the options of a strategy and of a balance; ConfigError if one of `options` is neither's."""
+    if balance is not None and balance not in BALANCES:
+        raise unknown_name("balance", balance, BALANCES)
+    own = set(chosen.options)
+    wrapping = set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
-    if not valid:
-        return ConfigError(f"unknown {what} {option!r}: it takes no options.")
-    return unknown_name(what, option, valid)
+    for option in set(options) - own - wrapping:
+        if not own | wrapping:
+            raise ConfigError(f"unknown {what} {option!r}: it takes no options.")
+        raise unknown_name(what, option, own | wrapping)
+    return own, wrapping
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:

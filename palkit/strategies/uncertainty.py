@@ -7,9 +7,9 @@ from torch import Tensor
 
 from palkit.errors import ConfigError
 from palkit.kernels import chunks
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ranking import confidence_gap, margin_gap, per_row, shannon_entropy, top
-from palkit.strategies.registry import STRATEGIES, Dropout, strategy
+from palkit.strategies.registry import STRATEGIES, strategy
 
 PoolScore = Callable[[PoolScores], Tensor]
 

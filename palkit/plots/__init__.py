@@ -1,0 +1,32 @@
+"""Every figure of the notebooks: data in, a matplotlib Figure out.
+
+Figures use the object-oriented interface, so nothing is registered with pyplot, shown or leaked; a notebook
+displays a figure by returning it (after `%matplotlib inline`). They are 7 inches wide or less, the text width
+of a page, in 8 point type. A strategy has the same colour and marker in every figure, and an adapter has its
+own panel or its own filling, so that figures stay readable without colour.
+"""
+
+from palkit.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
+from palkit.plots.selection import pick_maps, pick_strips, selection_times
+from palkit.plots.study import area_under_curves, budget_curves, label_savings, pairwise, picks_by_class, round_costs
+from palkit.plots.style import STRATEGY_STYLES, save_figure, strategy_style
+
+__all__ = [
+    "STRATEGY_STYLES",
+    "area_under_curves",
+    "budget_curves",
+    "class_counts",
+    "confusion",
+    "depth_curves",
+    "image_grid",
+    "label_savings",
+    "pairwise",
+    "pick_maps",
+    "pick_strips",
+    "picks_by_class",
+    "projection",
+    "round_costs",
+    "save_figure",
+    "selection_times",
+    "strategy_style",
+]

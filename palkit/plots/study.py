@@ -1,0 +1,247 @@
+"""Figures of a study: runs of many adapters, strategies and seeds beside each other."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from palkit.errors import ConfigError
+from palkit.plots.style import (
+    COST_COLOURS,
+    INK,
+    PER_ROW,
+    WIDTH,
+    check_table,
+    filling,
+    heatmap,
+    legend_below,
+    metric_axis,
+    name_configurations,
+    name_ticks,
+    random_first,
+    seeds_of,
+    side_by_side,
+    strategy_style,
+    styled,
+    ticks_at,
+    title_of,
+    value_of,
+)
+from palkit.statistics import curves
+
+
+@styled
+def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
+    """Metric against labels bought: one panel per adapter, one line per strategy, bands of 95 % intervals.
+
+    Args:
+        rounds: table of rounds of one data set and backbone (see `palkit.statistics`).
+        metric: column to draw.
+
+    Raises:
+        ConfigError: as `palkit.statistics.curves`.
+    """
+    table = curves(rounds, metric, ("adapter", "strategy"))
+    adapters = sorted(table["adapter"].unique())
+    figure, panels = side_by_side(len(adapters), 2.8)
+    handles: dict[str, Line2D] = {}
+    for number, (axes, adapter) in enumerate(zip(panels, adapters, strict=True)):
+        lines = table[table["adapter"] == adapter]
+        for strategy, line in lines.groupby("strategy"):
+            handles[str(strategy)] = _curve(axes, line, str(strategy))
+        axes.set_title(f"{title_of(adapter)} ({seeds_of(lines['n_seeds'])})")
+        axes.set_xlabel("labels bought")
+        ticks_at(axes, lines["labels"])
+        metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
+        axes.grid()
+    legend_below(figure, [handles[name] for name in sorted(handles, key=random_first)])
+    return figure
+
+
+def _curve(axes: Axes, line: pd.DataFrame, strategy: str) -> Line2D:
+    colour, marker = strategy_style(strategy)
+    axes.fill_between(line["labels"], line["low"], line["high"], color=colour, alpha=0.13, linewidth=0)
+    # The baseline is dashed: it is what every other line is read against.
+    (handle,) = axes.plot(
+        line["labels"],
+        line["mean"],
+        color=colour,
+        marker=marker,
+        linestyle="--" if strategy == "random" else "-",
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        label=title_of(strategy),
+    )
+    return handle
+
+
+@styled
+def area_under_curves(summary: pd.DataFrame) -> Figure:
+    """Area under the budget curve and final value of every configuration, best area first, with intervals.
+
+    Args:
+        summary: from `palkit.statistics.summarise` by `("adapter", "strategy")`.
+
+    Raises:
+        ConfigError: columns are missing or there are no rows.
+    """
+    intervals = [f"{value}{end}" for value in ("aubc", "final") for end in ("", "_low", "_high")]
+    check_table(summary, ["adapter", "strategy", "metric", *intervals], "summary")
+    metric = summary["metric"].iloc[0]
+    table = summary.sort_values("aubc", kind="stable")
+    figure, panels = side_by_side(2, 0.8 + 0.19 * len(table))
+    for axes, value, title in zip(
+        panels, ("aubc", "final"), ("area under the budget curve", "after the last round"), strict=True
+    ):
+        for row, (_, line) in enumerate(table.iterrows()):
+            colour, _ = strategy_style(line["strategy"])
+            spread = [[line[value] - line[f"{value}_low"]], [line[f"{value}_high"] - line[value]]]
+            axes.errorbar(
+                line[value],
+                row,
+                xerr=spread,
+                color=colour,
+                marker="o",
+                markersize=4.5,
+                markerfacecolor=filling(line["adapter"], colour),
+                elinewidth=1,
+            )
+        axes.set_title(title)
+        axes.grid()
+        metric_axis(axes, "x", metric)
+    name_configurations(panels[0], table)
+    return figure
+
+
+@styled
+def pairwise(penalties: pd.DataFrame) -> Figure:
+    """Pairwise penalty matrix, strategies with the lowest column mean (beaten least) first.
+
+    Args:
+        penalties: from `palkit.statistics.penalty_matrix`, with its `attrs`.
+    """
+    off_diagonal = penalties.mask(np.eye(len(penalties), dtype=bool))
+    means = off_diagonal.mean().sort_values(kind="stable")
+    order = list(means.index)
+    shown = pd.concat([off_diagonal.loc[order, order], means.to_frame("mean").T])
+    figure = Figure(figsize=(0.9 + 0.5 * len(order), 1.0 + 0.36 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    text = shown.map(lambda value: "" if np.isnan(value) else f"{value:.2g}")
+    heatmap(axes, shown.to_numpy(), text.to_numpy())
+    # Undefined pairs and the diagonal are grey: nothing was compared there.
+    axes.set_facecolor("#EEEEEE")
+    axes.axhline(len(order) - 0.5, color=INK, linewidth=1.2)
+    name_ticks(axes, "x", map(title_of, order))
+    name_ticks(axes, "y", [*map(title_of, order), "mean"])
+    axes.set_xlabel("is beaten")
+    axes.set_ylabel("beats")
+    settings, seeds = penalties.attrs["settings"], penalties.attrs["n_seeds"]
+    tested = f"{seeds} seeds" if seeds else "no test: too few seeds"
+    axes.set_title(f"settings (of {settings}) in which row beats column, {tested}")
+    return figure
+
+
+@styled
+def label_savings(table: pd.DataFrame) -> Figure:
+    """How many times fewer labels each configuration needs to reach the reference's final value.
+
+    Args:
+        table: from `palkit.statistics.label_saving` by `("adapter", "strategy")`.
+
+    Raises:
+        ConfigError: columns are missing or there are no rows.
+    """
+    check_table(table, ["adapter", "strategy", "metric", "target", "labels_needed", "saving"], "label savings")
+    # Not reached sorts last in the table, and so lands at the bottom of the figure.
+    ordered = table.sort_values("saving", kind="stable", na_position="first")
+    savings = ordered["saving"].fillna(1)
+    figure, (axes,) = side_by_side(1, 0.8 + 0.19 * len(ordered))
+    for row, (_, line) in enumerate(ordered.iterrows()):
+        colour, _ = strategy_style(line["strategy"])
+        text = "not reached"
+        if not np.isnan(line["saving"]):
+            text = f"{line['labels_needed']:.0f} labels"
+            axes.plot(
+                [1, line["saving"]],
+                [row, row],
+                color=colour,
+                marker="o",
+                markevery=[1],
+                markerfacecolor=filling(line["adapter"], colour),
+            )
+        axes.annotate(
+            text,
+            (max(savings.iloc[row], 1), row),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=7,
+        )
+    axes.axvline(1, color=INK, linewidth=0.8)
+    low, high = min(savings.min(), 1), max(savings.max(), 1.1)
+    # Room on the right for the numbers.
+    axes.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+    name_configurations(axes, ordered)
+    axes.grid(axis="x")
+    target = value_of(ordered["metric"].iloc[0], ordered["target"].iloc[0])
+    axes.set_xlabel(f"times fewer labels to reach {target}")
+    return figure
+
+
+@styled
+def round_costs(rounds: pd.DataFrame) -> Figure:
+    """Mean seconds per round spent on fitting, scoring and selecting, one panel per adapter.
+
+    Panels have their own scale: a LoRA round costs many times a probe's.
+
+    Args:
+        rounds: the table of rounds with `fit_s`, `score_s`, `select_s`.
+
+    Raises:
+        ConfigError: columns are missing or there are no rows.
+    """
+    check_table(rounds, ["adapter", "strategy", *COST_COLOURS], "table of rounds")
+    costs = rounds.groupby(["adapter", "strategy"])[list(COST_COLOURS)].mean()
+    adapters = sorted(costs.index.unique("adapter"))
+    strategies = sorted(costs.index.unique("strategy"), key=random_first)[::-1]
+    figure, panels = side_by_side(len(adapters), 0.7 + 0.2 * len(strategies))
+    for axes, adapter in zip(panels, adapters, strict=True):
+        seconds = costs.loc[adapter].reindex(strategies)
+        left = np.zeros(len(strategies))
+        for part, colour in COST_COLOURS.items():
+            width = seconds[part].fillna(0).to_numpy()
+            axes.barh(range(len(strategies)), width, left=left, color=colour, height=0.65, label=part[:-2])
+            left = left + width
+        axes.set_title(title_of(adapter))
+        axes.set_xlabel("seconds per round")
+        axes.grid(axis="x")
+    name_ticks(panels[0], "y", map(title_of, strategies))
+    legend_below(figure, panels[0].containers)
+    return figure
+
+
+@styled
+def picks_by_class(counts: pd.DataFrame) -> Figure:
+    """Labels bought per class, one row per strategy (or round, or run).
+
+    Args:
+        counts: index of strategies, columns of class names, values of labels bought (means over seeds, or
+            counts); the index name, if any, names the vertical axis.
+
+    Raises:
+        ConfigError: the table is empty.
+    """
+    if counts.empty:
+        raise ConfigError("the table of picks by class is empty; give one row per strategy.")
+    rows, columns = counts.shape
+    figure = Figure(figsize=(min(1.8 + 0.42 * columns, WIDTH), 1.1 + 0.27 * rows), layout="constrained")
+    axes = figure.subplots()
+    values = counts.to_numpy(float)
+    whole = (values == values.round()).all()
+    heatmap(axes, values, np.vectorize(lambda value: f"{value:.{0 if whole else 1}f}")(values))
+    name_ticks(axes, "x", counts.columns)
+    name_ticks(axes, "y", [title_of(str(name)) for name in counts.index])
+    axes.set_xlabel("class (labels bought)")
+    axes.set_ylabel(str(counts.index.name or "strategy"))
+    return figure

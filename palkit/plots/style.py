@@ -1,0 +1,272 @@
+"""What all figures share: sizes, colours, markers, axes, files."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from palkit.errors import ConfigError
+from palkit.files import atomic_path
+
+Parameters = ParamSpec("Parameters")
+
+WIDTH = 7.0
+PER_ROW = 4
+
+# Okabe & Ito's colours for the strategies of the default sweep, Paul Tol's "muted" ones for the others: both
+# sets are distinct for every kind of colour vision. More strategies than that cannot be told apart by colour,
+# which is why each also has a marker.
+STRATEGY_STYLES = {
+    "random": ("#595959", "X"),
+    "entropy": ("#E69F00", "o"),
+    "margin": ("#56B4E9", "s"),
+    "featdist": ("#009E73", "^"),
+    "coreset": ("#CC79A7", "D"),
+    "badge": ("#D55E00", "v"),
+    "least_confidence": ("#DDCC77", "P"),
+    "bald": ("#0072B2", "<"),
+    "batchbald": ("#332288", ">"),
+    "bait": ("#882255", "p"),
+    "typiclust": ("#117733", "h"),
+    "probcover": ("#44AA99", "o"),
+    "maxherding": ("#999933", "s"),
+    "uherding": ("#AA4499", "^"),
+    "dropquery": ("#661100", "D"),
+    "alfamix": ("#6699CC", "v"),
+    "cluster_margin": ("#888888", "P"),
+    "falcun": ("#88CCEE", "<"),
+    "clue": ("#CC6677", ">"),
+}
+OTHER_COLOURS = ("#332288", "#117733", "#44AA99", "#882255", "#AA4499", "#661100", "#6699CC", "#999933")
+OTHER_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "P", "p", "h")
+
+# Things that are no strategies (pooling, cost, classes) keep away from the strategies' meaning of colour.
+SERIES_COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#7799BB")
+COST_COLOURS = {"fit_s": "#004488", "score_s": "#6699CC", "select_s": "#DDAA33"}
+CLASS_COLOURS = (
+    "#332288",
+    "#88CCEE",
+    "#117733",
+    "#DDCC77",
+    "#CC6677",
+    "#AA4499",
+    "#999933",
+    "#882255",
+    "#44AA99",
+    "#888888",
+)
+CLASS_MARKERS = ("o", "^", "s", "D", "v")
+INK = "#333333"
+BLUES = LinearSegmentedColormap.from_list("palkit", ["#FFFFFF", "#6699CC", "#004488"])
+
+METRIC_LABELS = {
+    "accuracy": "accuracy (%)",
+    "balanced_accuracy": "balanced accuracy (%)",
+    "macro_f1": "macro F1 (%)",
+    "kappa": "quadratic weighted kappa",
+    "nll": "negative log-likelihood (nats)",
+    "brier": "Brier score",
+    "ece": "expected calibration error (%)",
+}
+NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "badge": "BADGE", "bald": "BALD", "bait": "BAIT"}
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "savefig.dpi": 200,
+    # Without it the ids inside an SVG are random and no two files are equal.
+    "svg.hashsalt": "palkit",
+}
+
+
+def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Draw under our settings whatever those of the caller are, and leave these as they were."""
+
+    @wraps(draw)
+    def inner(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+def strategy_style(name: str) -> tuple[str, str]:
+    """Colour and marker of a strategy, the same in every figure and process, also for names not listed."""
+    if name in STRATEGY_STYLES:
+        return STRATEGY_STYLES[name]
+    # Unlike `hash`, a checksum of the name is the same in every process.
+    marker, colour = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
+    return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]
+
+
+def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG, so that the same figure always gives the same bytes.
+
+    Either file is complete or as it was: it is written beside its place, flushed to disk and moved there.
+
+    Args:
+        figure: what to save.
+        path: where, without suffix; the folder is created.
+        metadata: what the figure came from, e.g. run hashes and the name of the sweep. In the PNG each is a
+            text chunk of its own; SVG knows only Dublin Core, so there all of it is JSON in the description.
+
+    Returns:
+        The paths of the PNG and the SVG.
+    """
+    folder, name = Path(path).parent, Path(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in metadata.items()}
+    described = json.dumps(text, sort_keys=True)
+    # A date would make every file differ.
+    formats = {"png": text, "svg": {"Date": None, "Description": described}}
+    paths = []
+    for suffix, chunks in formats.items():
+        buffer = BytesIO()
+        with rc_context(STYLE):
+            figure.savefig(buffer, format=suffix, metadata=chunks)
+        paths.append(folder / f"{name}.{suffix}")
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    return paths[0], paths[1]
+
+
+def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels side by side that share their vertical axis; `height` is that of a row in inches."""
+    columns, rows = min(count, PER_ROW), ceil(count / PER_ROW)
+    # A single panel as wide as the page would be stretched.
+    width = 4.2 if count == 1 else WIDTH
+    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
+
+
+def ticks_at(axes: Axes, values: pd.Series) -> None:
+    """Ticks at the values that occur, if they are few enough to be read."""
+    distinct = sorted(values.unique())
+    if len(distinct) <= 10:
+        axes.set_xticks(distinct)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
+    """Names along an axis of a matrix, slanted below it, smaller where they are many."""
+    shown = [str(name) for name in names]
+    size = min(7.0, 250 / len(shown))
+    if which == "x":
+        axes.set_xticks(range(len(shown)), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    else:
+        axes.set_yticks(range(len(shown)), shown, fontsize=size)
+
+
+def name_configurations(axes: Axes, table: pd.DataFrame) -> None:
+    """Rows named by adapter and strategy."""
+    names = [f"{title_of(a)}, {title_of(s)}" for a, s in zip(table["adapter"], table["strategy"], strict=True)]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+
+
+def filling(adapter: str, colour: str) -> str:
+    """The baseline adapter is hollow, so that it can be told from the others at a glance."""
+    return "white" if adapter == "linear_probe" else colour
+
+
+def seeds_of(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    if low < high:
+        return f"{low} to {high} seeds"
+    return f"{high} seeds" if high > 1 else "1 seed"
+
+
+def title_of(name: str) -> str:
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def random_first(name: str) -> tuple[bool, str]:
+    return name != "random", name
+
+
+def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:
+    label = METRIC_LABELS.get(metric, metric)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if labelled:
+        axis.set_label_text(label)
+    if label.endswith("(%)"):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def value_of(metric: str, value: float) -> str:
+    """A value with the name and unit of its metric, for running text."""
+    label = METRIC_LABELS.get(metric, metric)
+    if label.endswith("(%)"):
+        return f"{value:.1%} {label.removesuffix(' (%)')}"
+    return f"{label} {value:.3g}"
+
+
+def legend_below(figure: Figure, handles: Sequence) -> None:
+    columns = min(len(handles), int(figure.get_figwidth() / 1.1))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2)
+
+
+def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:
+    """Shaded cells separated by thin white lines, with numbers unless there are too many to read."""
+    top = float(np.nanmax(values, initial=0)) or 1.0
+    axes.imshow(values, cmap=BLUES, vmin=0, vmax=top, aspect="auto")
+    if max(values.shape) <= 25:
+        for (row, column), value in np.ndenumerate(values):
+            # Relative luminance below 0.18 contrasts more with white than with black (WCAG 2).
+            dark = np.dot(np.power(BLUES(value / top)[:3], 2.2), (0.2126, 0.7152, 0.0722)) < 0.18
+            axes.text(
+                column,
+                row,
+                str(text[row, column]),
+                ha="center",
+                va="center_baseline",
+                fontsize=6.5,
+                color="white" if dark else "black",
+            )
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0)
+
+
+def check_table(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ConfigError(f"the {name} to draw lacks the columns {', '.join(missing)}.")
+    if table.empty:
+        raise ConfigError(f"the {name} to draw is empty.")
