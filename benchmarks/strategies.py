@@ -16,10 +16,12 @@ the same ones. Results go to --out as one JSON object a line.
 import argparse
 import ctypes
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +41,7 @@ PEERS = ("least_confidence", "margin", "entropy", "coreset", "badge", "typiclust
 PEERS += ("dropquery", "falcun", "clue", "batchbald")
 SLOW = {"bait", "batchbald"}  # quadratic in C D, and in the number of joint outcomes
 ORACLES = {"class_balanced_oracle"}
+MAPPED_BYTES = 2 * 2**30
 
 
 def make_features(kind: str, n: int, d: int) -> Array:
@@ -73,9 +76,17 @@ def probabilities(features: Array, head: Array) -> Array:
 
 
 def dropout_passes(features: Array, head: Array, passes: int, rate: float) -> torch.Tensor:
-    """(T, N, C) probabilities with features dropped at `rate`, as a scoring pass makes them."""
+    """(T, N, C) probabilities with features dropped at `rate`, as a scoring pass makes them.
+
+    More than MAPPED_BYTES of them lie in a temporary file, mapped into memory.
+    """
     rng, weights = torch.Generator().manual_seed(0), torch.from_numpy(head)
-    out = torch.empty(passes, len(features), head.shape[1])
+    shape = (passes, len(features), head.shape[1])
+    if 4 * math.prod(shape) > MAPPED_BYTES:
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:  # unlinked at once, gone with the process
+            out = torch.from_numpy(np.lib.format.open_memmap(file.name, "w+", np.float32, shape))
+    else:
+        out = torch.empty(shape)
     for t in range(passes):
         for start in range(0, len(features), 4096):
             x = torch.from_numpy(features[start : start + 4096])
