@@ -32,7 +32,6 @@ from palkit.strategies.registry import STRATEGIES, check_options
 from palkit.training import FitReport, TrainingConfig, fit
 
 STD_FLOOR = 1e-6
-EXTRA_OPTIONS = {False: {"subsample"}, True: {"subsample", "passes", "dropout_rate"}}  # whether with stochastic passes
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         strategy = get_strategy(self.strategy)
-        check_options(
-            strategy, self.balance, self.strategy_options.keys() - EXTRA_OPTIONS[strategy.dropout is not None]
-        )
+        ours = {"subsample", "passes", "dropout_rate"} if strategy.dropout else {"subsample"}
+        check_options(strategy, self.balance, self.strategy_options.keys() - ours)
         if not get_strategy(self.initial).cold_start:
             raise unknown_name("cold-start strategy", self.initial, [n for n, s in STRATEGIES.items() if s.cold_start])
         for name, least in {"rounds": 1, "seed": 0}.items():
@@ -179,10 +177,13 @@ def _backbone(config: BackboneConfig, device: str) -> Backbone:
 
 def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
     """The config with every default filled in, and checksums of data and weights; what the hash is made of."""
-    here = setting(config, device)
+    return _resolve(config, setting(config, device))
+
+
+def _resolve(config: ExperimentConfig, here: Setting) -> dict[str, Any]:
     resolved = plain(config)
     resolved["batch_size"] = config.batch_size or len(here.pool.class_names)
-    return resolved | {"data_sha256": here.pool.checksum(), "weights_sha256": here.backbone.checksum}
+    return resolved | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
 
 
 def run_hash(resolved: Mapping[str, Any]) -> str:
@@ -202,13 +203,15 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
         ConfigError: the config cannot work on this data set.
         DivergenceError: a loss is not finite. Complete rounds stay on disk.
     """
-    directory = run_directory(config, device)
+    here = setting(config, device, progress)
+    resolved = _resolve(config, here)
+    directory = RunDirectory(config.dataset, run_hash(resolved))
     directory.path.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.path / ".lock"):
         if directory.is_complete(config.rounds):
             yield from directory.rounds()[: config.rounds]
             return
-        yield from _compute(config, directory, device, progress)
+        yield from _compute(config, here, resolved, directory, progress)
 
 
 def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory:
@@ -216,8 +219,13 @@ def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory
     return RunDirectory(config.dataset, run_hash(resolve(config, device)))
 
 
-def _compute(config: ExperimentConfig, directory: RunDirectory, device: str, progress: Progress) -> Iterator[Round]:
-    here = setting(config, device, progress)
+def _compute(
+    config: ExperimentConfig,
+    here: Setting,
+    resolved: Mapping[str, Any],
+    directory: RunDirectory,
+    progress: Progress,
+) -> Iterator[Round]:
     pool_rows, batch_size = here.pool.rows("pool"), config.batch_size or len(here.pool.class_names)
     if config.rounds * batch_size > len(pool_rows):
         raise ConfigError(
@@ -225,7 +233,7 @@ def _compute(config: ExperimentConfig, directory: RunDirectory, device: str, pro
             f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size, or raise pool_size."
         )
     first_trained_block(config.adapter, here.backbone.depth)
-    directory.start(resolve(config, device))
+    directory.start(resolved)
     done = directory.rounds()[: config.rounds]
     yield from done
 

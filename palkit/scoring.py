@@ -38,7 +38,7 @@ class InputCache:
         self.pool = pool
         self.backbone = backbone
         self.progress = progress
-        self._pixels = pool.checksum()
+        self.data_checksum = pool.checksum()
 
     def inputs(self, start_block: int) -> Tensor:
         """(N, T, E) tokens that enter `start_block`, or (N, D) frozen features if that is the depth."""
@@ -95,7 +95,7 @@ class InputCache:
         config = self.backbone.config
         pooled = config.pooling if start_block == self.backbone.depth else None
         parts = [
-            self._pixels,
+            self.data_checksum,
             self.backbone.checksum,
             config.name,
             config.image_size,
