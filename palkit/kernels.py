@@ -99,6 +99,11 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def square_gaps(a: Tensor, a_square: Tensor, b: Tensor, b_square: Tensor) -> Tensor:
+    """(n, m) squared distances of rows `a` (n, D) and `b` (m, D) by one product, given their squared norms."""
+    return torch.addmm(b_square, a, b.T, alpha=-2).add_(a_square[:, None]).clamp_(min=0)
+
+
 def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
     """Exact nearest neighbour of every row among a few references.
 
@@ -140,7 +145,7 @@ def nearest_rows(rows: Rows, centres: Tensor, spare: int = 8) -> Tensor:
     for part in chunks(len(rows), rows.shape[1] + len(exact)):
         x = rows[part].double()
         square[part] = x.square().sum(1)
-        gap = torch.addmm(norms, x, exact.T, alpha=-2).add_(square[part, None]).clamp_(min=0)
+        gap = square_gaps(x, square[part], exact, norms)
         value = gap.amin(0)
         # A cluster of two has its centre halfway: rounding must not choose between them.
         place = torch.arange(len(x), device=rows.device)[:, None]
@@ -368,8 +373,7 @@ def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> T
     picks: list[int] = []
     for _ in range(clusters):
         tried = draw(share if not picks else share * gap, rng, trials).to(rows.device)
-        new = torch.addmm(square, centred[tried], centred.T, alpha=-2)
-        new = torch.minimum(new.add_(square[tried, None]).clamp_(min=0), gap)  # (trials, sample)
+        new = torch.minimum(square_gaps(centred[tried], square[tried], centred, square), gap)  # (trials, sample)
         best = int((new @ share).argmin())
         gap = new[best]
         picks.append(int(tried[best]))

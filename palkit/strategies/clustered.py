@@ -18,7 +18,7 @@ from palkit.strategies.ranking import (
     shannon_entropy,
     top,
 )
-from palkit.strategies.registry import require_labels, strategy
+from palkit.strategies.registry import require_labels, require_positive, strategy
 
 MAX_LINKED = 10_000  # rows of agglomerative clustering, whose distances then take 400 MB
 HEAD_ROWS = 20_000  # rows from which the linear head is recovered
@@ -72,8 +72,7 @@ def alfamix(
         eps: > 0, the largest step relative to the distance to the anchor, times sqrt(D).
     """
     require_labels(labelled, "alfamix")
-    if not (eps > 0 and math.isfinite(eps)):
-        raise ConfigError(f"eps must be a positive number, got {eps!r}.")
+    require_positive("eps", eps)
     free = labelled.unlabelled(len(scores))
     weights = linear_head(scores)  # (C, D)
     gram = weights @ weights.T

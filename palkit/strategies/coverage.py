@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import View, chunks, kmeans, nearest
+from palkit.kernels import View, chunks, kmeans, nearest, square_gaps
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import margin_gap, per_row
-from palkit.strategies.registry import strategy
+from palkit.strategies.registry import require_positive, strategy
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
 
@@ -53,8 +53,7 @@ def greedy_coverage(
     square, weight, covered = rows.square().sum(1), weight.float(), covered.float()
 
     def similarity(a: slice | Tensor, b: slice | Tensor) -> Tensor:
-        gap = torch.addmm(square[b], rows[a], rows[b].T, alpha=-2)
-        return kernel(gap.add_(square[a, None]).clamp_(min=0))
+        return kernel(square_gaps(rows[a], square[a], rows[b], square[b]))
 
     parts = list(chunks(len(rows), 1, tile))
     guess = [(similarity(a, sample) - covered[sample]).relu_() @ weight[sample] for a in parts]
@@ -162,9 +161,9 @@ def purity_radius(rows: Tensor, classes: int, purity: float, rng: torch.Generato
     enemy = torch.empty(len(queries), device=rows.device)
     for part in chunks(len(queries), len(rows)):
         some = queries[part]
-        gap = torch.addmm(square, rows[some], rows.T, alpha=-2).add_(square[some, None])
+        gap = square_gaps(rows[some], square[some], rows, square)
         gap.masked_fill_(label[some, None] == label, torch.inf)
-        enemy[part] = gap.amin(1).clamp_(min=0).sqrt_()
+        enemy[part] = gap.amin(1).sqrt_()
     return float(enemy.sort().values[math.floor((1 - purity) * len(queries) + 1e-9)])
 
 
@@ -173,7 +172,7 @@ def smallest_gap(rows: Tensor) -> float:
     x, gap = rows.double(), torch.inf
     square = x.square().sum(1)
     for part in chunks(len(x), len(x)):
-        squared = torch.addmm(square, x[part], x.T, alpha=-2).add_(square[part, None])
+        squared = square_gaps(x[part], square[part], x, square)
         squared[squared < 1e-12] = torch.inf  # a row and its copies
         gap = min(gap, float(squared.min().sqrt()))
     return gap if math.isfinite(gap) else 1.0
@@ -231,7 +230,7 @@ def maxherding(
         max_rows: a larger pool is replaced by a uniform sample of this many unlabelled rows, both as
             candidates and as what is to be covered: time grows with its square.
     """
-    _check_positive("bandwidth", bandwidth)
+    require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)
 
@@ -257,10 +256,10 @@ def uherding(
         temperature: > 0; the probabilities become p^(1 / temperature), scaled to sum to 1. The paper fits
             it on held-out labels, which a strategy does not see: whoever has them passes it in.
     """
-    _check_positive("temperature", temperature)
+    require_positive("temperature", temperature)
     if bandwidth is None:
         bandwidth = smallest_gap(View(scores.features, labelled.positions, unit=True)[:])
-    _check_positive("bandwidth", bandwidth)
+    require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
 
     def uncertainty(probs: Tensor) -> Tensor:
@@ -300,12 +299,7 @@ def probcover(
         rows = View(scores.features, pool, unit=normalize)[:].float()
         delta = purity_radius(rows, scores.probs.shape[1], purity, rng)
     else:
-        _check_positive("delta", delta)
+        require_positive("delta", delta)
     # A column is covered once at most: kernel values are hardly ever needed again.
     weight = torch.ones(len(sample))
     return _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)
-
-
-def _check_positive(what: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{what} must be a positive number, got {value!r}.")

@@ -1,5 +1,6 @@
 """The registry of strategies and the one entry point through which they are called."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from inspect import signature
@@ -69,6 +70,12 @@ def require_labels(labelled: LabelledSet, name: str) -> None:
         raise ConfigError(
             f"strategy {name!r} needs at least one labelled row. Choose the first batch by one of: {cold}."
         )
+
+
+def require_positive(what: str, value: float) -> None:
+    """ConfigError if the option `what` is not a finite number above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{what} must be a positive number, got {value!r}.")
 
 
 def select(
