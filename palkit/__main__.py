@@ -1,18 +1,23 @@
-"""Command line: `python -m palkit fetch | run | sweep | study`."""
+"""Command line: `python -m palkit fetch | doctor | embed | run | sweep | study`."""
 
 import argparse
 import sys
 import time
+from functools import partial
 
 import yaml
 from rich.console import Console
 
 from palkit import study
+from palkit.adapters import first_trained_block
 from palkit.backbones import embedded_weights
 from palkit.datasets import load_dataset
 from palkit.devices import choose_device
+from palkit.doctor import examine
 from palkit.errors import ConfigError, PalkitError
-from palkit.experiment import config_from_dict, rounds, run_directory
+from palkit.experiment import ExperimentConfig, config_from_dict, rounds, run_directory, setting
+from palkit.inputs import Executor, compute_here
+from palkit.progress import bars
 from palkit.sweep import load_sweep, run_sweep, write_results
 
 console = Console(stderr=True, highlight=False)
@@ -25,13 +30,23 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("fetch", help="fetch and verify the embedded weights and data")
     run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
     run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; values are read as YAML")
+    doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
+    doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    embed = commands.add_parser("embed", help="compute the frozen inputs of a config's runs, here or on a Ray cluster")
+    embed.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
+    embed.add_argument("--workers", type=int, default=2, help="shards at a time (ray)")
+    embed.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
+    embed.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker (ray)")
+    for command in (doctor, embed):
+        command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
     sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
     sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a YAML file")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
+    sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
     report.add_argument("name", nargs="?", default="default", help="name of the sweep")
     report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
-    for command in (run, sweep):
+    for command in (run, doctor, embed, sweep):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -56,24 +71,60 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _config(options: argparse.Namespace) -> tuple[ExperimentConfig, str]:
+    """Config and device of the arguments."""
     values = {}
     for item in options.values:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{item!r} is not KEY=VALUE.")
-        values[key] = yaml.safe_load(value)
-    config, device = config_from_dict(values), choose_device(options.device)
-    for round_ in rounds(config, device=device):
-        accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
-        console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{item!r}: the value is not valid YAML ({error}).") from error
+    return config_from_dict(values), choose_device(options.device)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    for name, finding in examine(*_config(options), compile=options.compile):
+        console.print(f"[bold]{name:12}[/] {finding}", soft_wrap=True)
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    config, device = _config(options)
+    execute: Executor = compute_here
+    if options.engine == "ray":
+        from palkit.cluster import compute_on_ray
+
+        execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=options.gpus)
+    with bars(console) as progress:
+        here = setting(config, device, progress)
+        for start_block in sorted({here.backbone.depth, first_trained_block(config.adapter, here.backbone.depth)}):
+            began = time.perf_counter()
+            shards = here.cache.shards(start_block, execute)
+            seconds = time.perf_counter() - began
+            what = "features" if start_block == here.backbone.depth else f"tokens entering block {start_block}"
+            rows, shape = len(shards), " x ".join(map(str, shards.shape[1:]))
+            console.print(f"{what}: {rows:,} rows of {shape} {shards.stored.name}, {rows / seconds:,.0f} rows/s")
+            console.print(f"  {here.cache.folder(start_block)}", soft_wrap=True)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    config, device = _config(options)
+    with bars(console) as progress:
+        for round_ in rounds(config, device=device, progress=progress):
+            accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
+            console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
     console.print(f"results: {run_directory(config, device).path}", soft_wrap=True)
     return 0
 
 
 def _sweep(options: argparse.Namespace) -> int:
     began, sweep = time.perf_counter(), load_sweep(options.name)
-    outcomes = run_sweep(sweep, jobs=options.jobs, device=choose_device(options.device), console=console)
+    device, notebooks = choose_device(options.device), not options.no_notebooks
+    outcomes = run_sweep(sweep, jobs=options.jobs, device=device, console=console, notebooks=notebooks)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
         console.print(f"results: {write_results(sweep)}", soft_wrap=True)
@@ -88,7 +139,7 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"fetch": _fetch, "run": _run, "sweep": _sweep, "study": _study}
+COMMANDS = {"fetch": _fetch, "doctor": _doctor, "embed": _embed, "run": _run, "sweep": _sweep, "study": _study}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,13 +8,14 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from filelock import FileLock
 from safetensors.torch import save_file
-from timm.models import VisionTransformer
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,22 +52,31 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """A vision transformer split at any block: `suffix(prefix(x, k), k)` is its feature vector for every k."""
+    """A vision transformer split at any block: `suffix(prefix(x, k), k)` is its feature vector for every k.
+
+    Args:
+        vit: timm's model with its weights already in it.
+        config: image size and pooling, as `load_backbone` takes them.
+        checksum: of the weights.
+    """
 
     mean: Tensor
     std: Tensor
+    rope: Tensor | None
 
-    def __init__(self, vit: VisionTransformer, config: BackboneConfig, checksum: str) -> None:
+    def __init__(self, vit: VisionTransformer | Eva, config: BackboneConfig, checksum: str) -> None:
         super().__init__()
         self.vit = vit
         self.config = config
         self.checksum = checksum
         self.depth = len(vit.blocks)
         self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.tokens: int = vit.num_prefix_tokens + vit.patch_embed.num_patches
         self.width = vit.embed_dim * (2 if config.pooling == "cls+mean" else 1)
         data = timm.data.resolve_model_data_config(vit)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("rope", _rotary_embedding(vit), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -90,16 +100,25 @@ class Backbone(nn.Module):
 
     def prefix(self, pixels: Tensor, stop: int) -> Tensor:
         """Tokens that enter block `stop`. Args: pixels (B, 3, S, S). Returns: (B, T, E)."""
-        tokens = self.vit.patch_embed(pixels)
-        tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
-        for block in self.vit.blocks[:stop]:
-            tokens = block(tokens)
+        tokens = self.vit._pos_embed(self.vit.patch_embed(pixels))
+        if isinstance(self.vit, Eva):
+            tokens = tokens[0]  # the second is the rotary embedding
+        tokens = self.vit.norm_pre(tokens)
+        for index in range(stop):
+            tokens = self.block(tokens, index)
         return tokens
+
+    def block(self, tokens: Tensor, index: int) -> Tensor:
+        """Tokens that leave block `index`. Args: tokens (B, T, E) that enter it. Returns: (B, T, E)."""
+        block = self.vit.blocks[index]
+        if self.rope is None:
+            return block(tokens)
+        return block(tokens, rope=self.rope[index] if self.vit.rope_mixed else self.rope)
 
     def suffix(self, tokens: Tensor, start: int) -> Tensor:
         """Pooled features of tokens that enter block `start`. Args: tokens (B, T, E). Returns: (B, D)."""
-        for block in self.vit.blocks[start:]:
-            tokens = block(tokens)
+        for index in range(start, self.depth):
+            tokens = self.block(tokens, index)
         return self.pool(self.vit.norm(tokens))
 
     def pool(self, tokens: Tensor, pooling: str | None = None) -> Tensor:
@@ -112,6 +131,14 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.suffix(self.prefix(pixels, 0), 0)
+
+
+def _rotary_embedding(vit: Any) -> Tensor | None:
+    """(T, 2 d), or (depth, heads, T, 2 d) if every block has its own; None for absolute positions only."""
+    if getattr(vit, "rope", None) is None:
+        return None
+    with torch.no_grad():
+        return vit.rope.eval().get_embed(shape=vit.patch_embed.grid_size)
 
 
 def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
@@ -131,16 +158,16 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
         raise unknown_name("backbone", config.name, [EMBEDDED, *timm.list_models()])
     architecture = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
     vit, checksum = _create(architecture, config)
-    if not isinstance(vit, VisionTransformer):
+    if not isinstance(vit, VisionTransformer | Eva):
         raise ConfigError(
             f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
-            "vision transformer. Choose one of timm's vit_*, deit_* families, e.g. vit_small_patch16_224."
+            "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
         )
     if config.depth is not None:
         if not 1 <= config.depth <= len(vit.blocks):
             raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {len(vit.blocks)} blocks.")
         vit.blocks = vit.blocks[: config.depth]
-    if config.pooling != "mean" and not vit.has_class_token:
+    if config.pooling != "mean" and vit.cls_token is None:
         raise ConfigError(f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.")
     backbone = Backbone(vit, config, checksum).to(device).eval()
     return backbone.requires_grad_(False)

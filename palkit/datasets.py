@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -21,14 +22,18 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 
 
-class Images(Protocol):
-    """Images that are decoded when asked for."""
+class Decoder(Protocol):
+    """Hands out pixels."""
 
     def __len__(self) -> int: ...
 
     def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
         """(n, H, W, 3) uint8 images of `rows`. Files come as `size` x `size`, arrays at their own size."""
         ...
+
+
+class Images(Decoder, Protocol):
+    """Images that are decoded when asked for."""
 
     def take(self, rows: np.ndarray) -> "Images":
         """Only these rows."""
@@ -134,6 +139,10 @@ class ImagePool:
 
     def checksum(self) -> str:
         """SHA-256 over pixels, labels and splits: what a run used, whatever it was called."""
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
         total = hashlib.sha256(self.images.checksum().encode())
         total.update(self.labels.astype(np.int64).tobytes())
         total.update("".join(self.split).encode())

@@ -1,12 +1,29 @@
-"""Which device computes."""
+"""Which device computes, with how much memory, and how fast it is in which precision."""
 
+import hashlib
+import json
 import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
+import psutil
 import torch
+from torch import Tensor
 
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, unknown_name
+from palkit.files import cache_dir, write_text
 
 VARIABLE = "PALKIT_DEVICE"
+MEMORY_VARIABLE = "PALKIT_MEMORY"
+PRECISIONS = ("float32", "bfloat16")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+WORTH = 1.2  # bfloat16 changes the last digits: it must earn that
+PROBE_SECONDS = 0.5
 
 
 def choose_device(name: str | None = None) -> str:
@@ -24,3 +41,129 @@ def choose_device(name: str | None = None) -> str:
     if chosen.split(":")[0] not in available:
         raise ConfigError(f"device {chosen!r} is not available on this machine; it has {', '.join(available)}.")
     return chosen
+
+
+def device_name(device: torch.device | str) -> str:
+    """What the device is called by its maker, and how many threads it works with if it is a CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{device.type}, {model}, {torch.get_num_threads()} threads"
+
+
+def memory_limit() -> int:
+    """Bytes of cached inputs or scores that one process keeps in RAM: `$PALKIT_MEMORY` (as 4G), else a quarter of it.
+
+    Larger arrays stay on disk and are streamed.
+
+    Raises:
+        ConfigError: the variable is not a number of bytes.
+    """
+    text = os.environ.get(MEMORY_VARIABLE, "").strip().upper().removesuffix("B")
+    if not text:
+        return psutil.virtual_memory().total // 4
+    unit = UNITS.get(text[-1], 1)
+    try:
+        limit = int(float(text[:-1] if text[-1] in UNITS else text) * unit)
+    except (ValueError, OverflowError):
+        limit = -1
+    if limit < 0:
+        raise ConfigError(f"{MEMORY_VARIABLE}={os.environ[MEMORY_VARIABLE]!r} must be a size such as 500M or 4G.")
+    return limit
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Context in which products are computed in `precision`.
+
+    Raises:
+        ConfigError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measured forward speed of a network on a device, and what follows from it.
+
+    Attributes:
+        device: its name.
+        rates: precision -> batch size -> images per second.
+        precision: bfloat16 if it is at least WORTH times as fast as float32.
+        batch_size: the smallest that reaches 95 % of the best rate in that precision.
+    """
+
+    device: str
+    rates: Mapping[str, Mapping[int, float]]
+    precision: str
+    batch_size: int
+
+
+def probe(
+    name: str, forward: Callable[[Tensor], Tensor], image_size: int, device: torch.device, *, again: bool = False
+) -> Probe:
+    """Measure a network once per machine; later calls read the answer, so that what follows from it stays the same.
+
+    Args:
+        name: of the network and of all that its speed depends on.
+        forward: (B, 3, S, S) pixels on `device` -> anything.
+        image_size: S.
+        device: where it runs.
+        again: measure though there is an answer.
+    """
+    machine = device_name(device)
+    key = hashlib.sha256(json.dumps([name, machine, torch.__version__]).encode()).hexdigest()[:16]
+    path = cache_dir() / "probes" / f"{key}.json"
+    if path.exists() and not again:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
+        return Probe(stored["device"], rates, stored["precision"], stored["batch_size"])
+    rates = {}
+    for precision in PRECISIONS:
+        with autocast(device, precision), torch.inference_mode():
+            rates[precision] = _rates(forward, image_size, device)
+    best = {precision: max(by.values()) for precision, by in rates.items()}
+    precision = "bfloat16" if best["bfloat16"] >= WORTH * best["float32"] else "float32"
+    batch_size = min(size for size, rate in rates[precision].items() if rate >= 0.95 * best[precision])
+    result = Probe(machine, rates, precision, batch_size)
+    write_text(path, json.dumps(asdict(result), indent=1))
+    return result
+
+
+def _rates(forward: Callable[[Tensor], Any], image_size: int, device: torch.device) -> dict[int, float]:
+    sizes = (32, 64, 128, 256) if device.type == "cpu" else (64, 128, 256, 512, 1024)
+    rates: dict[int, float] = {}
+    for size in sizes:
+        pixels = torch.rand(size, 3, image_size, image_size, device=device)
+        try:
+            rates[size] = rate(partial(forward, pixels), size, device)
+        except torch.OutOfMemoryError:
+            break
+    return rates
+
+
+def rate(call: Callable[[], Any], images: int, device: torch.device) -> float:
+    """Images per second of a call that handles `images` of them: the best of as many as fit into half a second."""
+    call()
+    seconds, best = 0.0, float("inf")
+    while seconds < PROBE_SECONDS:
+        synchronize(device)
+        began = time.perf_counter()
+        call()
+        synchronize(device)
+        took = time.perf_counter() - began
+        seconds, best = seconds + took, min(best, took)
+    return images / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything that was queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

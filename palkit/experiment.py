@@ -5,12 +5,14 @@ import hashlib
 import json
 import resource
 import sys
+import tempfile
 import time
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,35 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from palkit.adapters import AdaptedModel, AdapterConfig, attach, first_trained_block, merge, save_adapter
+from palkit.adapter_files import save_adapter
+from palkit.adapters import (
+    ADAPTERS,
+    AdaptedModel,
+    AdapterConfig,
+    adapted_blocks,
+    attach,
+    first_trained_block,
+    merge,
+    trainable_count,
+)
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.datasets import ImagePool, head, load_dataset
+from palkit.devices import Probe, memory_limit, probe
+from palkit.engine import Progress, ScoringConfig, silent
 from palkit.errors import ConfigError, unknown_name
-from palkit.metrics import evaluate
+from palkit.files import cache_dir
+from palkit.inputs import InputCache
+from palkit.kernels import Standardised, column_moments
+from palkit.metrics import confidence_table, evaluate
 from palkit.runs import Round, RunDirectory
-from palkit.scores import Dropout, LabelledSet, PoolScores
-from palkit.scoring import InputCache, Progress, score_pool, silent
+from palkit.scores import LabelledSet, PoolScores
+from palkit.scoring import score_pool
 from palkit.strategies import get_strategy, select
 from palkit.strategies.registry import STRATEGIES, check_options
-from palkit.training import FitReport, TrainingConfig, fit
+from palkit.training import TrainingConfig, cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
+STOCHASTIC = ("passes", "dropout_rate", "dropout_on")
 
 
 @dataclass(frozen=True)
@@ -41,10 +59,10 @@ class ExperimentConfig:
     Attributes:
         dataset: name, folder or CSV manifest.
         pool_size: only the first so many pool images take part; None takes all.
-        backbone, adapter, training: see there.
+        backbone, adapter, training, scoring: see there.
         strategy: which images to buy.
         strategy_options: keyword options of the strategy, `subsample`, and, for a strategy that needs
-            stochastic passes, `passes` and `dropout_rate` instead of its own.
+            stochastic passes, `passes`, `dropout_rate` and `dropout_on` instead of its own.
         balance: None or "pcb".
         initial: cold-start strategy that buys the first batch.
         batch_size: labels per round; None means one per class, the paper's C.
@@ -58,6 +76,7 @@ class ExperimentConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     strategy: str = "random"
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     balance: str | None = None
@@ -69,7 +88,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         strategy = get_strategy(self.strategy)
-        ours = {"subsample", "passes", "dropout_rate"} if strategy.dropout else {"subsample"}
+        ours = {"subsample", *STOCHASTIC} if strategy.dropout else {"subsample"}
         check_options(strategy, self.balance, self.strategy_options.keys() - ours)
         if not get_strategy(self.initial).cold_start:
             raise unknown_name("cold-start strategy", self.initial, [n for n, s in STRATEGIES.items() if s.cold_start])
@@ -131,6 +150,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return None
     if tuple[str, ...] in options and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return tuple(value)
+    if bool in options and isinstance(value, bool):
+        return value
     if float in options and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if int in options and isinstance(value, int) and not isinstance(value, bool):
@@ -161,7 +182,7 @@ def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = 
     """Load data and backbone of a config."""
     pool = _dataset(config.dataset, config.pool_size)
     backbone = _backbone(config.backbone, device)
-    return Setting(pool, backbone, InputCache(pool, backbone, progress))
+    return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
 
 
 @cache
@@ -175,15 +196,52 @@ def _backbone(config: BackboneConfig, device: str) -> Backbone:
     return load_backbone(config, device)
 
 
+def probe_backbone(backbone: Backbone, *, again: bool = False) -> Probe:
+    """Measured speed of a backbone on its device, see `palkit.devices.probe`."""
+    name = json.dumps(dataclasses.asdict(backbone.config) | {"checkpoint": None}, sort_keys=True)
+    return probe(name, backbone, backbone.config.image_size, backbone.device, again=again)
+
+
+def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
+    """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
+    if config.precision != "auto" and config.batch_size is not None:
+        return config
+    found = probe_backbone(backbone)
+    precision = found.precision if config.precision == "auto" else config.precision
+    return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
+
+
+def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
+    """The config with everything filled in that hangs on the data, the backbone, the adapter or the machine.
+
+    Raises:
+        ConfigError: blocks that the backbone does not have.
+    """
+    adapter, training = config.adapter, config.training
+    if adapter.name != "linear_probe":
+        blocks = adapted_blocks(adapter, here.backbone.depth)
+        adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
+        adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
+        training = dataclasses.replace(training, adapter_lr=adapter_lr)
+    if training.precision == "auto":
+        training = dataclasses.replace(training, precision=probe_backbone(here.backbone).precision)
+    return dataclasses.replace(
+        config,
+        adapter=adapter,
+        training=training,
+        scoring=here.cache.config,
+        batch_size=config.batch_size or len(here.pool.class_names),
+    )
+
+
 def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
-    """The config with every default filled in, and checksums of data and weights; what the hash is made of."""
-    return _resolve(config, setting(config, device))
+    """The settled config and checksums of data and weights; what the hash is made of."""
+    here = setting(config, device)
+    return _resolved(settle(config, here), here)
 
 
-def _resolve(config: ExperimentConfig, here: Setting) -> dict[str, Any]:
-    resolved = plain(config)
-    resolved["batch_size"] = config.batch_size or len(here.pool.class_names)
-    return resolved | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
+def _resolved(settled: ExperimentConfig, here: Setting) -> dict[str, Any]:
+    return plain(settled) | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
 
 
 def run_hash(resolved: Mapping[str, Any]) -> str:
@@ -204,7 +262,8 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
         DivergenceError: a loss is not finite. Complete rounds stay on disk.
     """
     here = setting(config, device, progress)
-    resolved = _resolve(config, here)
+    config = settle(config, here)
+    resolved = _resolved(config, here)
     directory = RunDirectory(config.dataset, run_hash(resolved))
     directory.path.mkdir(parents=True, exist_ok=True)
     with FileLock(directory.path / ".lock"):
@@ -226,13 +285,13 @@ def _compute(
     directory: RunDirectory,
     progress: Progress,
 ) -> Iterator[Round]:
-    pool_rows, batch_size = here.pool.rows("pool"), config.batch_size or len(here.pool.class_names)
+    pool_rows, batch_size = here.pool.rows("pool"), config.batch_size
+    assert batch_size is not None, "settled"
     if config.rounds * batch_size > len(pool_rows):
         raise ConfigError(
             f"{config.rounds} rounds of {batch_size} labels need {config.rounds * batch_size} images, but the pool of "
             f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size, or raise pool_size."
         )
-    first_trained_block(config.adapter, here.backbone.depth)
     directory.start(resolved)
     done = directory.rounds()[: config.rounds]
     yield from done
@@ -247,14 +306,17 @@ def _compute(
     # A kill between the last round and its adapter leaves rounds complete but no adapter: fit that one again.
     first = min(len(done), config.rounds - 1)
 
+    predictions = directory.predictions(first)
+
     for number in range(first, config.rounds):
         positions = np.concatenate(bought[: number + 1])
         began = time.perf_counter()
-        model, _ = learner.fit(positions, number)
+        model = learner.fit(positions, number)
         fit_s = time.perf_counter() - began
         began = time.perf_counter()
         last = number + 1 == config.rounds
-        scores, eval_probs = learner.score(model, number, progress, pool=not last)
+        scores = None if last else learner.score_pool(model, number, progress)
+        eval_probs = learner.evaluate(model, progress)
         score_s = time.perf_counter() - began
         began = time.perf_counter()
         if scores is not None and len(bought) == number + 1:
@@ -264,19 +326,21 @@ def _compute(
             number=number,
             labels=len(positions),
             bought=tuple(bought[number].tolist()),
-            metrics=evaluate(eval_probs, learner.eval_labels),
+            metrics=evaluate(eval_probs, learner.eval_labels) | {"temperature": float(model.temperature)},
             costs={
                 "fit_s": fit_s,
                 "score_s": score_s,
                 "select_s": select_s,
                 "peak_mb": peak_memory(),
+                "trainable": float(trainable_count(model)),
             },
         )
         if last:
-            save_adapter(model, directory.path / "adapter.safetensors")
+            save_adapter(model, directory.adapter)
         if number == len(done):
             done.append(round_)
-            directory.write(done, learner.selections(bought))
+            predictions.append(confidence_table(eval_probs, learner.eval_labels).assign(round=number))
+            directory.write(done, learner.selections(bought), predictions)
             yield round_
 
 
@@ -291,27 +355,35 @@ class Learner:
         self.eval_labels = torch.from_numpy(here.pool.labels[eval_rows])
         self.pool_labels = torch.from_numpy(here.pool.labels[self.pool_rows])
         self.start_block = first_trained_block(config.adapter, here.backbone.depth)
-        # Pool and evaluation rows in one tensor: one pass scores both.
-        rows = torch.from_numpy(np.concatenate([self.pool_rows, eval_rows]))
-        self.inputs = here.cache.inputs(self.start_block)[rows]
-        self.frozen = here.cache.features()[torch.from_numpy(self.pool_rows)].float()
-        self.mean, self.std = self.frozen.mean(dim=0), self.frozen.std(dim=0).clamp_min(STD_FLOOR)
+        self.inputs = here.cache.rows(self.start_block, self.pool_rows)
+        self.eval_inputs = here.cache.rows(self.start_block, eval_rows)
+        frozen = here.cache.rows(here.backbone.depth, self.pool_rows)
+        self.mean, variance = (moment.float() for moment in column_moments(frozen))
+        self.std = variance.sqrt().clamp_min(STD_FLOOR)
+        self.frozen = Standardised(frozen, self.mean, self.std)
         self._views: dict[int, Tensor] = {}
+        self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
+        self.blind = strategy.blind and config.balance is None
         self.dropout = strategy.dropout
         if self.dropout is not None:
-            passes = self.options.pop("passes", self.dropout.passes)
-            self.dropout = Dropout(passes, self.options.pop("dropout_rate", self.dropout.rate))
+            changed = {key.removeprefix("dropout_"): self.options.pop(key) for key in STOCHASTIC if key in self.options}
+            self.dropout = dataclasses.replace(self.dropout, **changed)
         if "labels" in strategy.options:  # an oracle
             self.options["labels"] = self.pool_labels
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
-        classes = len(self.here.pool.class_names)
-        uniform = torch.full((len(self.pool_rows), classes), 1 / classes)
-        scores = PoolScores((self.frozen - self.mean) / self.std, uniform)
         nothing = LabelledSet(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        return select(self.config.initial, scores, nothing, batch_size, self._generator("initial", 0)).numpy()
+        generator = self._generator("initial", 0)
+        return select(self.config.initial, self._unscored(), nothing, batch_size, generator).numpy()
+
+    def _unscored(self) -> PoolScores:
+        """Frozen features, and no idea of the classes."""
+        classes = len(self.here.pool.class_names)
+        size = len(self.frozen) * self.frozen.shape[1] * 4
+        features = self.frozen[:] if size <= memory_limit() else self.frozen
+        return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes))
 
     def next_batch(self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int) -> np.ndarray:
         """Pool positions that the strategy buys for round `number`."""
@@ -326,10 +398,23 @@ class Learner:
             **self.options,
         ).numpy()
 
-    def fit(self, positions: np.ndarray, number: int) -> tuple[AdaptedModel, FitReport]:
-        """A model fitted from the pretrained weights to the labels bought so far, merged for scoring."""
+    def fit(self, positions: np.ndarray, number: int) -> AdaptedModel:
+        """A model fitted from the pretrained weights to the labels bought so far."""
+        device, training = self.here.backbone.device, self.config.training
+        inputs = self._augmented(positions)
+        labels = self.pool_labels[torch.from_numpy(positions)].to(device)
+        seed = seed_of(self.config.seed, "fit", number)
+        model = self._attach()
+        fit(model, inputs, labels, training, seed)
+        if training.temperature_folds:
+            plain = self.inputs[torch.from_numpy(positions)].to(device).float()
+            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
+            model.temperature.fill_(temperature)
+        return model
+
+    def _attach(self) -> AdaptedModel:
         device = self.here.backbone.device
-        model = attach(
+        return attach(
             self.here.backbone,
             self.config.adapter,
             len(self.here.pool.class_names),
@@ -337,30 +422,41 @@ class Learner:
             self.std.to(device),
             seed_of(self.config.seed, "adapter", 0),
         )
-        inputs = self._augmented(positions)
-        labels = self.pool_labels[torch.from_numpy(positions)].to(device)
-        report = fit(model, inputs, labels, self.config.training, seed_of(self.config.seed, "fit", number))
-        return merge(model), report
 
-    def score(
-        self, model: AdaptedModel, number: int, progress: Progress = silent, *, pool: bool = True
-    ) -> tuple[PoolScores | None, Tensor]:
-        """Scores of the pool and (M, C) probabilities of the evaluation rows, from one pass.
+    def score_pool(self, model: AdaptedModel, number: int, progress: Progress = silent) -> PoolScores:
+        """Scores of the pool, as far as the strategy looks at them.
 
         Args:
-            model: fitted and merged.
+            model: fitted.
             number: of the round.
-            progress: see `score_pool`.
-            pool: whether the pool is scored too; after the last round nothing is selected.
+            progress: see `palkit.scoring.score_pool`.
         """
-        size = len(self.pool_rows)
-        if not pool:
-            return None, score_pool(model, self.inputs[size:], progress).probs
-        rng = self._generator("dropout", number)
-        scores = score_pool(model, self.inputs, progress, dropout=self.dropout, rng=rng)
-        passes = scores.stochastic_probs
-        passes = None if passes is None else passes[:, :size]
-        return PoolScores(scores.features[:size], scores.probs[:size], passes), scores.probs[size:]
+        if self.blind:
+            return self._unscored()
+        if self.dropout is None or self.dropout.on != "adapter":
+            merge(model)
+        return score_pool(
+            model,
+            self.inputs,
+            self.here.cache.config,
+            progress,
+            dropout=self.dropout,
+            rng=self._generator("dropout", number),
+            folder=self._feature_folder(),
+        )
+
+    def evaluate(self, model: AdaptedModel, progress: Progress = silent) -> Tensor:
+        """(M, C) probabilities of the evaluation rows."""
+        return score_pool(merge(model), self.eval_inputs, self.here.cache.config, progress).probs
+
+    def _feature_folder(self) -> Path | None:
+        """Where the pool's features go if they exceed memory; gone with this object."""
+        if len(self.pool_rows) * self.here.backbone.width * 4 <= memory_limit():
+            return None
+        if self._folder is None:
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(dir=cache_dir(), prefix="scores-")
+        return Path(self._folder.name)
 
     def selections(self, bought: list[np.ndarray]) -> pd.DataFrame:
         """Table of everything bought so far."""

@@ -52,7 +52,7 @@ class View:
         self.index = None if index is None else index.to(rows.device)
         self.unit = unit
         self.device = rows.device
-        self.shape = torch.Size((len(rows) if index is None else len(index), rows.shape[1]))
+        self.shape = torch.Size((len(rows) if index is None else len(index), *rows.shape[1:]))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,6 +60,26 @@ class View:
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         block = self.rows[index if self.index is None else self.index[index]]
         return normalize(block.float(), dim=1) if self.unit else block
+
+
+class Standardised:
+    """(rows - mean) / std, computed chunk by chunk as they are read.
+
+    Args:
+        rows: (N, D).
+        mean, std: (D,).
+    """
+
+    def __init__(self, rows: Rows, mean: Tensor, std: Tensor) -> None:
+        self.rows, self.mean, self.std = rows, mean, std
+        self.device = rows.device
+        self.shape = rows.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        return (self.rows[index].float() - self.mean) / self.std
 
 
 def chunks(rows: int, width: int, elements: int | None = None) -> Iterator[slice]:
@@ -75,6 +95,15 @@ def column_mean(rows: Rows) -> Tensor:
     for part in chunks(*rows.shape):
         total += rows[part].double().sum(0)
     return total / len(rows)
+
+
+def column_moments(rows: Rows) -> tuple[Tensor, Tensor]:
+    """(D,) float64 mean and variance (of a sample, N - 1) of `rows` (N, D)."""
+    mean = column_mean(rows)
+    total = torch.zeros_like(mean)
+    for part in chunks(*rows.shape):
+        total += (rows[part].double() - mean).square().sum(0)
+    return mean, total / max(1, len(rows) - 1)
 
 
 def matvec(rows: Rows, vector: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""How good are these probabilities?"""
+"""How good are these probabilities, and how far can their confidence be believed?"""
 
 import numpy as np
-from scipy.stats import binned_statistic
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk
 from torch import Tensor
 
@@ -17,13 +18,12 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
 
     Returns:
         accuracy, balanced_accuracy, macro_f1, kappa (quadratic weights, for ordinal classes), nll (nats),
-        brier (0 to 2), ece (15 equal-width bins, top label).
+        brier (0 to 2), ece (15 equal-width bins, top label), adaptive_ece (15 bins of equal count, top label).
     """
     classes = np.arange(probs.shape[1])
-    # float64, renormalised: scikit-learn checks that rows sum to 1 more strictly than float32 can hold.
-    p = probs.double().numpy()
-    p = p / p.sum(axis=1, keepdims=True)
-    y, predicted = labels.numpy(), p.argmax(axis=1)
+    p, samples = _normalised(probs), confidence_table(probs, labels)
+    y, predicted = labels.numpy(), samples["predicted"].to_numpy()
+    confidence, correct = samples["confidence"].to_numpy(), predicted == y
     return {
         "accuracy": float(sk.accuracy_score(y, predicted)),
         "balanced_accuracy": float(sk.recall_score(y, predicted, labels=np.unique(y), average="macro")),
@@ -31,11 +31,105 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
         "kappa": float(sk.cohen_kappa_score(y, predicted, labels=classes, weights="quadratic")),
         "nll": float(sk.log_loss(y, p, labels=classes)),
         "brier": float(np.square(p - np.eye(len(classes))[y]).sum(axis=1).mean()),
-        "ece": _expected_calibration_error(p.max(axis=1), predicted == y),
+        "ece": calibration_error(reliability_of(confidence, correct)),
+        "adaptive_ece": adaptive_calibration_error(confidence, correct),
     }
 
 
-def _expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Share of rows times |accuracy - mean confidence|, summed over bins of confidence (Guo et al. 2017, eq. 3)."""
-    gap = binned_statistic(confidence, correct - confidence, "sum", bins=ECE_BINS, range=(0, 1)).statistic
-    return float(np.abs(gap).sum() / len(confidence))
+def confidence_table(probs: Tensor, labels: Tensor) -> pd.DataFrame:
+    """What reliability needs to know of each sample, small enough to be stored.
+
+    Args:
+        probs: (N, C) float, rows sum to 1.
+        labels: (N,) int64 true classes.
+
+    Returns:
+        One row per sample: `label` and `predicted` (int16), `confidence` (float32, probability of `predicted`).
+    """
+    p = _normalised(probs)
+    return pd.DataFrame(
+        {
+            "label": labels.numpy().astype(np.int16),
+            "predicted": p.argmax(axis=1).astype(np.int16),
+            "confidence": p.max(axis=1).astype(np.float32),
+        }
+    )
+
+
+def reliability(probs: Tensor, labels: Tensor) -> pd.DataFrame:
+    """Accuracy beside confidence in 15 equal-width bins of confidence.
+
+    Args:
+        probs: (N, C) float, rows sum to 1.
+        labels: (N,) int64 true classes.
+
+    Returns:
+        As `reliability_of`.
+    """
+    samples = confidence_table(probs, labels)
+    return reliability_of(samples["confidence"], samples["predicted"] == samples["label"])
+
+
+def reliability_of(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
+    """Accuracy beside confidence in 15 equal-width bins of confidence, from stored confidences.
+
+    A bin holds its lower edge; the last one holds 1 too.
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        correct: (N,) bool, whether that class is the true one.
+
+    Returns:
+        One row per bin: `bin` (0 to 14), `count`, mean `confidence` and `accuracy` (NaN where the bin is empty).
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2.
+    """
+    confidence = np.asarray(confidence, dtype=np.float32)
+    bins = np.digitize(confidence, np.linspace(0, 1, ECE_BINS + 1)[1:-1])
+    count = np.bincount(bins, minlength=ECE_BINS)
+    divisor = np.where(count, count, np.nan)
+    return pd.DataFrame(
+        {
+            "bin": np.arange(ECE_BINS),
+            "count": count,
+            "confidence": np.bincount(bins, confidence, ECE_BINS) / divisor,
+            "accuracy": np.bincount(bins, np.asarray(correct, dtype=float), ECE_BINS) / divisor,
+        }
+    )
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error: |accuracy - confidence|, averaged over the samples' bins.
+
+    torchmetrics gives confidences of exactly 1 a sixteenth bin and sums in float32; this follows the definition.
+
+    Args:
+        table: from `reliability_of`; one with the samples of several runs gives the error of all of them together.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, eq. 3.
+    """
+    gap = (table["accuracy"] - table["confidence"]).abs()
+    return float((table["count"] * gap).sum() / table["count"].sum())
+
+
+def adaptive_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """Calibration error over 15 bins of equal count (up to one sample), so that no bin is nearly empty.
+
+    Samples of equal confidence are split over bins in the order given.
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        correct: (N,) bool, whether that class is the true one.
+
+    Source: Nixon et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019, section 3; top label only.
+    """
+    confidence = np.asarray(confidence, dtype=float)
+    order = np.argsort(confidence, kind="stable")
+    surplus = (np.asarray(correct, dtype=float) - confidence)[order]
+    return float(sum(abs(part.sum()) for part in np.array_split(surplus, ECE_BINS)) / len(surplus))
+
+
+def _normalised(probs: Tensor) -> NDArray[np.float64]:
+    """In float64 and renormalised: scikit-learn checks that rows sum to 1 more strictly than float32 can hold."""
+    p = probs.double().numpy()
+    return p / p.sum(axis=1, keepdims=True)

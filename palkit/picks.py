@@ -48,14 +48,12 @@ def compare(config: ExperimentConfig, strategies: Sequence[str], labels: int, ba
     here = setting(config)
     learner = Learner(config, here)
     labelled = learner.first_batch(labels)
-    model, _ = learner.fit(labelled, 0)
-    shared, _ = learner.score(model, 0)
-    assert shared is not None
+    model = learner.fit(labelled, 0)
+    shared = learner.score_pool(model, 0)
     picks = {}
     for name in strategies:
         chooser = Learner(replace(config, strategy=name), here)
-        scores = chooser.score(model, 0)[0] if chooser.dropout else shared
-        assert scores is not None
+        scores = chooser.score_pool(model, 0) if chooser.dropout else shared
         picks[name] = chooser.next_batch(scores, labelled, batch_size, 1)
     return Comparison(shared, learner.pool_rows, labelled, picks)
 
@@ -75,7 +73,7 @@ def describe(comparison: Comparison, labels: np.ndarray) -> pd.DataFrame:
         rows to the nearest label or pick; `margin`, mean of p1 - p2 of the picks; `error`, share of picks
         that the model gets wrong; `classes`, number of true classes among them.
     """
-    features = comparison.scores.features
+    features = comparison.scores.features[:]
     labelled = torch.from_numpy(comparison.labelled)
     some = features[:: max(1, len(features) // PAIRS)]
     unit = float(distances(some, some).sum() / (len(some) * (len(some) - 1)))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from palkit.backbones import POOLINGS, Backbone, BackboneConfig, load_backbone
 from palkit.datasets import ImagePool
-from palkit.scoring import CHUNK
 
+BATCH = 128  # images per forward pass
 NEIGHBOURS = 10
 RIDGE = 100.0  # closed form: hundreds of probes in seconds
 
@@ -31,11 +31,11 @@ def features_by_depth(backbone: Backbone, pool: ImagePool, rows: np.ndarray) -> 
         (depth, pooling) -> (n, D) float32, after the backbone's final norm.
     """
     found: dict[tuple[int, str], list[Tensor]] = {}
-    for chunk in np.array_split(rows, range(CHUNK, len(rows), CHUNK)):
+    for chunk in np.array_split(rows, range(BATCH, len(rows), BATCH)):
         images = torch.from_numpy(pool.images.decode(chunk, backbone.config.image_size)).to(backbone.device)
         tokens = backbone.prefix(backbone.preprocess(images), 0)
-        for depth, block in enumerate(backbone.vit.blocks, start=1):
-            tokens = block(tokens)
+        for depth in range(1, backbone.depth + 1):
+            tokens = backbone.block(tokens, depth - 1)
             for pooling in POOLINGS:
                 found.setdefault((depth, pooling), []).append(backbone.pool(backbone.vit.norm(tokens), pooling).cpu())
     return {key: torch.cat(parts).numpy() for key, parts in found.items()}

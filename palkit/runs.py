@@ -16,10 +16,11 @@ import pandas as pd
 import torch
 from pyarrow import parquet
 
+from palkit.adapter_files import adapter_is_saved
 from palkit.errors import DataError
 from palkit.files import REPOSITORY, atomic_path, runs_dir, write_text
 
-COSTS = ("fit_s", "score_s", "select_s", "peak_mb")
+COSTS = ("fit_s", "score_s", "select_s", "peak_mb", "trainable")
 PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
 
 
@@ -31,8 +32,9 @@ class Round:
         number: from 0, the round of the initial set.
         labels: labels bought so far.
         bought: pool positions bought at the start of this round.
-        metrics: of `palkit.metrics.evaluate` on the evaluation split.
-        costs: fit_s, score_s, select_s (of the next batch) in seconds; peak_mb of the process.
+        metrics: of `palkit.metrics.evaluate` on the evaluation split, and the temperature of the logits.
+        costs: fit_s, score_s, select_s (of the next batch) in seconds; peak_mb of the process; trainable numbers of
+            the backbone, the head not counted.
     """
 
     number: int
@@ -52,6 +54,11 @@ class RunDirectory:
     @property
     def notebook(self) -> Path:
         return self.path / "notebook.ipynb"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter and head of the last round."""
+        return self.path / "adapter"
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Record the resolved config and where it is being computed."""
@@ -88,20 +95,28 @@ class RunDirectory:
         """Columns round, position, id, label: everything bought, one batch more than there are complete rounds."""
         return _read(self.path / "selections.parquet")
 
-    def write(self, rounds: list[Round], selections: pd.DataFrame) -> None:
+    def predictions(self, rounds: int) -> list[pd.DataFrame]:
+        """Columns label, predicted, confidence, round of the evaluation rows: a table for each of the first rounds."""
+        if not rounds:
+            return []
+        table = _read(self.path / "predictions.parquet")
+        return [table[table["round"] == number] for number in range(rounds)]
+
+    def write(self, rounds: list[Round], selections: pd.DataFrame, predictions: list[pd.DataFrame]) -> None:
         """Store complete rounds and what was bought, the batch of the next round included.
 
-        Selections go first: a kill between the two files leaves a batch too many, which is ignored, never a
-        round whose successor's batch is unknown.
+        Rounds go last: a kill between the files leaves a batch or predictions too many, which are ignored, never
+        a round whose successor's batch is unknown.
         """
         table = pd.DataFrame([{"round": r.number, "labels": r.labels, **r.metrics, **r.costs} for r in rounds])
-        for name, content in {"selections": selections, "rounds": table}.items():
+        files = {"selections": selections, "predictions": pd.concat(predictions, ignore_index=True), "rounds": table}
+        for name, content in files.items():
             with atomic_path(self.path / f"{name}.parquet") as temporary:
                 content.to_parquet(temporary, index=False)
 
     def is_complete(self, rounds: int) -> bool:
         """Whether that many rounds are stored and the final adapter with them."""
-        return self.count_rounds() >= rounds and (self.path / "adapter.safetensors").exists()
+        return self.count_rounds() >= rounds and adapter_is_saved(self.adapter)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -5,26 +5,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, unknown_name
+from palkit.kernels import Rows
+
+DROPPED = ("features", "head", "adapter")
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """How to make stochastic passes.
+    """How to make stochastic passes. Only what is random is computed again in each pass.
 
     Attributes:
         passes: how many, T.
-        rate: probability with which a feature is dropped before the head.
+        rate: probability with which a value is dropped.
+        on: what is dropped. "features": entries of the pooled features, independently in each row and pass
+            (Gal 2017; Gupte 2024). "head": weights of the head, the same ones for all rows of a pass, so that a
+            pass is one function and rows are comparable within it (DropConnect, Wan et al. 2013). "adapter":
+            inputs of the low-rank path, in each adapted block (Gal 2017); the blocks before are computed once.
     """
 
     passes: int
     rate: float
+    on: str = "features"
 
     def __post_init__(self) -> None:
         if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
             raise ConfigError(f"dropout passes must be a whole number >= 1, got {self.passes!r}.")
         if not 0 < self.rate < 1:
             raise ConfigError(f"dropout rate must be in (0, 1), got {self.rate!r}.")
+        if self.on not in DROPPED:
+            raise unknown_name("dropout_on", self.on, DROPPED)
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,17 @@ class PoolScores:
     """One scoring pass over the whole pool, labelled and unlabelled rows alike, in pool order.
 
     Attributes:
-        features: (N, D) float32 pooled backbone features, what the head sees.
+        features: (N, D) float32 pooled backbone features, what the head sees; shards where they exceed memory.
         probs: (N, C) float32 class probabilities, rows sum to 1.
         stochastic_probs: (T, N, C) float32, one pass per dropout mask, or None if nothing needed it.
     """
 
-    features: Tensor
+    features: Rows
     probs: Tensor
     stochastic_probs: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.features.ndim != 2 or self.probs.ndim != 2:
+        if len(self.features.shape) != 2 or self.probs.ndim != 2:
             raise ConfigError(
                 f"scores need 2-D features and probs, got shapes {tuple(self.features.shape)} "
                 f"and {tuple(self.probs.shape)}."

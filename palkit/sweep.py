@@ -5,6 +5,8 @@ import itertools
 import json
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,14 +21,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from palkit.adapters import first_trained_block
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.experiment import ExperimentConfig, config_from_dict, nest, plain, run_directory, setting
+from palkit.experiment import ExperimentConfig, config_from_dict, nest, plain, rounds, run_directory, setting
 from palkit.files import REPOSITORY, atomic_path
+from palkit.metrics import reliability_of
 from palkit.notebooks import try_notebook
 from palkit.runs import RunDirectory
 
 RUN_NOTEBOOK = REPOSITORY / "notebooks" / "03_active_learning.ipynb"
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 FIGURES = REPOSITORY / "figures"
+KEYS = ("base", "grid", "variants")
 POLL_SECONDS = 0.5
 
 
@@ -37,18 +41,22 @@ class Sweep:
     Attributes:
         name: of its results folder, `figures/<name>/`.
         base: config values that all runs share; dotted keys allowed.
-        grid: config key -> values; the sweep is their Cartesian product.
+        grid: config key -> values, for their Cartesian product.
+        variants: name -> config values; the sweep is every variant with every point of the grid.
     """
 
     name: str
     base: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def parameters(self) -> list[dict[str, Any]]:
-        """Plain values of every run, in grid order."""
+    def parameters(self) -> list[tuple[str | None, dict[str, Any]]]:
+        """Name of the variant (None if there are none) and plain values of every run, in order."""
+        variants: list[tuple[str | None, Mapping[str, Any]]] = [*self.variants.items()] or [(None, {})]
         return [
-            {**self.base, **dict(zip(self.grid, values, strict=True))}
-            for values in itertools.product(*self.grid.values())
+            (name, nest({**self.base, **dict(zip(self.grid, point, strict=True)), **variant}))
+            for name, variant in variants
+            for point in itertools.product(*self.grid.values())
         ]
 
 
@@ -70,13 +78,19 @@ def load_sweep(name: str | Path) -> Sweep:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a mapping with the keys base and grid.")
     for key in content:
-        if key not in ("base", "grid"):
-            raise unknown_name(f"key in {path.name}", key, ["base", "grid"])
+        if key not in KEYS:
+            raise unknown_name(f"key in {path.name}", key, KEYS)
     grid = content.get("grid") or {}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{path}: grid.{key} must be a list of values, got {values!r}.")
-    return Sweep(path.stem, content.get("base") or {}, grid)
+    variants = content.get("variants") or {}
+    for key, values in variants.items() if isinstance(variants, dict) else [("", variants)]:
+        if not isinstance(values or {}, dict):
+            raise ConfigError(f"{path}: variants must map a name to config values, got {key}: {values!r}.")
+    return Sweep(
+        path.stem, content.get("base") or {}, grid, {str(key): values or {} for key, values in variants.items()}
+    )
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,13 @@ class Task:
         parameters: of the run notebook.
         config: None if the parameters do not make a valid config; the run then fails with the reason.
         directory: of the run.
+        variant: its name, if the sweep has variants.
     """
 
     parameters: Mapping[str, Any]
     config: ExperimentConfig | None
     directory: RunDirectory
+    variant: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -103,7 +119,7 @@ class Task:
         if self.config is None:
             return str(dict(self.parameters))
         parts = [self.config.dataset, self.config.adapter.name, self.config.strategy, f"seed {self.config.seed}"]
-        return " / ".join(parts)
+        return " / ".join([*parts, self.variant] if self.variant else parts)
 
 
 @dataclass(frozen=True)
@@ -122,13 +138,13 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
         ConfigError: two runs of the grid have the same config.
     """
     tasks = []
-    for parameters in sweep.parameters():
+    for variant, parameters in sweep.parameters():
         try:
             config = config_from_dict(parameters)
-            tasks.append(Task(plain(config), config, run_directory(config, device)))
+            tasks.append(Task(plain(config), config, run_directory(config, device), variant))
         except PalkitError:
             digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()
-            tasks.append(Task(nest(parameters), None, RunDirectory("invalid", digest[:16])))
+            tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant))
     runs = [task.directory.run for task in tasks]
     for task in tasks:
         if runs.count(task.directory.run) > 1:
@@ -136,7 +152,9 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
     return tasks
 
 
-def run_sweep(sweep: Sweep, *, jobs: int | None = None, device: str = "cpu", console: Console) -> list[Outcome]:
+def run_sweep(
+    sweep: Sweep, *, jobs: int | None = None, device: str = "cpu", console: Console, notebooks: bool = True
+) -> list[Outcome]:
     """Execute what is missing of a sweep; a failing run does not stop the others.
 
     Args:
@@ -144,6 +162,7 @@ def run_sweep(sweep: Sweep, *, jobs: int | None = None, device: str = "cpu", con
         jobs: processes at a time; None takes one per CPU. The CPUs are divided between them.
         device: for every run.
         console: where progress goes.
+        notebooks: whether every run is an executed notebook; without them no kernel starts, which short runs feel.
 
     Returns:
         One outcome per run, in grid order. A failed run keeps its executed notebook, which holds the traceback.
@@ -158,56 +177,70 @@ def run_sweep(sweep: Sweep, *, jobs: int | None = None, device: str = "cpu", con
     _fill_caches(todo, device, console)
     with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=max(1, cpus // jobs)), _live(tasks, console):
         ended = Parallel(batch_size=1)(
-            delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, device) for task in todo
+            delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, device)
+            if notebooks
+            else delayed(try_run)(task.parameters, device)
+            for task in todo
         )
     executed = {task.directory.run: Outcome(task, *end) for task, end in zip(todo, ended, strict=True)}
     outcomes = [executed.get(task.directory.run, Outcome(task, 0.0, None)) for task in tasks]
     for outcome in outcomes:
         if outcome.error:
             console.print(f"[red]failed:[/] {outcome.task.label}: {outcome.error}", soft_wrap=True)
-            console.print(f"  its notebook: {outcome.task.directory.notebook}", soft_wrap=True)
+            if notebooks:
+                console.print(f"  its notebook: {outcome.task.directory.notebook}", soft_wrap=True)
     return outcomes
+
+
+def try_run(parameters: Mapping[str, Any], device: str) -> tuple[float, str | None]:
+    """A run without its notebook: seconds it took, and what went wrong, or None."""
+    began, error = time.perf_counter(), None
+    try:
+        deque(rounds(config_from_dict(parameters), device=device), maxlen=0)
+    except Exception as exception:  # whatever stopped one run must not stop the sweep
+        error = f"{type(exception).__name__}: {exception}"
+    return time.perf_counter() - began, error
 
 
 def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
     """Compute shared inputs once, with all CPUs, before the processes that need them start."""
     done = set()
     for config in [task.config for task in tasks if task.config is not None]:
-        key = (config.dataset, config.pool_size, config.backbone, config.adapter.name, config.adapter.start_block)
+        key = (config.dataset, config.pool_size, config.backbone, config.scoring, config.adapter)
         if key in done:
             continue
         done.add(key)
         # What is wrong with this config is the run's to report.
         with suppress(PalkitError), console.status(f"embedding {config.dataset} for {config.adapter.name}"):
             here = setting(config, device)
-            here.cache.features()
-            here.cache.inputs(first_trained_block(config.adapter, here.backbone.depth))
+            here.cache.shards(here.backbone.depth)
+            here.cache.shards(first_trained_block(config.adapter, here.backbone.depth))
 
 
 @contextmanager
 def _live(tasks: Sequence[Task], console: Console) -> Iterator[None]:
     """Show runs and rounds while they are computed: bars on a terminal, one line per finished run elsewhere."""
-    rounds = {task.directory.run: 0 for task in tasks}
+    seen_rounds = {task.directory.run: 0 for task in tasks}
     total = sum(task.config.rounds for task in tasks if task.config is not None)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     stop = threading.Event()
 
     def refresh(progress: Progress, bars: dict[str, TaskID]) -> None:
         for task in tasks:
-            if task.config is None or rounds[task.directory.run] == task.config.rounds:
+            if task.config is None or seen_rounds[task.directory.run] == task.config.rounds:
                 continue
             key, wanted, seen = task.directory.run, task.config.rounds, task.directory.count_rounds()
-            if seen == rounds[key]:
+            if seen == seen_rounds[key]:
                 continue
-            rounds[key] = seen
+            seen_rounds[key] = seen
             if key not in bars:
                 bars[key] = progress.add_task(task.label, total=wanted)
             progress.update(bars[key], completed=seen, visible=seen < wanted)
             if seen == wanted:
-                complete = sum(t.config is not None and rounds[t.directory.run] == t.config.rounds for t in tasks)
+                complete = sum(t.config is not None and seen_rounds[t.directory.run] == t.config.rounds for t in tasks)
                 accuracy = task.directory.table()["accuracy"].iloc[-1]
                 progress.print(f"{complete}/{len(tasks)}  {task.label}: accuracy {accuracy:.3f}")
-        progress.update(bars["all"], completed=sum(rounds.values()))
+        progress.update(bars["all"], completed=sum(seen_rounds.values()))
 
     def watch(progress: Progress, bars: dict[str, TaskID]) -> None:
         while not stop.wait(POLL_SECONDS):
@@ -225,13 +258,29 @@ def _live(tasks: Sequence[Task], console: Console) -> Iterator[None]:
             watcher.join()
 
 
-def collect(sweep: Sweep, device: str = "cpu") -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rounds and selections of all complete runs of a sweep, one row per run and round, per run and image."""
-    tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": []}
-    for task in plan(sweep, device):
-        if task.config is None or not task.is_complete:
-            continue
+def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
+    """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
+
+    Args:
+        sweep: some of its runs must be complete.
+        device: that they ran on.
+
+    Returns:
+        `rounds`, one row per run and round; `selections`, per run and label bought; `reliability`, per run, round and
+        bin of confidence (see `palkit.metrics.reliability_of`). Besides the usual columns there is one for every
+        config field that differs between runs, under its dotted name, and `variant` if the sweep has some.
+
+    Raises:
+        ConfigError: no run is complete.
+    """
+    tasks = [task for task in plan(sweep, device) if task.is_complete]
+    if not tasks:
+        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
+    varied = _varied([task.parameters for task in tasks])
+    tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": [], "reliability": []}
+    for task, values in zip(tasks, varied, strict=True):
         config = task.config
+        assert config is not None, "complete"
         columns: dict[str, Any] = {
             "run": task.directory.run,
             "dataset": config.dataset,
@@ -240,18 +289,55 @@ def collect(sweep: Sweep, device: str = "cpu") -> tuple[pd.DataFrame, pd.DataFra
             "strategy": config.strategy,
             "balance": config.balance or "none",
             "seed": config.seed,
+            **({"variant": task.variant} if task.variant else {}),
+            **values,
         }
-        for name, rows in {"rounds": task.directory.table(), "selections": task.directory.selections()}.items():
+        rounds = task.directory.table()
+        found = {
+            "rounds": rounds,
+            "selections": task.directory.selections(),
+            "reliability": _reliability(task.directory.predictions(config.rounds), rounds["labels"].tolist()),
+        }
+        for name, rows in found.items():
             tables[name].append(rows.assign(**columns)[[*columns, *rows.columns]])
-    if not tables["rounds"]:
-        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
-    return pd.concat(tables["rounds"], ignore_index=True), pd.concat(tables["selections"], ignore_index=True)
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+def _varied(parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each run, the values under dotted names that differ between runs and have no column of their own."""
+    flat = [_flat(values) for values in parameters]
+    names = sorted({name for values in flat for name in values} - {"dataset", "strategy", "balance", "seed"})
+    names = [name for name in names if name not in ("backbone.name", "adapter.name")]
+    shown = [{name: _cell(values.get(name)) for name in names} for values in flat]
+    differing = [name for name in names if len({repr(values[name]) for values in shown}) > 1]
+    return [{name: values[name] for name in differing} for values in shown]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> pd.DataFrame:
+    return pd.concat(
+        [
+            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
+            for table, bought in zip(predictions, labels, strict=True)
+        ],
+        ignore_index=True,
+    )
 
 
 def write_results(sweep: Sweep, device: str = "cpu") -> Path:
     """Store the tables of `collect` in `figures/<sweep>/`, and return that folder."""
     folder = FIGURES / sweep.name
-    for name, table in zip(("rounds", "selections"), collect(sweep, device), strict=True):
+    for name, table in collect(sweep, device).items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
     return folder

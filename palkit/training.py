@@ -1,62 +1,114 @@
 """Fit a model to a few dozen labels, starting from the pretrained weights."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from palkit.adapters import AdaptedModel
-from palkit.errors import ConfigError, DivergenceError
+from palkit.adapters import ADAPTERS, AdaptedModel, trainable_parameters
+from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, fit_temperature
+from palkit.devices import PRECISIONS, autocast
+from palkit.errors import ConfigError, DivergenceError, unknown_name
+
+OPTIMIZERS = ("adamw", "sgd")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+EFFECTIVE_BETA = 0.999
+DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is fitted in every round.
+    """How a model is fitted in every round. Defaults were searched on validation data, see notebook 07.
 
     Attributes:
         optimizer: "adamw" or "sgd" (momentum 0.9).
         epochs: passes over the labelled set with head and adapter.
         batch_size: images per step.
         head_lr: peak learning rate of the head.
-        adapter_lr: peak learning rate of all backbone parameters that learn.
+        adapter_lr: peak learning rate of all backbone parameters that learn; None takes the adapter's own.
         weight_decay: decoupled (adamw) or L2 (sgd), on matrices only.
         head_epochs: passes before that with the head alone on frozen features (LP-FT, Kumar et al. 2022).
         warmup_epochs: of linear warm-up before cosine decay.
         label_smoothing: mass spread over the other classes.
+        class_weights: of the loss: "none", "balanced" (inverse to the class's share of the labels) or
+            "effective" (inverse to its effective number, Cui et al. 2019, beta 0.999).
         augmentation: "none", "crop" or "crop_flip" (random resized crop, horizontal flip).
         views: augmented views per labelled image; each epoch sees one of them.
+        max_grad_norm: gradients are scaled down to this norm.
+        precision: of the products while fitting: "float32", "bfloat16" or "auto" (measured).
+        early_stopping: share of the labels held out to choose the best epoch by its loss; 0 trains on all of them.
+        patience: epochs without a better one before early stopping ends the fit.
+        calibration: peak weight of C-PEAL's calibration loss; 0 leaves it out.
+        calibration_weighting: of right and wrong predictions in it: "balanced" or "effective".
+        temperature_folds: parts of the labelled set of which each is predicted by a model fitted to the others, to
+            find the temperature that divides the final model's logits; 0 leaves them as they are.
     """
 
     optimizer: str = "adamw"
     epochs: int = 20
     batch_size: int = 32
     head_lr: float = 1e-3
-    adapter_lr: float = 2e-3
+    adapter_lr: float | None = None
     weight_decay: float = 1e-2
     head_epochs: int = 60
     warmup_epochs: int = 1
     label_smoothing: float = 0.0
+    class_weights: str = "none"
     augmentation: str = "crop"
     views: int = 8
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    early_stopping: float = 0.0
+    patience: int = 5
+    calibration: float = 0.0
+    calibration_weighting: str = "balanced"
+    temperature_folds: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ConfigError(f"training.optimizer {self.optimizer!r}: must be 'adamw' or 'sgd'.")
-        if self.augmentation not in ("none", "crop", "crop_flip"):
-            raise ConfigError(f"training.augmentation {self.augmentation!r}: must be 'none', 'crop' or 'crop_flip'.")
-        for field in ("epochs", "batch_size", "views"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"training.{field} {getattr(self, field)}: must be at least 1.")
+        for name, valid in {
+            "optimizer": OPTIMIZERS,
+            "augmentation": AUGMENTATIONS,
+            "class_weights": CLASS_WEIGHTS,
+            "precision": (*PRECISIONS, "auto"),
+            "calibration_weighting": WEIGHTINGS,
+        }.items():
+            if getattr(self, name) not in valid:
+                raise unknown_name(f"training.{name}", getattr(self, name), valid)
+        for name in ("epochs", "batch_size", "views", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 1.")
+        for name in ("head_epochs", "warmup_epochs", "weight_decay", "calibration", "temperature_folds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0.")
+        for name in ("head_lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be above 0.")
+        if self.adapter_lr is not None and not self.adapter_lr > 0:
+            raise ConfigError(f"training.adapter_lr {self.adapter_lr}: must be above 0, or nothing for the adapter's.")
+        for name in ("label_smoothing", "early_stopping"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0 and less than 1.")
+        if self.temperature_folds == 1:
+            raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
 
 
-@dataclass(frozen=True)
+@dataclass
 class FitReport:
-    """What fitting did: mean loss per epoch, steps taken."""
+    """What fitting did.
 
-    losses: tuple[float, ...]
-    steps: int
+    Attributes:
+        losses: mean loss of each epoch, those of the head alone first.
+        held_out: loss of the held-out labels after each epoch of the whole model; empty without early stopping.
+        steps: optimiser steps.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    steps: int = 0
 
 
 def fit(model: AdaptedModel, inputs: Tensor, labels: Tensor, config: TrainingConfig, seed: int) -> FitReport:
@@ -67,76 +119,228 @@ def fit(model: AdaptedModel, inputs: Tensor, labels: Tensor, config: TrainingCon
         inputs: (V, L, ...) what `model` takes, V augmented views of L labelled images.
         labels: (L,) int64.
         config: optimiser, schedule, regularisation.
-        seed: of the order of the images and of dropout.
+        seed: of the order of the images, of dropout and of what is held out.
 
     Raises:
         ConfigError: fewer than two classes among the labels.
-        DivergenceError: the loss is not finite; says which step and what to change.
+        DivergenceError: the loss or a gradient is not finite, or the model ends far worse than guessing; says what
+            to change.
     """
     if len(labels.unique()) < 2:
         raise ConfigError(
             f"the labelled set holds one class only ({len(labels)} labels, all of class {int(labels[0])}): nothing to "
             "tell apart. Buy a larger first batch (batch_size), or another one (seed)."
         )
-    losses: list[float] = []
+    adapter_lr = config.adapter_lr or ADAPTERS[model.config.name].adapter_lr
+    report = FitReport()
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
         torch.manual_seed(seed)
-        model.train()
+        held_out = _held_out(labels, config.early_stopping)
+        weight = class_weights(labels[~held_out], model.head.out_features, config.class_weights)
         if config.head_epochs:
-            features = _frozen_features(model, inputs)
-            losses += _epochs(model.head, features, labels, config, config.head_epochs, [(model.head, config.head_lr)])
-        groups: list[tuple[nn.Module, float]] = [
-            (model.head, config.head_lr),
-            (model.backbone, config.adapter_lr),
-        ]
-        losses += _epochs(model, inputs, labels, config, config.epochs, groups)
+            features = _frozen_features(model, inputs, config.precision)
+            _Loop(config, weight, report).run(
+                model.logits, features, labels, ~held_out, config.head_epochs, [(model.head, config.head_lr)]
+            )
+        loop = _Loop(config, weight, report, model)
+        groups = [(model.head, config.head_lr), (model.backbone, adapter_lr)]
+        loop.run(lambda rows: model(rows)[1], inputs, labels, ~held_out, config.epochs, groups)
         model.eval()
-    steps = len(losses) * math.ceil(len(labels) / config.batch_size)
-    return FitReport(tuple(losses), steps)
+    return report
 
 
-def _frozen_features(model: AdaptedModel, inputs: Tensor) -> Tensor:
+def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
+    """(C,) weights of the loss, mean 1 over the classes that have labels; None for "none".
+
+    Args:
+        labels: (L,) int64.
+        classes: C.
+        kind: "none", "balanced" or "effective" (Cui et al., Class-Balanced Loss, CVPR 2019, eq. 2).
+    """
+    if kind == "none":
+        return None
+    counts = labels.bincount(minlength=classes).float()
+    size = counts if kind == "balanced" else (1 - EFFECTIVE_BETA**counts) / (1 - EFFECTIVE_BETA)
+    weight = torch.where(counts > 0, 1 / size.clamp_min(1e-12), torch.zeros_like(counts))
+    return weight * (counts > 0).sum() / weight.sum()
+
+
+def cross_fitted_temperature(
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+) -> float:
+    """Temperature that suits predictions of labels that a model has not seen: no label is spent on it.
+
+    Parts are drawn at random and not by class: the only label of a class is then predicted by a model that does not
+    know the class, and the share of such labels is what an image of an unseen class is as likely as (Good-Turing).
+    Classes kept out of the parts would make the temperature blind to them, and too low where it matters most.
+
+    Args:
+        make: a freshly attached model.
+        inputs: (V, L, ...) as for `fit`.
+        plain: (L, ...) the same images as they are.
+        labels: (L,) int64.
+        config: its `temperature_folds` says how many models are fitted.
+        seed: of the parts and the fits.
+
+    Returns:
+        1.0 if no part leaves two classes to the others.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    part = (order % config.temperature_folds).to(labels.device)
+    logits, truth = [], []
+    for fold in part.unique():
+        left = part != fold
+        if len(labels[left].unique()) < 2:
+            continue
+        model = make()
+        fit(model, inputs[:, left], labels[left], config, seed)
+        with torch.inference_mode(), autocast(plain.device, config.precision):
+            logits.append(model(plain[~left])[1].float())
+        truth.append(labels[~left])
+    return fit_temperature(torch.cat(logits).cpu(), torch.cat(truth).cpu()) if logits else 1.0
+
+
+def _held_out(labels: Tensor, share: float) -> Tensor:
+    """(L,) bool, every class of two or more labels giving about `share` of them, but never its last one."""
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    if share:
+        for label in labels.unique():
+            rows = (labels == label).nonzero().squeeze(1)
+            number = min(len(rows) - 1, max(1, round(share * len(rows))))
+            chosen[rows[torch.randperm(len(rows)).to(rows.device)[:number]]] = True
+    return chosen
+
+
+def _frozen_features(model: AdaptedModel, inputs: Tensor, precision: str) -> Tensor:
     """(V, L, D) features of an adapter that has not learnt anything yet."""
     model.eval()
-    with torch.inference_mode():
-        views = [model.features(view) for view in inputs]
-    model.train()
+    with torch.inference_mode(), autocast(inputs.device, precision):
+        views = [model.features(view).float() for view in inputs]
     return torch.stack(views).clone()
 
 
-def _epochs(
-    module: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    config: TrainingConfig,
-    epochs: int,
-    groups: list[tuple[nn.Module, float]],
-) -> list[float]:
-    """Mean loss of each epoch. `inputs` is (V, L, ...); epoch e sees view e mod V."""
-    optimizer = _optimizer(groups, config)
-    steps_per_epoch = math.ceil(len(labels) / config.batch_size)
-    scheduler = _warmup_cosine(optimizer, config.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    losses = []
-    for epoch in range(epochs):
-        view, total = inputs[epoch % len(inputs)], 0.0
-        for rows in torch.randperm(len(labels), device=labels.device).split(config.batch_size):
-            outputs = module(view[rows])
-            logits = outputs[1] if isinstance(outputs, tuple) else outputs
-            loss = F.cross_entropy(logits, labels[rows], label_smoothing=config.label_smoothing)
-            if not torch.isfinite(loss):
-                raise DivergenceError(
-                    f"the loss became {loss.item()} in epoch {epoch} with head_lr={config.head_lr} and "
-                    f"adapter_lr={config.adapter_lr}. Lower the learning rates or lengthen warmup_epochs."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
-            optimizer.step()
-            scheduler.step()
-            total += loss.item() * len(rows)
-        losses.append(total / len(labels))
-    return losses
+@dataclass
+class _Loop:
+    """Epochs of one phase: the head alone if there is no model, else head and adapter."""
+
+    config: TrainingConfig
+    weight: Tensor | None
+    report: FitReport
+    model: AdaptedModel | None = None
+
+    def run(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        learn: Tensor,
+        epochs: int,
+        groups: list[tuple[nn.Module, float]],
+    ) -> None:
+        """Train for some epochs. `inputs` is (V, L, ...); epoch e sees view e mod V of the rows `learn`."""
+        config, model = self.config, self.model
+        rows_to_learn = learn.nonzero().squeeze(1)
+        optimizer = _optimizer(groups, config)
+        steps = math.ceil(len(rows_to_learn) / config.batch_size)
+        scheduler = _warmup_cosine(optimizer, config.warmup_epochs * steps, epochs * steps)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        best = _Best(config.patience)
+        if model is not None:
+            model.train()
+            model.begin(epochs * steps)
+        step, error = 0, 0.0
+        for epoch in range(epochs):
+            view, total, error = inputs[epoch % len(inputs)], 0.0, 0.0
+            calibration = calibration_weight(epoch, epochs, config.calibration)
+            order = torch.randperm(len(rows_to_learn)).to(labels.device)
+            for rows in rows_to_learn[order].split(config.batch_size):
+                with autocast(view.device, config.precision):
+                    logits = forward(view[rows]).float()
+                loss = mistake = self._cross_entropy(logits, labels[rows])
+                if calibration:
+                    loss = loss + calibration * calibration_loss(logits, labels[rows], config.calibration_weighting)
+                penalty = None if model is None else model.penalty()
+                if penalty is not None:
+                    loss = loss + penalty
+                self._check(loss, "loss", epoch, groups)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(parameters, max_norm=config.max_grad_norm)
+                self._check(norm, "gradient", epoch, groups)
+                optimizer.step()
+                if model is not None:
+                    model.after_backward(step)
+                scheduler.step()
+                step += 1
+                total += loss.item() * len(rows) / len(rows_to_learn)
+                error += mistake.item() * len(rows) / len(rows_to_learn)
+            self.report.losses.append(total)
+            if model is None or learn.all():
+                continue
+            if best.is_over(self._held_out(forward, inputs, labels, ~learn), model):
+                break
+        self.report.steps += step
+        if model is not None:
+            best.restore(model)
+        guessing = math.log(len(labels.unique()))
+        if error > DIVERGED * guessing:
+            raise DivergenceError(
+                f"training ended at a loss of {error:.3g}, where guessing has {guessing:.3g}, {_rates(groups)}. "
+                "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
+            )
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, self.weight, label_smoothing=self.config.label_smoothing)
+
+    @torch.no_grad()
+    def _held_out(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, rows: Tensor) -> float:
+        assert self.model is not None
+        self.model.eval()
+        losses = [self._cross_entropy(forward(view[rows]).float(), labels[rows]) for view in inputs]
+        self.model.train()
+        self.report.held_out.append(float(torch.stack(losses).mean()))
+        return self.report.held_out[-1]
+
+    def _check(self, value: Tensor, what: str, epoch: int, groups: list[tuple[nn.Module, float]]) -> None:
+        if not torch.isfinite(value):
+            raise DivergenceError(
+                f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. "
+                "Lower the learning rates or lengthen warmup_epochs."
+            )
+
+
+class _Best:
+    """The best state that held-out labels have seen."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.loss = math.inf
+        self.waited = 0
+        self.state: dict[str, Tensor] = {}
+
+    def is_over(self, loss: float, model: AdaptedModel) -> bool:
+        """Take note of an epoch; whether there was none better for too long."""
+        self.waited += 1
+        if loss < self.loss:
+            self.loss, self.waited = loss, 0
+            self.state = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+        return self.waited >= self.patience
+
+    @torch.no_grad()
+    def restore(self, model: AdaptedModel) -> None:
+        for name, parameter in trainable_parameters(model).items():
+            if name in self.state:
+                parameter.copy_(self.state[name])
+
+
+def _rates(groups: list[tuple[nn.Module, float]]) -> str:
+    names = ("head_lr", "adapter_lr")
+    return "with " + " and ".join(f"{name}={lr:g}" for name, (_, lr) in zip(names, groups, strict=False))
 
 
 def _optimizer(groups: list[tuple[nn.Module, float]], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -7,7 +7,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from palkit import backbones
@@ -133,6 +135,43 @@ def test_prefix_and_suffix_compose_at_every_block(tiny_config: BackboneConfig, p
         assert expected.shape[1] == backbone.width
         for block in range(backbone.depth + 1):
             torch.testing.assert_close(backbone.suffix(backbone.prefix(pixels, block), block), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "pooling"),
+    [
+        ("test_vit3", 32, "mean"),  # a register and no class token
+        ("deit_tiny_distilled_patch16_224", 32, "cls+mean"),
+        ("eva02_tiny_patch14_224", 28, "cls"),
+        ("vit_small_patch16_dinov3", 32, "cls+mean"),
+    ],
+)
+def test_families_load_and_split(name: str, size: int, pooling: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    checkpoint = str(tmp_path / "weights.safetensors")
+    backbone = load_backbone(BackboneConfig(name, size, depth=3, pooling=pooling, checkpoint=checkpoint))
+    assert backbone.depth == 3
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = backbone.pool(backbone.vit.forward_features(pixels))
+        assert expected.shape == (2, backbone.width)
+        for block in range(4):
+            torch.testing.assert_close(backbone.suffix(backbone.prefix(pixels, block), block), expected)
+
+
+def test_class_token_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_vit3", num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    checkpoint = str(tmp_path / "weights.safetensors")
+    with pytest.raises(ConfigError, match="pooling 'cls': test_vit3 has no class token; use pooling='mean'"):
+        load_backbone(BackboneConfig("test_vit3", 32, depth=None, pooling="cls", checkpoint=checkpoint))
+
+
+def test_other_networks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("beit_base_patch16_224", num_classes=0, img_size=32, depth=1)
+    monkeypatch.setattr(backbones, "_create", lambda architecture, config: (model, ""))
+    with pytest.raises(ConfigError, match=r"'beit_base_patch16_224' is a Beit.*vit_\*, deit_\*, eva02_\*"):
+        load_backbone(BackboneConfig("beit_base_patch16_224", 32, depth=None))
 
 
 def test_preprocess_resizes_and_normalises(tiny: Backbone) -> None:

@@ -36,7 +36,11 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     assert all(0 <= position < 200 for position in bought)
     directory = run_directory(config_from_dict(tiny_run))
     names = {path.name for path in directory.path.iterdir() if not path.name.startswith(".")}
-    assert names == {"config.json", "provenance.json", "rounds.parquet", "selections.parquet", "adapter.safetensors"}
+    tables = {"rounds.parquet", "selections.parquet", "predictions.parquet"}
+    assert names == {"config.json", "provenance.json", "adapter", *tables}
+    predictions = pd.read_parquet(directory.path / "predictions.parquet")
+    correct = predictions["predicted"] == predictions["label"]
+    assert correct.groupby(predictions["round"]).mean().tolist() == [r.metrics["accuracy"] for r in history]
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
     stored = json.loads((directory.path / "config.json").read_text())
@@ -137,7 +141,7 @@ def test_kill_between_the_two_files_of_a_round_is_harmless(tiny_run: dict[str, A
     list(rounds(config_from_dict(tiny_run)))
     undisturbed, directory = outcome(tiny_run), run_directory(config_from_dict(tiny_run))
     directory.table().head(1).to_parquet(directory.path / "rounds.parquet", index=False)
-    (directory.path / "adapter.safetensors").unlink()
+    (directory.adapter / "head.safetensors").unlink()
     list(rounds(config_from_dict(tiny_run)))
     for one, two in zip(undisturbed, outcome(tiny_run), strict=True):
         pd.testing.assert_frame_equal(one, two, check_exact=True)
@@ -145,11 +149,12 @@ def test_kill_between_the_two_files_of_a_round_is_harmless(tiny_run: dict[str, A
 
 def test_lost_adapter_is_fitted_again(tiny_run: dict[str, Any]) -> None:
     list(rounds(config_from_dict(tiny_run)))
-    adapter = run_directory(config_from_dict(tiny_run)).path / "adapter.safetensors"
-    content = adapter.read_bytes()
-    adapter.unlink()
+    adapter = run_directory(config_from_dict(tiny_run)).adapter
+    content = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert content.keys() == {"adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
+    (adapter / "head.safetensors").unlink()
     assert len(list(rounds(config_from_dict(tiny_run)))) == 3
-    assert adapter.read_bytes() == content
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == content
 
 
 def test_truncated_results_are_reported(tiny_run: dict[str, Any]) -> None:

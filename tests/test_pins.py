@@ -1,5 +1,6 @@
 """environment.yml, pyproject.toml and requirements.lock must pin the same versions."""
 
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -19,7 +20,7 @@ def pins(lines: list[str]) -> dict[str, str]:
 
 def direct_pins() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return pins(project["dependencies"] + project["optional-dependencies"]["dev"])
+    return pins([*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())])
 
 
 def test_conda_environment_has_the_pins_of_the_project() -> None:

@@ -49,7 +49,8 @@ def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict
         notebook = nbformat.read(outcome.task.directory.notebook, as_version=4)
         failed = [o for c in notebook.cells for o in c.get("outputs", []) if o["output_type"] == "error"]
         assert bool(failed) == bool(outcome.error)
-    rounds, selections = collect(sweep)
+    tables = collect(sweep)
+    rounds, selections = tables["rounds"], tables["selections"]
     assert rounds["run"].nunique() == 1
     assert rounds["labels"].tolist() == [10, 20]
     assert len(selections) == 20

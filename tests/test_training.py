@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from palkit.adapters import AdaptedModel, AdapterConfig, attach
+from palkit.adapters import AdaptedModel, AdapterConfig, attach, trainable_parameters
 from palkit.backbones import Backbone
+from palkit.calibration import calibration_loss
 from palkit.errors import ConfigError, DivergenceError
-from palkit.training import TrainingConfig, fit
+from palkit.training import TrainingConfig, class_weights, cross_fitted_temperature, fit
 
 
 def model_and_data(backbone: Backbone, name: str, classes: int = 3) -> tuple[AdaptedModel, torch.Tensor, torch.Tensor]:
@@ -76,8 +77,179 @@ def test_divergence_is_reported_with_the_learning_rates(tiny: Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("optimizer", "adma"), ("augmentation", "mixup"), ("epochs", 0), ("batch_size", 0)]
+    ("field", "value"),
+    [
+        ("optimizer", "adma"),
+        ("augmentation", "mixup"),
+        ("class_weights", "inverse"),
+        ("precision", "float8"),
+        ("calibration_weighting", "even"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("patience", 0),
+        ("head_epochs", -1),
+        ("head_lr", 0.0),
+        ("adapter_lr", -1.0),
+        ("max_grad_norm", 0.0),
+        ("label_smoothing", 1.0),
+        ("early_stopping", 1.5),
+        ("calibration", -0.5),
+        ("temperature_folds", 1),
+    ],
 )
 def test_bad_settings_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"training\.{field} .*{value}"):
         TrainingConfig(**{field: value})
+
+
+def test_the_adapters_own_learning_rate_is_the_default(tiny: Backbone) -> None:
+    heads = []
+    for lr in (None, 2e-3, 1e-4):
+        model, inputs, labels = model_and_data(tiny, "lora")
+        fit(model, inputs, labels, TrainingConfig(epochs=3, adapter_lr=lr), seed=0)
+        heads.append(model.head.weight.detach())
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_class_weights_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 3])
+    assert class_weights(labels, 4, "none") is None
+    balanced = class_weights(labels, 4, "balanced")
+    assert balanced is not None
+    inverse = torch.tensor([1 / 4, 1 / 2, 0, 1])
+    torch.testing.assert_close(balanced, inverse * 3 / inverse.sum())
+    effective = class_weights(labels, 4, "effective")
+    assert effective is not None
+    number = torch.tensor([(1 - 0.999**n) / 0.001 for n in (4, 2, 1, 1)])
+    expected = torch.tensor([1.0, 1, 0, 1]) / number
+    torch.testing.assert_close(effective, expected * 3 / expected.sum(), rtol=1e-3, atol=1e-4)
+
+
+def test_class_weights_help_the_rare_class(tiny: Backbone) -> None:
+    """Two classes on top of each other, 10 to 2: only weighted training predicts the rare one where both are."""
+    shares = {}
+    for kind in ("none", "balanced"):
+        model = attach(tiny, AdapterConfig("linear_probe"), 2, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
+        labels = torch.tensor([0] * 10 + [1] * 2)
+        inputs = torch.ones(1, 12, tiny.width) / 8
+        fit(model, inputs, labels, TrainingConfig(head_epochs=0, epochs=300, head_lr=0.05, class_weights=kind), seed=0)
+        with torch.inference_mode():
+            shares[kind] = float(model(inputs[0])[1].softmax(1)[0, 1])
+    assert shares["none"] == pytest.approx(2 / 12, abs=0.03)
+    assert shares["balanced"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_label_smoothing_keeps_predictions_from_certainty(tiny: Backbone) -> None:
+    sure = {}
+    for smoothing in (0.0, 0.3):
+        model, inputs, labels = model_and_data(tiny, "linear_probe")
+        fit(model, inputs, labels, TrainingConfig(epochs=200, head_lr=0.05, label_smoothing=smoothing), seed=0)
+        with torch.inference_mode():
+            sure[smoothing] = float(model(inputs[0])[1].softmax(1).amax(1).mean())
+    assert sure[0.0] > 0.99
+    assert sure[0.3] == pytest.approx(0.8, abs=0.05), "1 - 0.3 + 0.3 / 3"
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_bfloat16_trains_too(tiny: Backbone, name: str) -> None:
+    model, inputs, labels = model_and_data(tiny, name)
+    config = TrainingConfig(precision="bfloat16", head_epochs=10, epochs=20, head_lr=0.05)
+    assert fit(model, inputs, labels, config, seed=0).losses[-1] < 0.2
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_gradients_are_clipped(tiny: Backbone) -> None:
+    """One plain SGD step of learning rate 1 is as long as the gradient is allowed to be."""
+    moved = {}
+    for norm in (1e-3, 1e9):
+        model, inputs, labels = model_and_data(tiny, "linear_probe")
+        config = TrainingConfig(optimizer="sgd", head_epochs=0, epochs=1, head_lr=1.0, weight_decay=0.0,
+                                warmup_epochs=0, max_grad_norm=norm)  # fmt: skip
+        fit(model, inputs, labels, config, seed=0)
+        moved[norm] = float(torch.cat([p.detach().flatten() for p in model.head.parameters()]).norm())
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[1e9] > 0.1
+
+
+def test_ending_worse_than_guessing_is_a_divergence(tiny: Backbone) -> None:
+    model, inputs, labels = model_and_data(tiny, "linear_probe")
+    labels = labels[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
+    config = TrainingConfig(optimizer="sgd", head_epochs=0, epochs=3, batch_size=1, head_lr=100.0, max_grad_norm=100.0)
+    with pytest.raises(DivergenceError, match=r"ended at a loss of .* where guessing has 1\.1, with head_lr=100"):
+        fit(model, inputs, labels, config, seed=0)
+
+
+def test_early_stopping_holds_out_and_keeps_the_best(tiny: Backbone) -> None:
+    """Labels at random: nothing to learn, so held-out loss is best early and training stops."""
+    model, inputs, _ = model_and_data(tiny, "lora")
+    labels = torch.randint(3, (12,), generator=torch.Generator().manual_seed(1))
+    config = TrainingConfig(head_epochs=0, epochs=100, head_lr=0.05, early_stopping=0.3, patience=4)
+    report = fit(model, inputs, labels, config, seed=0)
+    best = min(range(len(report.held_out)), key=report.held_out.__getitem__)
+    assert len(report.held_out) == best + 1 + 4 < 100
+    assert report.steps == len(report.held_out)
+    longer = TrainingConfig(head_epochs=0, epochs=100, head_lr=0.05, early_stopping=0.3, patience=100)
+    other, inputs, _ = model_and_data(tiny, "lora")
+    fit(other, inputs, labels, longer, seed=0)
+    assert torch.equal(model.head.weight, other.head.weight), "the best epoch, however long it went on"
+    plain, inputs, _ = model_and_data(tiny, "lora")
+    assert fit(plain, inputs, labels, TrainingConfig(epochs=3), seed=0).held_out == []
+
+
+def test_calibration_loss_changes_the_fit(tiny: Backbone) -> None:
+    """Overlapping classes, so that some predictions stay wrong: the loss is lower with its weight than without."""
+    found = {}
+    for weight in (0.0, 10.0):
+        model = attach(tiny, AdapterConfig("linear_probe"), 3, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(60) % 3
+        inputs = torch.zeros(1, 60, tiny.width)
+        inputs[..., 0] = labels + torch.randn(60, generator=generator)
+        fit(model, inputs, labels, TrainingConfig(epochs=60, head_lr=0.05, calibration=weight), seed=0)
+        with torch.inference_mode():
+            found[weight] = float(calibration_loss(model(inputs[0])[1], labels))
+    assert found[10.0] < found[0.0] - 0.005
+
+
+def test_cross_fitted_temperature_sees_what_the_fit_does_not(tiny: Backbone) -> None:
+    """Labels that features do not tell: models are sure of what they have seen and wrong about the rest."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 30, tiny.width, generator=generator)
+    labels = torch.arange(30) % 3
+
+    def make() -> AdaptedModel:
+        return attach(tiny, AdapterConfig("linear_probe"), 3, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
+
+    config = TrainingConfig(epochs=60, head_lr=0.05, temperature_folds=3)
+    assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) > 3
+    clear = inputs + 30 * torch.nn.functional.one_hot(labels, tiny.width)
+    assert cross_fitted_temperature(make, clear, clear[0], labels, config, 0) < 1
+    again = cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
+    assert again == cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
+    two = torch.tensor([0, 1])
+    assert cross_fitted_temperature(make, inputs[:, :2], inputs[0, :2], two, config, 0) == 1, "nothing to fit to"
+
+
+def test_a_class_with_one_label_is_predicted_by_models_that_do_not_know_it(tiny: Backbone) -> None:
+    """Ten clear classes of one label each: every held-out prediction is wrong, as for images of unseen classes."""
+
+    def make() -> AdaptedModel:
+        return attach(tiny, AdapterConfig("linear_probe"), 10, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
+
+    labels = torch.arange(10)
+    inputs = 5 * torch.nn.functional.one_hot(labels, tiny.width).float()[None]
+    config = TrainingConfig(epochs=60, head_lr=0.05, temperature_folds=5)
+    assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) == 20
+
+
+@pytest.mark.parametrize("name", ["adalora", "vera", "oft", "layernorm", "vpt"])
+def test_every_kind_of_adapter_fits(tiny: Backbone, name: str) -> None:
+    """AdaLoRA prunes and adds a penalty, VeRA shares matrices, OFT rotates, VPT adds tokens: one loop serves all."""
+    model, inputs, labels = model_and_data(tiny, name)
+    before = {key: value.detach().clone() for key, value in trainable_parameters(model).items()}
+    fit(model, inputs, labels, TrainingConfig(head_epochs=20, epochs=20, head_lr=0.05), seed=0)
+    with torch.inference_mode():
+        assert torch.equal(model(inputs[0])[1].argmax(1), labels)
+    moved = [key for key, value in trainable_parameters(model).items() if not torch.equal(value, before[key])]
+    assert any(key.startswith("backbone.") for key in moved)

@@ -6,6 +6,7 @@ of a page, in 8 point type. A strategy has the same colour and marker in every f
 own panel or its own filling, so that figures stay readable without colour.
 """
 
+from palkit.plots.calibration import calibration_curves, reliability_diagrams
 from palkit.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.plots.selection import pick_maps, pick_strips, selection_times
 from palkit.plots.study import area_under_curves, budget_curves, label_savings, pairwise, picks_by_class, round_costs
@@ -15,6 +16,7 @@ __all__ = [
     "STRATEGY_STYLES",
     "area_under_curves",
     "budget_curves",
+    "calibration_curves",
     "class_counts",
     "confusion",
     "depth_curves",
@@ -25,6 +27,7 @@ __all__ = [
     "pick_strips",
     "picks_by_class",
     "projection",
+    "reliability_diagrams",
     "round_costs",
     "save_figure",
     "selection_times",

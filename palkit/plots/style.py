@@ -80,6 +80,7 @@ METRIC_LABELS = {
     "nll": "negative log-likelihood (nats)",
     "brier": "Brier score",
     "ece": "expected calibration error (%)",
+    "adaptive_ece": "adaptive calibration error (%)",
 }
 NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "badge": "BADGE", "bald": "BALD", "bait": "BAIT"}
 

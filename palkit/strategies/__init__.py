@@ -15,8 +15,8 @@ new strategy touches one file only.
 from importlib import import_module
 from pkgutil import iter_modules
 
+from palkit.shards import Shards
 from palkit.strategies.registry import STRATEGIES, Strategy, get_strategy, select, strategy
-from palkit.strategies.shards import Shards
 
 for _module in iter_modules(__path__, f"{__name__}."):
     import_module(_module.name)

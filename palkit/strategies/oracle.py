@@ -8,7 +8,7 @@ from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.registry import strategy
 
 
-@strategy("class_balanced_oracle", cold_start=True)
+@strategy("class_balanced_oracle", cold_start=True, blind=True)
 def class_balanced_oracle(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -27,6 +27,7 @@ class Strategy:
         needs: what it wants from the scoring pass beyond features and probs, e.g. `"stochastic_probs"`.
         cold_start: whether it can choose the first batch, when there are no labels and no probs.
         dropout: for those that need stochastic_probs, how to make them.
+        blind: whether it chooses without looking at features and probs, so that the scoring pass can be spared.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Strategy:
     needs: frozenset[str]
     cold_start: bool
     dropout: Dropout | None = None
+    blind: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -45,12 +47,17 @@ STRATEGIES: dict[str, Strategy] = {}
 
 
 def strategy(
-    name: str, *, needs: set[str] | None = None, cold_start: bool = False, dropout: Dropout | None = None
+    name: str,
+    *,
+    needs: set[str] | None = None,
+    cold_start: bool = False,
+    dropout: Dropout | None = None,
+    blind: bool = False,
 ) -> Callable[[SelectFn], SelectFn]:
     """Register the decorated function as the strategy `name`."""
 
     def register(function: SelectFn) -> SelectFn:
-        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout)
+        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout, blind)
         return function
 
     return register

@@ -46,7 +46,7 @@ def most_uncertain(score: Tensor, labelled: LabelledSet, batch_size: int) -> Ten
     return top(score.cpu()[candidates], candidates, batch_size)
 
 
-@strategy("random", cold_start=True)
+@strategy("random", cold_start=True, blind=True)
 def random(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) uniform without replacement."""
     candidates = labelled.unlabelled(len(scores))

@@ -1,5 +1,6 @@
-"""Pools in memory-mapped shards: the same selections as from RAM, in less memory than the pool takes."""
+"""Arrays in memory-mapped shards: the same selections as from RAM, in less memory than the pool takes."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 import torch
 from test_strategies import NAMES, choose, generator, make_labelled, make_pool
 
+from palkit import shards as shards_module
 from palkit.errors import DataError
 from palkit.scores import PoolScores
-from palkit.strategies import Shards
+from palkit.shards import Shards, is_shard, open_shards, shard_path, shard_ranges, write_manifest
 
 
 def write_shards(folder: Path, features: torch.Tensor, sizes: list[int]) -> list[Path]:
@@ -51,12 +53,66 @@ def test_bad_shards_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((3, 2), np.float32))
     np.save(tmp_path / "wide.npy", np.zeros((3, 4), np.float32))
     np.save(tmp_path / "whole.npy", np.zeros((3, 2), np.int64))
-    with pytest.raises(DataError, match=r"wide\.npy has 4 columns.*a\.npy has 2"):
+    with pytest.raises(DataError, match=r"wide\.npy holds rows of shape \(4,\) float32.*a\.npy of shape \(2,\)"):
         Shards([tmp_path / "a.npy", tmp_path / "wide.npy"])
     with pytest.raises(DataError, match=r"whole\.npy must hold"):
         Shards([tmp_path / "whole.npy"])
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"cut\.npy cannot be read as a shard.*Delete it"):
+        Shards([tmp_path / "cut.npy"])
     with pytest.raises(DataError, match="no shards"):
         Shards([])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8])
+def test_rows_of_any_shape_and_type(tmp_path: Path, dtype: type) -> None:
+    rows = np.random.default_rng(0).integers(0, 200, (11, 2, 3)).astype(dtype)
+    for number, part in enumerate((rows[:4], rows[4:])):
+        np.save(shard_path(tmp_path, number), part)
+    write_manifest(tmp_path, 2, {"what": "a test"})
+    stored = open_shards(tmp_path)
+    assert stored.shape == rows.shape
+    assert np.array_equal(stored[2:7].numpy(), rows[2:7])
+    assert stored[2:7].numpy().dtype == dtype
+    assert np.array_equal(stored[torch.tensor([10, 0, 3])].numpy(), rows[[10, 0, 3]])
+    assert open_shards(tmp_path, torch.float32)[:].dtype == torch.float32
+
+
+def test_manifest_describes_the_folder_and_is_checked(tmp_path: Path) -> None:
+    np.save(shard_path(tmp_path, 0), np.zeros((3, 2), np.float32))
+    np.save(shard_path(tmp_path, 1), np.ones((2, 2), np.float32))
+    write_manifest(tmp_path, 2, {"weights_sha256": "abc"})
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert (content["shape"], content["dtype"]) == ([5, 2], "float32")
+    assert content["made_from"] == {"weights_sha256": "abc"}
+    digest = hashlib.sha256(shard_path(tmp_path, 1).read_bytes()).hexdigest()
+    assert content["shards"][1] == {"file": "00001.npy", "rows": 2, "sha256": digest}
+    np.save(shard_path(tmp_path, 1), np.ones((1, 2), np.float32))
+    with pytest.raises(DataError, match=r"holds \(4, 2\), its manifest says \(5, 2\)"):
+        open_shards(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"manifest\.json is no manifest"):
+        open_shards(tmp_path)
+
+
+def test_shards_end_where_batches_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 1000)
+    ranges = shard_ranges(100, row_bytes=10, multiple=32)
+    assert ranges == [range(0, 96), range(96, 100)]
+    assert shard_ranges(3, row_bytes=10**9, multiple=32) == [range(3)]
+    assert shard_ranges(0, row_bytes=10, multiple=32) == []
+
+
+def test_what_is_not_a_whole_shard(tmp_path: Path) -> None:
+    path = tmp_path / "00000.npy"
+    assert not is_shard(path, 4, (2,), np.dtype(np.float32))
+    np.save(path, np.zeros((4, 2), np.float32))
+    assert is_shard(path, 4, (2,), np.dtype(np.float32))
+    assert not is_shard(path, 5, (2,), np.dtype(np.float32))
+    assert not is_shard(path, 4, (3,), np.dtype(np.float32))
+    assert not is_shard(path, 4, (2,), np.dtype(np.float16))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_shard(path, 4, (2,), np.dtype(np.float32))
 
 
 LIMITED = """

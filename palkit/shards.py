@@ -1,0 +1,142 @@
+"""Arrays larger than memory: `.npy` shards, read through the page cache as they are needed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from palkit.errors import DataError
+from palkit.files import sha256, write_text
+
+MANIFEST = "manifest.json"
+SHARD_BYTES = 2**26  # a shard is lost and written as a whole: about a second's work
+
+
+class Shards:
+    """The rows of several `.npy` files, one after the other, as if they were one (N, ...) tensor.
+
+    Strategies take one as the features of their scores and give the same selection as from a tensor,
+    since every kernel reads `rows[a:b]` and `rows[index]` only. Files are memory-mapped: what is read
+    lies in the page cache, which the system takes back when memory is short.
+
+    Args:
+        paths: arrays (n_i, ...) of one row shape and type, in order.
+        dtype: of the tensors handed out; None for the stored one.
+
+    Raises:
+        DataError: there is no shard, or one is not an array like the first; names the file.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, paths: Sequence[str | Path], dtype: torch.dtype | None = torch.float32) -> None:
+        if not paths:
+            raise DataError("no shards given.")
+        self.maps = [_mapped(path) for path in paths]
+        stored = self.maps[0].dtype
+        for path, array in zip(paths, self.maps, strict=True):
+            if array.ndim < 2 or stored not in (np.float16, np.float32, np.uint8):
+                raise DataError(
+                    f"{path} must hold rows of float16, float32 or uint8 numbers, is {array.shape} {array.dtype}."
+                )
+            if array.shape[1:] != self.maps[0].shape[1:] or array.dtype != stored:
+                raise DataError(
+                    f"{path} holds rows of shape {array.shape[1:]} {array.dtype}, "
+                    f"{paths[0]} of shape {self.maps[0].shape[1:]} {stored}."
+                )
+        self.stored = stored
+        self.dtype = dtype or torch.from_numpy(np.empty(0, stored)).dtype
+        self._out = np.dtype(str(self.dtype).removeprefix("torch."))
+        self.starts = np.cumsum([0] + [len(array) for array in self.maps])
+        self.shape = torch.Size((int(self.starts[-1]), *self.maps[0].shape[1:]))
+        self.ndim = len(self.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets the paths and maps the files itself; numpy would send what they hold."""
+        return Shards, ([array.filename for array in self.maps], self.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise IndexError("shards are read in steps of one.")
+            parts = [
+                array[max(start - first, 0) : max(stop - first, 0)]
+                for first, array in zip(self.starts, self.maps, strict=False)
+                if first < stop and start < first + len(array)
+            ]
+            empty = np.empty((0, *self.shape[1:]), self._out)
+            return torch.from_numpy(np.concatenate([empty, *parts], dtype=self._out))
+        wanted = index.numpy()
+        shard = np.searchsorted(self.starts, wanted, side="right") - 1
+        rows = np.empty((len(wanted), *self.shape[1:]), dtype=self._out)
+        for number in np.unique(shard):
+            here = shard == number
+            rows[here] = self.maps[number][wanted[here] - self.starts[number]]
+        return torch.from_numpy(rows)
+
+
+def _mapped(path: str | Path) -> np.memmap:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a shard ({error}). Delete it to have it computed again.") from error
+
+
+def shard_ranges(rows: int, row_bytes: int, multiple: int) -> list[range]:
+    """Rows of each shard: about SHARD_BYTES, and a multiple of `multiple` rows so that shards end where batches do."""
+    step = max(1, SHARD_BYTES // max(1, row_bytes * multiple)) * multiple
+    return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """File of a shard."""
+    return folder / f"{number:05d}.npy"
+
+
+def is_shard(path: Path, rows: int, row_shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether the file is a whole shard of that many rows."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return array.shape == (rows, *row_shape) and array.dtype == dtype
+
+
+def write_manifest(folder: Path, shards: int, made_from: Mapping[str, Any]) -> None:
+    """Describe a complete folder of shards: what it was made from, and each file with its rows and checksum."""
+    paths = [shard_path(folder, number) for number in range(shards)]
+    rows = Shards(paths, dtype=None)
+    files = [
+        {"file": path.name, "rows": len(array), "sha256": sha256(path)}
+        for path, array in zip(paths, rows.maps, strict=True)
+    ]
+    content = {"shape": list(rows.shape), "dtype": rows.stored.name, "shards": files, "made_from": dict(made_from)}
+    write_text(folder / MANIFEST, json.dumps(content, indent=1))
+
+
+def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:
+    """The shards that a folder's manifest lists.
+
+    Raises:
+        DataError: the manifest or a shard cannot be read, or they do not agree; names the file.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        shards = Shards([folder / entry["file"] for entry in content["shards"]], dtype)
+        expected = tuple(content["shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no manifest of shards ({error!r}). Delete {folder} to have it computed again."
+        ) from error
+    if shards.shape != expected:
+        raise DataError(f"{folder} holds {tuple(shards.shape)}, its manifest says {expected}. Delete the folder.")
+    return shards

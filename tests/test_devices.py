@@ -1,0 +1,70 @@
+"""Devices: which one, how much memory, how fast; what is measured once stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from palkit import devices
+from palkit.backbones import Backbone
+from palkit.devices import autocast, choose_device, memory_limit, probe
+from palkit.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(devices, "PROBE_SECONDS", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("500M", 500 * 2**20), ("1.5g", 3 * 2**29), ("4GB", 2**32), ("4096", 4096), ("0", 0)]
+)
+def test_memory_limit(text: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALKIT_MEMORY", text)
+    assert memory_limit() == size
+
+
+@pytest.mark.parametrize("text", ["much", "-1G", "G", "nan"])
+def test_memory_limit_refuses(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALKIT_MEMORY", text)
+    with pytest.raises(ConfigError, match=r"PALKIT_MEMORY=.*500M"):
+        memory_limit()
+
+
+def test_memory_limit_is_a_quarter_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PALKIT_MEMORY", raising=False)
+    total = 1024 * int(Path("/proc/meminfo").read_text().split()[1]) if Path("/proc/meminfo").exists() else 0
+    assert not total or memory_limit() == total // 4
+
+
+def test_autocast_computes_in_the_precision_asked_for() -> None:
+    a = torch.randn(8, 8)
+    cpu = torch.device("cpu")
+    with autocast(cpu, "float32"):
+        assert (a @ a).dtype == torch.float32
+    with autocast(cpu, "bfloat16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="unknown precision 'float8'"):
+        autocast(cpu, "float8")
+
+
+def test_unknown_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"device 'tpu' is not available.*cpu"):
+        choose_device("tpu")
+
+
+def test_probe_measures_once_and_chooses_by_its_rule(tiny: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = probe("tiny", tiny, 32, torch.device("cpu"))
+    assert set(first.rates) == {"float32", "bfloat16"}
+    assert all(rate > 0 for by in first.rates.values() for rate in by.values())
+    best = {precision: max(by.values()) for precision, by in first.rates.items()}
+    assert (first.precision == "bfloat16") == (best["bfloat16"] >= 1.2 * best["float32"])
+    fast_enough = [s for s, r in first.rates[first.precision].items() if r >= 0.95 * best[first.precision]]
+    assert first.batch_size == min(fast_enough)
+    monkeypatch.setattr(devices, "_rates", lambda *_: pytest.fail("measured again"))
+    assert probe("tiny", tiny, 32, torch.device("cpu")) == first
+    with pytest.raises(pytest.fail.Exception):
+        probe("another", tiny, 32, torch.device("cpu"))
+    with pytest.raises(pytest.fail.Exception):
+        probe("tiny", tiny, 32, torch.device("cpu"), again=True)
