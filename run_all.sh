@@ -13,7 +13,8 @@ usage: ./run_all.sh [run]  [--sweep NAME] [--jobs N]   main job: sweep, figures,
 
 Every command first does what is missing of the set-up: .venv with the pinned packages of requirements.lock,
 and the embedded weights, verified by checksum, in .cache/. Finished runs are found again and not repeated.
-Variables: PYTHON (interpreter for .venv), PALKIT_CACHE, PALKIT_RUNS, PALKIT_DEVICE (cpu, cuda, mps).
+Variables: PYTHON (interpreter for .venv), PALKIT_CACHE, PALKIT_RUNS, PALKIT_DEVICE (cpu, cuda, mps),
+PALKIT_MEMORY (RAM for cached inputs, as 4G).
 EOF
 }
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from palkit.adapters import AdaptedModel, attach
+from palkit.config import config_from_dict
 from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, config_from_dict, seed_of, setting, settle
+from palkit.experiment import Learner, seed_of, setting, settle
 from palkit.inputs import augmenter, seeded
 from palkit.metrics import evaluate
 from palkit.training import fit

@@ -22,9 +22,10 @@ from PIL import Image
 
 from palkit.adapters import AdapterConfig, attach, merge, trainable_parameters
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.config import config_from_dict
 from palkit.datasets import FileImages, ImagePool, load_dataset
 from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, config_from_dict, rounds, setting, settle
+from palkit.experiment import Learner, rounds, setting, settle
 from palkit.inputs import Embedding, InputCache, decoded
 from palkit.scores import Dropout
 from palkit.scoring import score_pool

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from palkit.experiment import ExperimentConfig, setting
+from palkit.config import ExperimentConfig
+from palkit.experiment import setting
 from palkit.scaling import bound
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies import STRATEGIES, select

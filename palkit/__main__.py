@@ -11,11 +11,12 @@ from rich.console import Console
 from palkit import study
 from palkit.adapters import first_trained_block
 from palkit.backbones import embedded_weights
+from palkit.config import ExperimentConfig, config_from_dict
 from palkit.datasets import load_dataset
 from palkit.devices import choose_device
 from palkit.doctor import examine
 from palkit.errors import ConfigError, PalkitError
-from palkit.experiment import ExperimentConfig, config_from_dict, rounds, run_directory, setting
+from palkit.experiment import rounds, run_directory, setting
 from palkit.inputs import Executor, compute_here
 from palkit.progress import bars
 from palkit.sweep import load_sweep, run_sweep, write_results

@@ -23,7 +23,7 @@ def _linear_probe(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner()
 
 
-@adapter("full", adapter_lr=5e-5)
+@adapter("full", adapter_lr=1.3e-5)
 def _full(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Every parameter of the adapted blocks learns, and of the final norm if they reach the end."""
     for _, module in _adapted_modules(backbone, config):
@@ -31,7 +31,7 @@ def _full(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner()
 
 
-@adapter("bitfit", adapter_lr=1e-3)
+@adapter("bitfit", adapter_lr=2.5e-4)
 def _bitfit(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """The biases of what `full` trains (Ben Zaken et al. 2022, arXiv 2106.10199)."""
     for _, module in _adapted_modules(backbone, config):
@@ -41,7 +41,7 @@ def _bitfit(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner()
 
 
-@adapter("layernorm", adapter_lr=1e-3)
+@adapter("layernorm", adapter_lr=2.5e-4)
 def _layernorm(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Norms of the adapted blocks, and the final norm if they reach the end (Zhao et al. 2023, arXiv 2312.11420)."""
     from peft import LNTuningConfig
@@ -55,7 +55,7 @@ def _layernorm(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, LNTuningConfig, names))
 
 
-@adapter("vpt", adapter_lr=1e-2)
+@adapter("vpt", adapter_lr=2.5e-3)
 def _vpt(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """`rank` prompts in every adapted block (VPT-deep: Jia et al. 2022, arXiv 2203.12119)."""
     vit = backbone.vit
@@ -71,19 +71,19 @@ def _lora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(_inject_lora(backbone, config))
 
 
-@adapter("rslora", adapter_lr=1e-3)
+@adapter("rslora", adapter_lr=2.5e-4)
 def _rslora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
     return Tuner(_inject_lora(backbone, config, use_rslora=True))
 
 
-@adapter("dora", adapter_lr=2e-3)
+@adapter("dora", adapter_lr=5e-4)
 def _dora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """LoRA of the direction, and a learned magnitude per output (Liu et al. 2024, arXiv 2402.09353)."""
     return Tuner(_inject_lora(backbone, config, use_dora=True))
 
 
-@adapter("pissa", adapter_lr=5e-4)
+@adapter("pissa", adapter_lr=2e-3)
 def _pissa(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """LoRA that starts as the weights' largest singular triplets (Meng et al. 2024, arXiv 2404.02948)."""
     from peft import get_peft_model_state_dict
@@ -98,7 +98,7 @@ def _pissa(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(peft, {name: tensor.clone() for name, tensor in get_peft_model_state_dict(peft).items()})
 
 
-@adapter("adalora", adapter_lr=5e-3)
+@adapter("adalora", adapter_lr=2e-2)
 def _adalora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Singular triplets, pruned from 1.5 times to `rank` on average (Zhang et al. 2023, arXiv 2303.10512)."""
     from peft import AdaLoraConfig
@@ -117,7 +117,7 @@ def _adalora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     )
 
 
-@adapter("vera", adapter_lr=2e-2)
+@adapter("vera", adapter_lr=5e-3)
 def _vera(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Learned scales of shared random projections (Kopiczko et al. 2024, arXiv 2310.11454)."""
     from peft import VeraConfig
@@ -142,7 +142,7 @@ def _loha(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, LoHaConfig, r=config.rank, alpha=config.alpha))
 
 
-@adapter("lokr", adapter_lr=2e-3)
+@adapter("lokr", adapter_lr=8e-3)
 def _lokr(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Kronecker product of small matrices (Yeh et al. 2024, LyCORIS, arXiv 2309.14859)."""
     from peft import LoKrConfig
@@ -150,7 +150,7 @@ def _lokr(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, LoKrConfig, r=config.rank, alpha=config.alpha))
 
 
-@adapter("oft", adapter_lr=1e-3)
+@adapter("oft", adapter_lr=4e-3)
 def _oft(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Block-diagonal rotation of the targets' inputs, exact Cayley map (Qiu et al. 2023, arXiv 2306.07280)."""
     from peft import OFTConfig

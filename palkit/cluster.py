@@ -1,6 +1,7 @@
 """Embedding a pool in several processes or on several machines, through Ray (the extra `cluster`)."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -138,11 +139,14 @@ def _join(address: str) -> None:
     import ray
 
     try:
+        if address != "auto":  # Ray itself would try for a quarter of an hour
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, **QUIET)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"no Ray cluster can be reached at {address!r} ({error}). Start one with `ray start --head`, or leave "
-            "the address out to use this machine."
+            f"no Ray cluster can be reached at {address!r} ({error}). Give HOST:PORT as `ray start --head` printed it, "
+            "or leave the address out to use this machine."
         ) from error
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import psutil
 import torch
 
+from palkit.config import ExperimentConfig
 from palkit.devices import WORTH, Probe, device_name, memory_limit, rate
 from palkit.engine import ScoringConfig
-from palkit.experiment import ExperimentConfig, measured, probe_backbone, setting
+from palkit.experiment import measured, probe_backbone, setting
 from palkit.files import cache_dir, runs_dir
 from palkit.inputs import compiled
 

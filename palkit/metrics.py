@@ -98,6 +98,25 @@ def reliability_of(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
     )
 
 
+def pooled_reliability(tables: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The reliability table of all samples together, of every group of runs.
+
+    Args:
+        tables: rows of `reliability_of` of several runs, and columns that tell them apart.
+        by: columns that tell the groups apart; groups keep their order.
+
+    Returns:
+        `by`, `bin`, `count`, `confidence`, `accuracy`, 15 rows per group.
+    """
+    sums = tables.assign(
+        confidence=(tables["count"] * tables["confidence"]).fillna(0),
+        accuracy=(tables["count"] * tables["accuracy"]).fillna(0),
+    )
+    pooled = sums.groupby([*by, "bin"], sort=False, as_index=False)[["count", "confidence", "accuracy"]].sum()
+    divisor = pooled["count"].where(pooled["count"] > 0)
+    return pooled.assign(confidence=pooled["confidence"] / divisor, accuracy=pooled["accuracy"] / divisor)
+
+
 def calibration_error(table: pd.DataFrame) -> float:
     """Expected calibration error: |accuracy - confidence|, averaged over the samples' bins.
 

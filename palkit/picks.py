@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from palkit.experiment import ExperimentConfig, Learner, setting
+from palkit.config import ExperimentConfig
+from palkit.experiment import Learner, setting, settle
 from palkit.kernels import distances
 from palkit.scores import PoolScores
 from palkit.strategies.ranking import predicted_class
@@ -46,6 +47,7 @@ def compare(config: ExperimentConfig, strategies: Sequence[str], labels: int, ba
         ConfigError: unknown strategy, or more labels than images.
     """
     here = setting(config)
+    config = settle(config, here)
     learner = Learner(config, here)
     labelled = learner.first_batch(labels)
     model = learner.fit(labelled, 0)

@@ -303,6 +303,53 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
     return penalties
 
 
+def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.DataFrame:
+    """Share of the images bought after the shared initial set that two configurations have in common.
+
+    Args:
+        selections: one row per run and image bought, with `by`, `seed`, `round` and `position`; one run per seed in
+            each group.
+        by: column that tells configurations apart.
+
+    Returns:
+        (groups, groups) mean over the seeds that both have; 1 on the diagonal, NaN for a pair without a common seed.
+
+    Raises:
+        ConfigError: a group bought nothing, or has two runs of one seed.
+    """
+    chosen = selections[selections["round"] > 0]
+    repeated = chosen.duplicated([by, "seed", "position"])
+    if chosen.empty or repeated.any():
+        raise ConfigError(
+            f"no {by} chose anything after the initial set."
+            if chosen.empty
+            else f"{by}={chosen[by][repeated].iloc[0]} has several runs of one seed: filter the table."
+        )
+    bought = {key: frozenset(rows["position"]) for key, rows in chosen.groupby([by, "seed"], sort=False)}
+    names, seeds = list(dict.fromkeys(chosen[by])), sorted(chosen["seed"].unique())
+    shared = pd.DataFrame(np.nan, index=names, columns=names)
+    for a in names:
+        for b in names:
+            pairs = [
+                (bought[a, seed], bought[b, seed]) for seed in seeds if (a, seed) in bought and (b, seed) in bought
+            ]
+            if pairs:
+                shared.loc[a, b] = np.mean([len(one & two) / min(len(one), len(two)) for one, two in pairs])
+    return shared
+
+
+def pareto_front(cost: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
+    """(n,) whether no other configuration has more value at no more cost, or the same value at less.
+
+    Args:
+        cost: (n,) lower is better.
+        value: (n,) higher is better.
+    """
+    c, v = np.asarray(cost, dtype=float), np.asarray(value, dtype=float)
+    worse = ((c[None] <= c[:, None]) & (v[None] > v[:, None])) | ((c[None] < c[:, None]) & (v[None] >= v[:, None]))
+    return np.logical_not(worse.any(axis=1))
+
+
 def _significant(differences: pd.DataFrame, confidence: float) -> int:
     """Rows of (label counts, seeds) whose mean is above 0 by a two-sided t-test at `confidence`."""
     with warnings.catch_warnings():

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from palkit.adapters import first_trained_block
+from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.experiment import ExperimentConfig, config_from_dict, nest, plain, rounds, run_directory, setting
+from palkit.experiment import rounds, run_directory, setting
 from palkit.files import REPOSITORY, atomic_path
 from palkit.metrics import reliability_of
 from palkit.notebooks import try_notebook
@@ -80,17 +81,18 @@ def load_sweep(name: str | Path) -> Sweep:
     for key in content:
         if key not in KEYS:
             raise unknown_name(f"key in {path.name}", key, KEYS)
+    for key in KEYS:
+        if not isinstance(content.get(key) or {}, dict):
+            raise ConfigError(f"{path}: {key} must be a mapping, got {content[key]!r}.")
     grid = content.get("grid") or {}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{path}: grid.{key} must be a list of values, got {values!r}.")
-    variants = content.get("variants") or {}
-    for key, values in variants.items() if isinstance(variants, dict) else [("", variants)]:
-        if not isinstance(values or {}, dict):
-            raise ConfigError(f"{path}: variants must map a name to config values, got {key}: {values!r}.")
-    return Sweep(
-        path.stem, content.get("base") or {}, grid, {str(key): values or {} for key, values in variants.items()}
-    )
+    variants = {str(name): values or {} for name, values in (content.get("variants") or {}).items()}
+    for name, values in variants.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {values!r}.")
+    return Sweep(path.stem, content.get("base") or {}, grid, variants)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,13 @@ def test_shards_travel_as_paths(tmp_path: Path) -> None:
 
 
 @needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "host:port"])
+def test_no_cluster_at_the_address(address: str) -> None:
+    with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at '{address}'"), cluster(address, cpus=1):
+        pytest.fail("joined nothing")
+
+
+@needs_ray
 def test_own_instance_is_local_and_ends_when_interrupted(tiny: Backbone, tmp_path: Path) -> None:
     import ray
 

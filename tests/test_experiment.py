@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from palkit import experiment
+from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError
-from palkit.experiment import config_from_dict, resolve, rounds, run_directory, run_hash
+from palkit.experiment import resolve, rounds, run_directory, run_hash
 from palkit.runs import COSTS
 from palkit.strategies import STRATEGIES
 
@@ -101,7 +102,8 @@ def test_interrupted_run_continues_with_the_same_result(
 
 KILLED = """
 import json, sys, time
-from palkit.experiment import config_from_dict, rounds
+from palkit.config import config_from_dict
+from palkit.experiment import rounds
 for round_ in rounds(config_from_dict(json.loads(sys.argv[1]))):
     print(round_.number, flush=True)
     if round_.number == 0:

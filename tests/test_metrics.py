@@ -16,6 +16,7 @@ from palkit.metrics import (
     calibration_error,
     confidence_table,
     evaluate,
+    pooled_reliability,
     reliability,
     reliability_of,
 )
@@ -160,3 +161,15 @@ def test_adaptive_ece_follows_the_samples_where_equal_bins_do_not() -> None:
     one_bin = calibration_error(reliability_of(confidence, correct))
     assert one_bin == pytest.approx(abs(correct.mean() - confidence.mean()), abs=1e-6)
     assert adaptive_calibration_error(confidence, correct) > 3 * one_bin
+
+
+def test_pooled_reliability_is_that_of_all_samples_together() -> None:
+    parts = [sample((40, 4, seed)) for seed in range(3)]
+    tables = pd.concat([reliability(*part).assign(variant="a", seed=seed) for seed, part in enumerate(parts)])
+    other = reliability(*sample((9, 3, 5))).assign(variant="b", seed=0)
+    pooled = pooled_reliability(pd.concat([tables, other]), ["variant"])
+    together = reliability(torch.cat([probs for probs, _ in parts]), torch.cat([labels for _, labels in parts]))
+    first = pooled[pooled["variant"] == "a"].drop(columns="variant").reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, together, check_dtype=False)
+    second = pooled[pooled["variant"] == "b"].drop(columns="variant").reset_index(drop=True)
+    pd.testing.assert_frame_equal(second, reliability(*sample((9, 3, 5))), check_dtype=False)

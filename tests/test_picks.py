@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from palkit.config import config_from_dict
 from palkit.errors import ConfigError
-from palkit.experiment import config_from_dict
 from palkit.picks import Comparison, compare, describe
 from palkit.scores import PoolScores
 
@@ -46,3 +46,13 @@ def test_description_against_the_obvious() -> None:
     assert row["margin"] == pytest.approx((best[:, 2] - best[:, 1]).mean(), rel=1e-5)
     assert row["error"] == pytest.approx(np.mean(p[picks].argmax(1) != truth[picks]))
     assert row["classes"] == len(set(truth[picks]))
+
+
+def test_batches_come_from_the_fitted_model_whatever_the_config_strategy(tiny_run: dict) -> None:
+    """A config whose strategy looks at nothing still gets its pool scored."""
+    for strategy in ("random", "entropy"):
+        comparison = compare(config_from_dict({**tiny_run, "strategy": strategy}), ["entropy"], 20, 5)
+        assert comparison.scores.probs.std(dim=0).min() > 0
+        if strategy == "random":
+            picks = comparison.picks["entropy"]
+    assert picks.tolist() == comparison.picks["entropy"].tolist()

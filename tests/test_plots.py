@@ -475,3 +475,45 @@ def test_selection_times_draws_what_was_measured() -> None:
     assert axes.get_yscale() == "log"
     with pytest.raises(ConfigError, match="bound"):
         plots.selection_times(table.drop(columns="bound"))
+
+
+def adapters() -> pd.DataFrame:
+    """A probe, and two methods in two or four blocks."""
+    rows = [("linear_probe", 0, 0, 0, 0.5, 0.60)]
+    for blocks in (2, 4):
+        rows += [
+            ("lora", blocks, 8, 12_288 * blocks, 1.0 * blocks, 0.62),
+            ("full", blocks, 8, 1_770_000 * blocks, 2.0 * blocks, 0.58),
+        ]
+    columns = ["adapter", "blocks", "rank", "trainable", "seconds", "mean"]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(low=frame["mean"] - 0.01, high=frame["mean"] + 0.01)
+
+
+def test_cost_quality_draws_every_adapter_against_both_costs_and_the_front() -> None:
+    figure = plots.cost_quality(adapters())
+    size, time = figure.axes
+    assert size.get_xlabel() == "trainable numbers in the backbone"
+    assert time.get_xlabel().startswith("seconds per round")
+    for axes, column in ((size, "trainable"), (time, "seconds")):
+        points = {
+            (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
+            for line in axes.lines
+            if len(line.get_xdata()) == 1
+        }
+        assert points == set(zip(adapters()[column].astype(float), adapters()["mean"], strict=True))
+        (front,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert list(front.get_ydata()) == [0.60, 0.62]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["linear probe", "LoRA", "full", "front"]
+    with pytest.raises(ConfigError, match="lacks the columns seconds"):
+        plots.cost_quality(adapters().drop(columns="seconds"))
+
+
+def test_overlaps_are_written_as_shares() -> None:
+    shared = pd.DataFrame([[1, 0.25], [0.25, 1]], index=["entropy", "badge"], columns=["entropy", "badge"])
+    (axes,) = plots.overlaps(shared).axes
+    assert [text.get_text() for text in axes.texts] == ["100%", "25%", "25%", "100%"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["entropy", "BADGE"]
+    with pytest.raises(ConfigError, match="empty"):
+        plots.overlaps(pd.DataFrame())

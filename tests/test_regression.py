@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from palkit.adapters import ADAPTERS
 from palkit.experiment import rounds, run_directory
 from palkit.files import REPOSITORY
 from palkit.sweep import load_sweep, plan
@@ -46,3 +47,13 @@ def test_committed_sweep_is_complete() -> None:
     assert table.groupby("run").size().tolist() == [7] * 36
     initial = table[table["round"] == 0].groupby(["adapter", "seed"])["accuracy"].nunique()
     assert (initial == 1).all(), "strategies of one adapter and seed start from the same model"
+
+
+def test_learning_rates_are_those_that_the_search_found() -> None:
+    """Of every adapter the rate of highest validation accuracy, of lowest NLL among equals (notebook 07)."""
+    table = pd.read_parquet(REPOSITORY / "figures" / "search" / "rounds.parquet")
+    searched = table[~table["variant"].str.contains(",") & (table["adapter"] != "linear_probe")]
+    found = searched.groupby(["adapter", "training.adapter_lr"])[["accuracy", "nll"]].mean().round(6).reset_index()
+    best = found.sort_values(["accuracy", "nll"], ascending=[False, True]).groupby("adapter").first()
+    chosen = {name: method.adapter_lr for name, method in ADAPTERS.items() if name != "linear_probe"}
+    assert best["training.adapter_lr"].to_dict() == pytest.approx(chosen)

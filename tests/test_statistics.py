@@ -19,7 +19,9 @@ from palkit.statistics import (
     curves,
     label_saving,
     paired_difference,
+    pareto_front,
     penalty_matrix,
+    selection_overlap,
     summarise,
 )
 
@@ -403,3 +405,47 @@ def test_stalled_runs_are_named() -> None:
 def test_grouping_needs_a_list_of_columns(by: Sequence[str]) -> None:
     with pytest.raises(ConfigError, match="must list one or more columns"):
         summarise(table(run([0.1, 0.2, 0.3])), by=by)
+
+
+# --- selections in common, and what nothing beats
+
+
+def bought(strategy: str, seed: int, *batches: Sequence[int], name: str = "") -> pd.DataFrame:
+    rows = [(number, position) for number, batch in enumerate(batches) for position in batch]
+    return pd.DataFrame(rows, columns=["round", "position"]).assign(strategy=strategy, seed=seed, run=name or strategy)
+
+
+def test_overlap_leaves_out_the_initial_set_and_averages_seeds() -> None:
+    shared = selection_overlap(
+        pd.concat(
+            [
+                bought("entropy", 0, [1, 2], [3, 4], [5, 6]),
+                bought("margin", 0, [1, 2], [5, 4], [7, 8]),
+                bought("entropy", 1, [1, 2], [3, 4], [5, 6]),
+                bought("margin", 1, [1, 2], [7, 8], [9, 10]),
+                bought("badge", 0, [1, 2], [3, 4], [5, 6]),
+                bought("lonely", 7, [1, 2], [3, 4]),
+            ]
+        )
+    )
+    assert list(shared.index) == list(shared.columns) == ["entropy", "margin", "badge", "lonely"]
+    assert shared.loc["entropy", "margin"] == shared.loc["margin", "entropy"] == (2 / 4 + 0) / 2
+    assert shared.loc["entropy", "badge"] == 1
+    assert (np.diag(shared) == 1).all()
+    assert math.isnan(shared.loc["entropy", "lonely"])
+
+
+def test_overlap_refuses_what_it_cannot_pair() -> None:
+    twice = pd.concat([bought("entropy", 0, [1], [3], name="a"), bought("entropy", 0, [1], [3], name="b")])
+    with pytest.raises(ConfigError, match="strategy=entropy has several runs of one seed"):
+        selection_overlap(twice)
+    with pytest.raises(ConfigError, match="no strategy chose anything"):
+        selection_overlap(bought("entropy", 0, [1, 2]))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+def test_pareto_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    cost, value = zip(*points, strict=True)
+    for (c, v), kept in zip(points, pareto_front(cost, value), strict=True):
+        beaten = any((b <= c and w > v) or (b < c and w >= v) for b, w in points)
+        assert kept == (not beaten)

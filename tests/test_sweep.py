@@ -17,6 +17,7 @@ from rich.console import Console
 from palkit import sweep as sweeps
 from palkit.__main__ import main
 from palkit.errors import ConfigError
+from palkit.metrics import calibration_error
 from palkit.sweep import Sweep, collect, load_sweep, plan, run_sweep
 
 QUIET = Console(quiet=True)
@@ -90,6 +91,42 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
             pd.testing.assert_frame_equal(table.head(len(earlier)), earlier, check_exact=True)
 
 
+def test_variants_and_what_differs_become_columns(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "FIGURES", tmp_path / "figures")
+    path = tmp_path / "variants.yaml"
+    variants = {"plain": None, "smooth": {"training.label_smoothing": 0.1}, "small": {"adapter.rank": 2}}
+    base = {**tiny_run, "rounds": 2, "strategy": "entropy"}
+    path.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}, "variants": variants}, sort_keys=False))
+    sweep = load_sweep(path)
+    assert [task.variant for task in plan(sweep)] == ["plain", "plain", "smooth", "smooth", "small", "small"]
+    outcomes = run_sweep(sweep, jobs=2, device="cpu", console=QUIET, notebooks=False)
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert not any(task.directory.notebook.exists() for task in plan(sweep))
+    tables = {name: pd.read_parquet(sweeps.write_results(sweep) / f"{name}.parquet") for name in collect(sweep)}
+    assert tables.keys() == {"rounds", "selections", "reliability"}
+    rounds = tables["rounds"]
+    assert rounds.groupby("variant")["training.label_smoothing"].unique().str[0].to_dict() == {
+        "plain": 0.0, "smooth": 0.1, "small": 0.0,
+    }  # fmt: skip
+    assert rounds.groupby("variant")["adapter.rank"].unique().str[0].to_dict() == {"plain": 8, "smooth": 8, "small": 2}
+    assert not {"adapter.alpha", "training.epochs"} & set(rounds), "the same in every run"
+    reliability = tables["reliability"]
+    assert len(reliability) == 6 * 2 * 15
+    pooled = reliability.groupby(["run", "labels"])
+    ece = pooled.apply(calibration_error, include_groups=False)
+    assert ece.to_dict() == pytest.approx(rounds.set_index(["run", "labels"])["ece"].to_dict())
+    assert run_sweep(sweep, device="cpu", console=QUIET, notebooks=False)[0].seconds == 0, "found by hash"
+
+
+def test_a_failure_without_notebooks_is_isolated_too(tiny_run: dict[str, Any]) -> None:
+    sweep = Sweep("mixed", {**tiny_run, "rounds": 2, "strategy": "random"}, {"batch_size": [150, 10]})
+    errors = [o.error for o in run_sweep(sweep, jobs=1, device="cpu", console=QUIET, notebooks=False)]
+    assert "ConfigError: 2 rounds of 150 labels" in str(errors[0])
+    assert errors[1] is None
+
+
 def test_command_line_exits_non_zero_after_a_failure(
     tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +155,8 @@ def test_command_line_run(tiny_run: dict[str, Any], capsys: pytest.CaptureFixtur
         ("grid: {seed: 0}", r"grid\.seed must be a list of values, got 0"),
         ("grid: [", "not valid YAML"),
         ("- 1", "must be a mapping"),
+        ("variants: {a: 1}", r"variants\.a must be a mapping of config values, got 1"),
+        ("variants: [a]", r"variants must be a mapping"),
         ("base: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )

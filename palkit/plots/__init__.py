@@ -6,10 +6,19 @@ of a page, in 8 point type. A strategy has the same colour and marker in every f
 own panel or its own filling, so that figures stay readable without colour.
 """
 
+from palkit.plots.adapters import cost_quality
 from palkit.plots.calibration import calibration_curves, reliability_diagrams
 from palkit.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.plots.selection import pick_maps, pick_strips, selection_times
-from palkit.plots.study import area_under_curves, budget_curves, label_savings, pairwise, picks_by_class, round_costs
+from palkit.plots.study import (
+    area_under_curves,
+    budget_curves,
+    label_savings,
+    overlaps,
+    pairwise,
+    picks_by_class,
+    round_costs,
+)
 from palkit.plots.style import STRATEGY_STYLES, save_figure, strategy_style
 
 __all__ = [
@@ -19,9 +28,11 @@ __all__ = [
     "calibration_curves",
     "class_counts",
     "confusion",
+    "cost_quality",
     "depth_curves",
     "image_grid",
     "label_savings",
+    "overlaps",
     "pairwise",
     "pick_maps",
     "pick_strips",

@@ -222,6 +222,28 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
 
 
 @styled
+def overlaps(shared: pd.DataFrame) -> Figure:
+    """Share of labels that two configurations bought in common.
+
+    Args:
+        shared: from `palkit.statistics.selection_overlap`.
+
+    Raises:
+        ConfigError: the table is empty.
+    """
+    if shared.empty:
+        raise ConfigError("the table of overlaps is empty; give two or more configurations.")
+    size = len(shared)
+    figure = Figure(figsize=(1.6 + 0.55 * size, 1.1 + 0.36 * size), layout="constrained")
+    axes = figure.subplots()
+    heatmap(axes, shared.to_numpy(float), np.vectorize("{:.0%}".format)(shared.to_numpy(float)))
+    name_ticks(axes, "x", map(title_of, map(str, shared.columns)))
+    name_ticks(axes, "y", map(title_of, map(str, shared.index)))
+    axes.set_xlabel("labels bought after the initial set, in common")
+    return figure
+
+
+@styled
 def picks_by_class(counts: pd.DataFrame) -> Figure:
     """Labels bought per class, one row per strategy (or round, or run).
 

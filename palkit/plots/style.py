@@ -82,7 +82,24 @@ METRIC_LABELS = {
     "ece": "expected calibration error (%)",
     "adaptive_ece": "adaptive calibration error (%)",
 }
-NAMES = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA", "badge": "BADGE", "bald": "BALD", "bait": "BAIT"}
+NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "adalora": "AdaLoRA",
+    "vera": "VeRA",
+    "ia3": "IA³",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "bitfit": "BitFit",
+    "vpt": "VPT",
+    "badge": "BADGE",
+    "bald": "BALD",
+    "bait": "BAIT",
+}
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
