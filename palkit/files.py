@@ -9,6 +9,7 @@ from pathlib import Path
 
 from palkit.errors import ChecksumError
 
+TEMPORARY = ".writing-"  # how names of files begin that are not complete
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -50,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -22,7 +22,7 @@ from palkit.datasets import Decoder, FileImages, ImagePool
 from palkit.devices import autocast, memory_limit
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, silent, to_device
 from palkit.errors import WeightsError
-from palkit.files import atomic_path, cache_dir
+from palkit.files import TEMPORARY, atomic_path, cache_dir
 from palkit.kernels import Rows, View
 from palkit.shards import (
     MANIFEST,
@@ -203,6 +203,8 @@ class InputCache:
                     missing = embedding.missing()
                     if missing:
                         execute(embedding, missing, self.progress)
+                    for left_by_a_kill in folder.glob(f"{TEMPORARY}*"):
+                        left_by_a_kill.unlink()
                     write_manifest(folder, len(embedding.ranges), self._made_from(start_block))
         return open_shards(folder)
 

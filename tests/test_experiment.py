@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from palkit import experiment
+from palkit.adapters import ADAPTERS
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError
 from palkit.experiment import resolve, rounds, run_directory, run_hash
@@ -236,3 +237,85 @@ def test_stochastic_passes_can_be_set(tiny_run: dict[str, Any]) -> None:
     ]
     assert batches[0] == batches[1], "20 passes at 0.5 are bald's own"
     assert batches[0] != batches[2]
+
+
+@pytest.mark.parametrize("on", ["head", "adapter"])
+def test_what_is_dropped_can_be_set(tiny_run: dict[str, Any], on: str) -> None:
+    values = {**tiny_run, "strategy": "bald", "rounds": 2}
+    plain = list(rounds(config_from_dict(values)))
+    other = list(rounds(config_from_dict({**values, "strategy_options": {"dropout_on": on}})))
+    assert plain[0].metrics == other[0].metrics
+    assert plain[1].bought != other[1].bought
+    with pytest.raises(ConfigError, match=r"unknown dropout_on 'haed'. Did you mean 'head'"):
+        list(rounds(config_from_dict({**values, "strategy_options": {"dropout_on": "haed"}})))
+
+
+def test_a_run_that_streams_from_disk_is_the_same(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(rounds(config_from_dict(tiny_run)))
+    in_memory = outcome(tiny_run)
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "streamed"))
+    monkeypatch.setenv("PALKIT_MEMORY", "0")
+    list(rounds(config_from_dict(tiny_run)))
+    for one, two in zip(in_memory, outcome(tiny_run), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_the_same_blocks_under_another_name_are_the_same_run(tiny_run: dict[str, Any]) -> None:
+    names = [{"start_block": 2}, {"start_block": -2}, {"start_block": 2, "stop_block": 4}]
+    hashes = {run_hash(resolve(config_from_dict({**tiny_run, "adapter": {"name": "lora", **n}}))) for n in names}
+    rate = {"training": {**tiny_run["training"], "adapter_lr": 2e-3}}
+    hashes.add(run_hash(resolve(config_from_dict({**tiny_run, **rate}))))
+    assert len(hashes) == 1
+    other = {**tiny_run, "adapter": {"name": "lora", "start_block": 2, "stop_block": 3}}
+    assert run_hash(resolve(config_from_dict(other))) not in hashes
+
+
+def test_what_is_measured_is_recorded(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("palkit.devices.PROBE_SECONDS", 0.01)
+    values = {**tiny_run, "scoring": {"precision": "auto", "batch_size": None}, "training.precision": "auto"}
+    resolved = resolve(config_from_dict(values))
+    assert resolved["scoring"]["precision"] in ("float32", "bfloat16")
+    assert resolved["training"]["precision"] == resolved["scoring"]["precision"]
+    assert isinstance(resolved["scoring"]["batch_size"], int)
+    assert resolve(config_from_dict(values)) == resolved, "measured once"
+    assert len(list(rounds(config_from_dict({**values, "rounds": 2})))) == 2
+
+
+def test_temperature_changes_confidence_and_no_prediction(tiny_run: dict[str, Any]) -> None:
+    values = {**tiny_run, "strategy": "random", "rounds": 2}
+    plain = list(rounds(config_from_dict(values)))
+    scaled = list(rounds(config_from_dict({**values, "training.temperature_folds": 3})))
+    for one, two in zip(plain, scaled, strict=True):
+        assert one.metrics["temperature"] == 1
+        assert two.metrics["temperature"] != 1
+        assert one.metrics["accuracy"] == two.metrics["accuracy"]
+        assert one.metrics["nll"] != two.metrics["nll"]
+
+
+def test_who_does_not_look_is_not_kept_waiting(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment.Learner, "score_pool", lambda *_: pytest.fail("scored the pool"))
+    assert len(list(rounds(config_from_dict({**tiny_run, "strategy": "random"})))) == 3
+    with pytest.raises(pytest.fail.Exception):
+        list(rounds(config_from_dict({**tiny_run, "strategy": "random", "balance": "pcb"})))
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_every_kind_of_adapter_runs_and_resumes(
+    tiny_run: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**tiny_run, "adapter": {"name": name, "start_block": 2}, "rounds": 2}
+    history = list(rounds(config_from_dict(values)))
+    undisturbed = outcome(values)
+    assert (history[0].costs["trainable"] > 0) == (name != "linear_probe")
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "interrupted"))
+    running = rounds(config_from_dict(values))
+    next(running)
+    running.close()
+    list(rounds(config_from_dict(values)))
+    for one, two in zip(undisturbed, outcome(values), strict=True):
+        pd.testing.assert_frame_equal(one, two, check_exact=True)

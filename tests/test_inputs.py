@@ -138,6 +138,7 @@ def test_damaged_and_missing_shards_are_computed_again(
     folder = cache.folder(2)
     (folder / "manifest.json").unlink()
     (folder / "00001.npy").unlink()
+    (folder / ".writing-abc.npy").write_bytes(b"left by a kill")
     path = folder / "00002.npy"
     path.write_bytes(path.read_bytes()[:-10])
     seen: list[int] = []
@@ -145,6 +146,7 @@ def test_damaged_and_missing_shards_are_computed_again(
     monkeypatch.setattr(Backbone, "prefix", lambda *a: seen.append(len(a[1])) or prefix(*a))
     assert torch.equal(cache.shards(2)[:], whole)
     assert seen == [128, 128], "only those two"
+    assert not list(folder.glob(".writing-*"))
 
 
 KILLED = """
