@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     embed.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     embed.add_argument("--workers", type=int, default=2, help="shards at a time (ray)")
     embed.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
-    embed.add_argument("--gpus", type=float, default=0.0, help="GPU share of a worker (ray)")
+    embed.add_argument("--gpus", type=float, help="GPU share of a worker (ray; default: 1 if the device is cuda)")
     for command in (doctor, embed):
         command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
     sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
@@ -98,7 +98,8 @@ def _embed(options: argparse.Namespace) -> int:
     if options.engine == "ray":
         from palkit.cluster import compute_on_ray
 
-        execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=options.gpus)
+        gpus = float(device.startswith("cuda")) if options.gpus is None else options.gpus
+        execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=gpus)
     with bars(console) as progress:
         here = setting(config, device, progress)
         for start_block in sorted({here.backbone.depth, first_trained_block(config.adapter, here.backbone.depth)}):
@@ -128,13 +129,13 @@ def _sweep(options: argparse.Namespace) -> int:
     outcomes = run_sweep(sweep, jobs=options.jobs, device=device, console=console, notebooks=notebooks)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
-        console.print(f"results: {write_results(sweep)}", soft_wrap=True)
+        console.print(f"results: {write_results(sweep, device)}", soft_wrap=True)
     console.print(f"{len(outcomes) - len(failed)} complete, {len(failed)} failed, {time.perf_counter() - began:.0f} s")
     return 1 if failed else 0
 
 
 def _study(options: argparse.Namespace) -> int:
-    for path in study.execute(options.name, in_place=options.in_place, console=console):
+    for path in study.execute(options.name, in_place=options.in_place, device=choose_device(), console=console):
         console.print(f"notebook: {path}", soft_wrap=True)
     console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)
     return 0

@@ -9,17 +9,19 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, unknown_name
+from palkit.errors import ConfigError, OutOfMemoryError, unknown_name
 from palkit.files import cache_dir, write_text
 
 VARIABLE = "PALKIT_DEVICE"
 MEMORY_VARIABLE = "PALKIT_MEMORY"
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 PRECISIONS = ("float32", "bfloat16")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 WORTH = 1.2  # bfloat16 changes the last digits: it must earn that
@@ -65,7 +67,7 @@ def memory_limit() -> int:
     """
     text = os.environ.get(MEMORY_VARIABLE, "").strip().upper().removesuffix("B")
     if not text:
-        return psutil.virtual_memory().total // 4
+        return min([psutil.virtual_memory().total, *_container_limits()]) // 4
     unit = UNITS.get(text[-1], 1)
     try:
         limit = int(float(text[:-1] if text[-1] in UNITS else text) * unit)
@@ -74,6 +76,15 @@ def memory_limit() -> int:
     if limit < 0:
         raise ConfigError(f"{MEMORY_VARIABLE}={os.environ[MEMORY_VARIABLE]!r} must be a size such as 500M or 4G.")
     return limit
+
+
+def _container_limits() -> list[int]:
+    """Bytes that a container may use, if there is a limit."""
+    try:
+        text = CONTAINER_LIMIT.read_text(encoding="ascii").strip()
+    except OSError:
+        return []
+    return [int(text)] if text.isdigit() else []
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -114,12 +125,13 @@ def probe(
         forward: (B, 3, S, S) pixels on `device` -> anything.
         image_size: S.
         device: where it runs.
-        again: measure though there is an answer.
+        again: measure though there is an answer; the answer that is there stays.
     """
     machine = device_name(device)
     key = hashlib.sha256(json.dumps([name, machine, torch.__version__]).encode()).hexdigest()[:16]
     path = cache_dir() / "probes" / f"{key}.json"
-    if path.exists() and not again:
+    known = path.exists()
+    if known and not again:
         stored = json.loads(path.read_text(encoding="utf-8"))
         rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
         return Probe(stored["device"], rates, stored["precision"], stored["batch_size"])
@@ -127,22 +139,29 @@ def probe(
     for precision in PRECISIONS:
         with autocast(device, precision), torch.inference_mode():
             rates[precision] = _rates(forward, image_size, device)
+    if not all(rates.values()):
+        raise OutOfMemoryError(
+            f"the network does not fit into the memory of {machine}. Take a smaller one or image_size."
+        )
     best = {precision: max(by.values()) for precision, by in rates.items()}
     precision = "bfloat16" if best["bfloat16"] >= WORTH * best["float32"] else "float32"
     batch_size = min(size for size, rate in rates[precision].items() if rate >= 0.95 * best[precision])
     result = Probe(machine, rates, precision, batch_size)
-    write_text(path, json.dumps(asdict(result), indent=1))
+    if not known:
+        write_text(path, json.dumps(asdict(result), indent=1))
     return result
 
 
 def _rates(forward: Callable[[Tensor], Any], image_size: int, device: torch.device) -> dict[int, float]:
-    sizes = (32, 64, 128, 256) if device.type == "cpu" else (64, 128, 256, 512, 1024)
+    sizes = (8, 32, 64, 128, 256) if device.type == "cpu" else (8, 64, 128, 256, 512, 1024)
     rates: dict[int, float] = {}
     for size in sizes:
         pixels = torch.rand(size, 3, image_size, image_size, device=device)
         try:
             rates[size] = rate(partial(forward, pixels), size, device)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             break
     return rates
 
@@ -159,6 +178,12 @@ def rate(call: Callable[[], Any], images: int, device: torch.device) -> float:
         took = time.perf_counter() - began
         seconds, best = seconds + took, min(best, took)
     return images / best
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or the CPU allocator ran out of memory."""
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def synchronize(device: torch.device) -> None:

@@ -54,7 +54,7 @@ def examine(config: ExperimentConfig, device: str, *, compile: bool = False) -> 
     yield (
         "chosen",
         f"precision {chosen.precision} (bfloat16 must be {WORTH:g} times as fast), batches of {chosen.batch_size}: "
-        "what scoring.precision=auto scoring.batch_size=null stand for here",
+        "what scoring.precision=auto scoring.batch_size=null stand for here, as measured the first time",
     )
     uses = here.cache.config
     yield "this config", f"scoring.precision={uses.precision} scoring.batch_size={uses.batch_size}"

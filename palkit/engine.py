@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from palkit.devices import PRECISIONS
-from palkit.errors import ConfigError, PalkitError, unknown_name
+from palkit.devices import PRECISIONS, is_out_of_memory
+from palkit.errors import ConfigError, OutOfMemoryError, unknown_name
 
 Progress = Callable[[str, int, int], None]
 Item = TypeVar("Item")
@@ -22,10 +22,6 @@ CACHE_DTYPES = ("float16", "float32")
 
 def silent(stage: str, done: int, total: int) -> None:
     """A progress listener that does nothing."""
-
-
-class OutOfMemoryError(PalkitError, MemoryError):
-    """Not even one row fits into the device's memory."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +114,6 @@ class Halving:
             begin = part.stop
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device or the CPU allocator ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def to_device(rows: Tensor, device: torch.device) -> Tensor:
-    """A tensor on the device; the copy overlaps with computing where the device can."""
-    if device.type == "cuda":
-        return rows.pin_memory().to(device, non_blocking=True)
-    return rows.to(device)
+def pinned(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows where a copy to the device can overlap with computing; to be called while reading ahead."""
+    return rows.pin_memory() if device.type == "cuda" else rows

@@ -28,6 +28,10 @@ class DivergenceError(PalkitError):
     """Training produced a loss that is not finite."""
 
 
+class OutOfMemoryError(PalkitError, MemoryError):
+    """Not even one image fits into the device's memory."""
+
+
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> ConfigError:
     """Error for a name that is not registered, listing the valid ones and the nearest.
 

@@ -23,6 +23,7 @@ from palkit.adapter_files import save_adapter
 from palkit.adapters import (
     ADAPTERS,
     AdaptedModel,
+    AdapterConfig,
     adapted_blocks,
     attach,
     first_trained_block,
@@ -97,7 +98,9 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
         ConfigError: blocks that the backbone does not have.
     """
     adapter, training = config.adapter, config.training
-    if adapter.name != "linear_probe":
+    if adapter.name == "linear_probe":
+        adapter = AdapterConfig(adapter.name)  # nothing else about it matters
+    else:
         blocks = adapted_blocks(adapter, here.backbone.depth)
         adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
@@ -330,8 +333,9 @@ class Learner:
         return score_pool(merge(model), self.eval_inputs, self.here.cache.config, progress).probs
 
     def _feature_folder(self) -> Path | None:
-        """Where the pool's features go if they exceed memory; gone with this object."""
-        if len(self.pool_rows) * self.here.backbone.width * 4 <= memory_limit():
+        """Where the pool's features and stochastic passes go if they exceed memory; gone with this object."""
+        passes = 0 if self.dropout is None else self.dropout.passes * len(self.here.pool.class_names)
+        if 4 * len(self.pool_rows) * (self.here.backbone.width + passes) <= memory_limit():
             return None
         if self._folder is None:
             cache_dir().mkdir(parents=True, exist_ok=True)

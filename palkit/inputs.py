@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
+import timm
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -20,9 +22,9 @@ from torchvision.transforms import v2
 from palkit.backbones import Backbone
 from palkit.datasets import Decoder, FileImages, ImagePool
 from palkit.devices import autocast, memory_limit
-from palkit.engine import Halving, Progress, ScoringConfig, ahead, silent, to_device
+from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import WeightsError
-from palkit.files import TEMPORARY, atomic_path, cache_dir
+from palkit.files import atomic_path, cache_dir, remove_leftovers
 from palkit.kernels import Rows, View
 from palkit.shards import (
     MANIFEST,
@@ -34,6 +36,8 @@ from palkit.shards import (
     shard_ranges,
     write_manifest,
 )
+
+VERSION = 1  # of what decoding, resizing and normalising do: raise it when they change, and caches are made anew
 
 
 @dataclass(frozen=True)
@@ -93,34 +97,34 @@ class Embedding:
         """
         rows, path, backbone = self.ranges[number], shard_path(self.folder, number), self.backbone
         size = backbone.config.image_size
-        output = np.empty((len(rows), *self.row_shape), self.dtype)
         forward = compiled(self._forward) if self.config.compile else self._forward
         blocks = [rows[i : i + self.config.rows] for i in range(0, len(rows), self.config.rows)]
 
         def read(block: range) -> Tensor:
-            return torch.from_numpy(self.images.decode(np.asarray(block), size))
+            return pinned(torch.from_numpy(self.images.decode(np.asarray(block), size)), backbone.device)
 
-        def work(done: int, images: Tensor, part: slice) -> None:
-            pixels = backbone.preprocess(to_device(images[part], backbone.device))
+        def work(output: np.ndarray, done: int, images: Tensor, part: slice) -> None:
+            pixels = backbone.preprocess(images[part].to(backbone.device, non_blocking=True))
             with autocast(backbone.device, self.config.precision):
                 tokens = forward(pixels).float().cpu().numpy()
+            here = slice(done + part.start, done + part.stop)
             with np.errstate(over="ignore"):
-                output[done + part.start : done + part.stop] = tokens
-            if not np.isfinite(output[done + part.start : done + part.stop]).all():
+                output[here] = tokens
+            if not np.isfinite(output[here]).all():
                 raise WeightsError(
                     f"tokens that enter block {self.start_block} of {backbone.config.name!r} are not finite as "
                     f"{self.dtype.name}. Set scoring.cache_dtype to float32; if that does not help, the weights or "
-                    f"the images {rows[done + part.start]} to {rows[done + part.stop - 1]} are broken."
+                    f"the images {rows[here.start]} to {rows[here.stop - 1]} are broken."
                 )
 
         halving, done = Halving(self.config.rows), 0
-        with torch.inference_mode():
+        with torch.inference_mode(), atomic_path(path) as temporary:
+            output = np.lib.format.open_memmap(temporary, "w+", self.dtype, (len(rows), *self.row_shape))
             for images in ahead(read, blocks):
-                halving(len(images), partial(work, done, images))
+                halving(len(images), partial(work, output, done, images))
                 done += len(images)
                 progress(done)
-        with atomic_path(path) as temporary:
-            np.save(temporary, output)
+            output.flush()
         return path
 
     def _forward(self, pixels: Tensor) -> Tensor:
@@ -199,12 +203,13 @@ class InputCache:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / ".lock"):
                 if not (folder / MANIFEST).exists():
-                    embedding = Embedding(self.images(), self.backbone, start_block, self.config, folder)
+                    # Elsewhere every worker decodes its own rows.
+                    images = self.images() if execute is compute_here else self.pool.images
+                    embedding = Embedding(images, self.backbone, start_block, self.config, folder)
                     missing = embedding.missing()
                     if missing:
                         execute(embedding, missing, self.progress)
-                    for left_by_a_kill in folder.glob(f"{TEMPORARY}*"):
-                        left_by_a_kill.unlink()
+                    remove_leftovers(folder)
                     write_manifest(folder, len(embedding.ranges), self._made_from(start_block))
         return open_shards(folder)
 
@@ -235,14 +240,26 @@ class InputCache:
         device = self.backbone.device
         if augmentation == "none" or len(rows) == 0:
             return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
-        images = torch.from_numpy(self.images().decode(rows, self.backbone.config.image_size)).to(device)
+        size = self.backbone.config.image_size
+        images = torch.from_numpy(self._decoder(size).decode(rows, size)).to(device)
         pixels = self.backbone.preprocess(images)
-        transform = augmenter(augmentation, self.backbone.config.image_size)
-        batches = []
-        for view in range(views):
-            changed = [seeded(transform, pixels[i], (seed, int(row), view)) for i, row in enumerate(rows)]
-            batches.append(self._forward(torch.stack(changed), start_block))
-        return torch.stack(batches)
+        transform = augmenter(augmentation, size)
+        # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a resumed
+        # run asks for many images at once.
+        batches = [
+            self._forward(
+                torch.stack([seeded(transform, pixels[i], (seed, int(row), view)) for view in range(views)]),
+                start_block,
+            )
+            for i, row in enumerate(rows)
+        ]
+        return torch.stack(batches, dim=1)
+
+    def _decoder(self, size: int) -> Decoder:
+        """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
+        folder = decoded_folder(self.data_checksum, size)
+        there = isinstance(self.pool.images, FileImages) and (folder / MANIFEST).exists()
+        return DecodedImages(open_shards(folder)) if there else self.pool.images
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor, start_block: int) -> Tensor:
@@ -265,6 +282,8 @@ class InputCache:
             "pooling": config.pooling if start_block == depth else None,
             "precision": self.config.precision,
             "batch_size": self.config.rows,
+            "compile": self.config.compile,
+            "versions": [VERSION, torch.__version__, timm.__version__],
             "dtype": "float32" if start_block == depth else self.config.cache_dtype,
         }
 
@@ -286,6 +305,12 @@ class DecodedImages:
         return self.shards[torch.from_numpy(rows)].numpy()
 
 
+def decoded_folder(checksum: str, size: int) -> Path:
+    """Where the images of a pool are, or will be, once they are decoded to `size` x `size`."""
+    made_from = {"data_sha256": checksum, "image_size": size, "versions": [VERSION, PIL.__version__]}
+    return cache_dir() / "images" / _key(made_from)
+
+
 def decoded(images: FileImages, size: int, checksum: str, progress: Progress = silent) -> Decoder:
     """The images decoded to `size` x `size` once and kept as uint8 shards; the files themselves if the disk is short.
 
@@ -299,7 +324,7 @@ def decoded(images: FileImages, size: int, checksum: str, progress: Progress = s
         DataError: a file is not an image; names it.
     """
     shape = (size, size, 3)
-    folder = cache_dir() / "images" / _key({"data_sha256": checksum, "image_size": size})
+    folder = decoded_folder(checksum, size)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
         with FileLock(folder / ".lock"):
@@ -307,6 +332,7 @@ def decoded(images: FileImages, size: int, checksum: str, progress: Progress = s
                 if shutil.disk_usage(folder).free < 2 * len(images) * int(np.prod(shape)) + SHARD_BYTES:
                     return images
                 _decode_all(images, size, folder, progress)
+                remove_leftovers(folder)
                 ranges = shard_ranges(len(images), int(np.prod(shape)), 1)
                 write_manifest(folder, len(ranges), {"data_sha256": checksum, "image_size": size})
     return DecodedImages(open_shards(folder))

@@ -41,6 +41,8 @@ def bars(console: Console) -> Iterator[Progress]:
         def listen(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = drawn.add_task(stage, total=total)
+            elif done < drawn.tasks[tasks[stage]].completed:
+                drawn.reset(tasks[stage])  # the stage has begun again
             drawn.update(tasks[stage], completed=done, total=total, visible=done < total)
 
         yield listen

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from palkit.adapters import AdaptedModel, adapter_dropout
 from palkit.devices import autocast
-from palkit.engine import Halving, Progress, ScoringConfig, ahead, silent, to_device
+from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import ConfigError
 from palkit.inputs import compiled
 from palkit.kernels import Rows
@@ -37,7 +37,7 @@ def score_pool(
         progress: called with ("scoring", rows done, rows in all).
         dropout: stochastic passes wanted, or None.
         rng: CPU generator of what is dropped; needed with `dropout`.
-        folder: where features go if they exceed memory; None keeps them in RAM.
+        folder: where features and stochastic passes go if they exceed memory; None keeps them in RAM.
 
     Returns:
         PoolScores on the CPU with (N, D) features, (N, C) probs and, if wanted, (T, N, C) stochastic_probs.
@@ -49,23 +49,23 @@ def score_pool(
     config = config or ScoringConfig()
     model.eval()
     device, total = model.feature_mean.device, len(inputs)
-    features = _storage(folder, total, model.backbone.width)
+    features = _storage(folder, "features", (total, model.backbone.width))
     probs = torch.empty(total, model.head.out_features)
     if dropout is not None and rng is None:
         raise ConfigError("stochastic passes need a generator: give rng.")
-    stochastic = None if dropout is None else torch.empty(dropout.passes, *probs.shape)
+    stochastic = None if dropout is None else _storage(folder, "passes", (dropout.passes, *probs.shape))
     heads = _dropped_heads(model, dropout, rng)
     forward = compiled(model) if config.compile else model
 
     def read(begin: int) -> tuple[Tensor, Tensor | None]:
-        rows = inputs[begin : begin + config.rows]
+        rows = pinned(inputs[begin : begin + config.rows], device)
         if dropout is None or dropout.on != "features":
             return rows, None
         return rows, torch.rand(dropout.passes, len(rows), model.backbone.width, generator=rng) >= dropout.rate
 
     def work(begin: int, block: Tensor, masks: Tensor | None, part: slice) -> None:
         rows = slice(begin + part.start, begin + part.stop)
-        inputs_here = to_device(block[part], device).float()
+        inputs_here = block[part].to(device, non_blocking=True).float()
         with autocast(device, config.precision):
             # The head stays in full precision: it costs nothing.
             chunk = forward(inputs_here)[0].float()
@@ -80,7 +80,9 @@ def score_pool(
             logits = torch.einsum("bd,tcd->tbc", chunk, heads) + model.head.bias
             stochastic[:, rows] = (logits / model.temperature).softmax(dim=2).cpu()
         else:
-            stochastic[:, rows] = _adapter_passes(model, inputs_here, dropout, seed + rows.start).cpu()
+            with autocast(device, config.precision):
+                passes = _adapter_passes(model, inputs_here, dropout, seed + rows.start)
+            stochastic[:, rows] = passes.cpu()
 
     halving = Halving(config.rows)
     on_adapter = dropout is not None and dropout.on == "adapter"
@@ -89,14 +91,14 @@ def score_pool(
     for begin, (block, masks) in zip(starts, ahead(read, starts), strict=True):
         halving(len(block), partial(work, begin, block, masks))
         progress("scoring", begin + len(block), total)
-    return PoolScores(_stored(folder, features), probs, stochastic)
+    return PoolScores(features if folder is None else Shards([folder / "features.npy"]), probs, stochastic)
 
 
 def _adapter_passes(model: AdaptedModel, inputs: Tensor, dropout: Dropout, seed: int) -> Tensor:
     """(T, B, C) probabilities under dropout in the low-rank paths."""
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []), adapter_dropout(model, dropout.rate):
         torch.manual_seed(seed)
-        return torch.stack([model(inputs)[1].softmax(dim=1) for _ in range(dropout.passes)])
+        return torch.stack([model(inputs)[1].float().softmax(dim=1) for _ in range(dropout.passes)])
 
 
 def _dropped_heads(model: AdaptedModel, dropout: Dropout | None, rng: torch.Generator | None) -> Tensor | None:
@@ -108,16 +110,9 @@ def _dropped_heads(model: AdaptedModel, dropout: Dropout | None, rng: torch.Gene
     return weight * masks.to(weight.device) / (1 - dropout.rate)
 
 
-def _storage(folder: Path | None, rows: int, width: int) -> Tensor:
+def _storage(folder: Path | None, name: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 memory, or a file that serves as memory."""
     if folder is None:
-        return torch.empty(rows, width)
+        return torch.empty(shape)
     folder.mkdir(parents=True, exist_ok=True)
-    return torch.from_numpy(np.lib.format.open_memmap(_file(folder), "w+", np.float32, (rows, width)))
-
-
-def _stored(folder: Path | None, features: Tensor) -> Rows:
-    return features if folder is None else Shards([_file(folder)])
-
-
-def _file(folder: Path) -> Path:
-    return folder / "features.npy"
+    return torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape))

@@ -14,6 +14,7 @@ from palkit.files import sha256, write_text
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 2**26  # a shard is lost and written as a whole: about a second's work
+MAX_SHARDS = 256  # each takes a file descriptor, and systems mostly allow 1024
 
 
 class Shards:
@@ -91,8 +92,11 @@ def _mapped(path: str | Path) -> np.memmap:
 
 
 def shard_ranges(rows: int, row_bytes: int, multiple: int) -> list[range]:
-    """Rows of each shard: about SHARD_BYTES, and a multiple of `multiple` rows so that shards end where batches do."""
-    step = max(1, SHARD_BYTES // max(1, row_bytes * multiple)) * multiple
+    """Rows of each shard: a multiple of `multiple`, so that shards end where batches do.
+
+    Shards are about SHARD_BYTES large, or as large as it takes for MAX_SHARDS of them to hold everything.
+    """
+    step = max(1, SHARD_BYTES // max(1, row_bytes * multiple), -(-rows // (MAX_SHARDS * multiple))) * multiple
     return [range(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -18,16 +18,17 @@ def figures(sweep: str) -> Path:
     return FIGURES / load_sweep(sweep).name
 
 
-def execute(name: str, *, in_place: bool, console: Console) -> Iterator[Path]:
+def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iterator[Path]:
     """Execute 01, 02 and 04 for a sweep, 03 too if in place; yields each executed notebook.
 
     Args:
         name: of the sweep; its results must be there.
         in_place: refresh the committed notebooks, with their own parameters, instead of writing copies.
+        device: that the runs were computed on.
         console: where progress goes.
     """
     sweep = load_sweep(name)
-    results = write_results(sweep) / "rounds.parquet"
+    results = write_results(sweep, device) / "rounds.parquet"
     parameters: dict[str, dict[str, str]] = {"01_data": {}, "02_backbone": {}, "04_study": {"sweep": sweep.name}}
     if "dataset" in sweep.base:
         parameters["01_data"] = parameters["02_backbone"] = {"dataset": sweep.base["dataset"]}

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from palkit.adapters import first_trained_block
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
+from palkit.devices import MEMORY_VARIABLE, memory_limit
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.experiment import rounds, run_directory, setting
-from palkit.files import REPOSITORY, atomic_path
+from palkit.experiment import rounds, run_directory, setting, settle
+from palkit.files import REPOSITORY, atomic_path, write_text
 from palkit.metrics import reliability_of
 from palkit.notebooks import try_notebook
 from palkit.runs import RunDirectory
@@ -32,6 +34,7 @@ RUN_NOTEBOOK = REPOSITORY / "notebooks" / "03_active_learning.ipynb"
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 FIGURES = REPOSITORY / "figures"
 KEYS = ("base", "grid", "variants")
+TRACEBACK = "traceback.txt"
 POLL_SECONDS = 0.5
 
 
@@ -100,7 +103,7 @@ class Task:
     """One run of a sweep: its notebook parameters and where it goes.
 
     Attributes:
-        parameters: of the run notebook.
+        parameters: of the run notebook, settled.
         config: None if the parameters do not make a valid config; the run then fails with the reason.
         directory: of the run.
         variant: its name, if the sweep has variants.
@@ -143,7 +146,9 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
     for variant, parameters in sweep.parameters():
         try:
             config = config_from_dict(parameters)
-            tasks.append(Task(plain(config), config, run_directory(config, device), variant))
+            # Settled here: workers have fewer threads, and could measure and choose otherwise.
+            settled = settle(config, setting(config, device))
+            tasks.append(Task(plain(settled), config, run_directory(settled, device), variant))
         except PalkitError:
             digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()
             tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant))
@@ -161,7 +166,7 @@ def run_sweep(
 
     Args:
         sweep: the grid.
-        jobs: processes at a time; None takes one per CPU. The CPUs are divided between them.
+        jobs: processes at a time; None takes one per CPU, or one on a GPU. CPUs and memory are divided between them.
         device: for every run.
         console: where progress goes.
         notebooks: whether every run is an executed notebook; without them no kernel starts, which short runs feel.
@@ -172,16 +177,21 @@ def run_sweep(
     cpus = os.cpu_count() or 1
     tasks = plan(sweep, device)
     todo = [task for task in tasks if not task.is_complete]
-    jobs = max(1, min(jobs or cpus, len(todo)))
+    jobs = max(1, min(jobs or (1 if device.startswith("cuda") else cpus), len(todo)))
     console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, {len(todo)} to do, {jobs} at a time")
     if not todo:
         return [Outcome(task, 0.0, None) for task in tasks]
     _fill_caches(todo, device, console)
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=max(1, cpus // jobs)), _live(tasks, console):
+    threads = max(1, cpus // jobs)
+    with (
+        _share_of_memory(jobs),
+        parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads),
+        _live(tasks, console),
+    ):
         ended = Parallel(batch_size=1)(
             delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, device)
             if notebooks
-            else delayed(try_run)(task.parameters, device)
+            else delayed(try_run)(task.parameters, device, task.directory.path)
             for task in todo
         )
     executed = {task.directory.run: Outcome(task, *end) for task, end in zip(todo, ended, strict=True)}
@@ -189,18 +199,32 @@ def run_sweep(
     for outcome in outcomes:
         if outcome.error:
             console.print(f"[red]failed:[/] {outcome.task.label}: {outcome.error}", soft_wrap=True)
-            if notebooks:
-                console.print(f"  its notebook: {outcome.task.directory.notebook}", soft_wrap=True)
+            where = outcome.task.directory.notebook if notebooks else outcome.task.directory.path / TRACEBACK
+            console.print(f"  its {'notebook' if notebooks else 'traceback'}: {where}", soft_wrap=True)
     return outcomes
 
 
-def try_run(parameters: Mapping[str, Any], device: str) -> tuple[float, str | None]:
-    """A run without its notebook: seconds it took, and what went wrong, or None."""
+@contextmanager
+def _share_of_memory(jobs: int) -> Iterator[None]:
+    """Inside, processes that start keep no more cached inputs in RAM together than this one would alone."""
+    before, share = os.environ.get(MEMORY_VARIABLE), memory_limit() // jobs
+    os.environ[MEMORY_VARIABLE] = str(share)
+    try:
+        yield
+    finally:
+        del os.environ[MEMORY_VARIABLE]
+        if before is not None:
+            os.environ[MEMORY_VARIABLE] = before
+
+
+def try_run(parameters: Mapping[str, Any], device: str, folder: Path) -> tuple[float, str | None]:
+    """A run without its notebook: seconds it took, and what went wrong, or None; the traceback goes to `folder`."""
     began, error = time.perf_counter(), None
     try:
         deque(rounds(config_from_dict(parameters), device=device), maxlen=0)
     except Exception as exception:  # whatever stopped one run must not stop the sweep
         error = f"{type(exception).__name__}: {exception}"
+        write_text(folder / TRACEBACK, traceback.format_exc())
     return time.perf_counter() - began, error
 
 
@@ -278,7 +302,7 @@ def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
     tasks = [task for task in plan(sweep, device) if task.is_complete]
     if not tasks:
         raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
-    varied = _varied([task.parameters for task in tasks])
+    varied = _varied([plain(task.config) for task in tasks if task.config is not None])
     tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": [], "reliability": []}
     for task, values in zip(tasks, varied, strict=True):
         config = task.config

@@ -188,7 +188,7 @@ def cross_fitted_temperature(
         seed: of the parts and the fits.
 
     Returns:
-        1.0 if no part leaves two classes to the others.
+        1.0 if no part leaves two classes to the others, or all their fits diverge.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     part = (order % config.temperature_folds).to(labels.device)
@@ -198,7 +198,10 @@ def cross_fitted_temperature(
         if len(labels[left].unique()) < 2:
             continue
         model = make()
-        fit(model, inputs[:, left], labels[left], config, seed)
+        try:
+            fit(model, inputs[:, left], labels[left], config, seed)
+        except DivergenceError:
+            continue  # the other parts say enough
         with torch.inference_mode(), autocast(plain.device, config.precision):
             logits.append(model(plain[~left])[1].float())
         truth.append(labels[~left])
@@ -285,8 +288,9 @@ class _Loop:
             if best.is_over(self._held_out(forward, inputs, labels, ~learn), model):
                 break
         self.report.steps += step
-        if model is not None:
+        if model is not None and best.state:
             best.restore(model)
+            return
         guessing = math.log(len(labels.unique()))
         if error > DIVERGED * guessing:
             raise DivergenceError(
@@ -301,7 +305,8 @@ class _Loop:
     def _held_out(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, rows: Tensor) -> float:
         assert self.model is not None
         self.model.eval()
-        losses = [self._cross_entropy(forward(view[rows]).float(), labels[rows]) for view in inputs]
+        with autocast(inputs.device, self.config.precision):
+            losses = [self._cross_entropy(forward(view[rows]).float(), labels[rows]) for view in inputs]
         self.model.train()
         self.report.held_out.append(float(torch.stack(losses).mean()))
         return self.report.held_out[-1]

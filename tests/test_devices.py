@@ -8,7 +8,7 @@ import torch
 from palkit import devices
 from palkit.backbones import Backbone
 from palkit.devices import autocast, choose_device, memory_limit, probe
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, OutOfMemoryError
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,15 @@ def test_memory_limit_refuses(text: str, monkeypatch: pytest.MonkeyPatch) -> Non
         memory_limit()
 
 
-def test_memory_limit_is_a_quarter_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_limit_is_a_quarter_of_machine_or_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PALKIT_MEMORY", raising=False)
     total = 1024 * int(Path("/proc/meminfo").read_text().split()[1]) if Path("/proc/meminfo").exists() else 0
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(devices, "CONTAINER_LIMIT", limit)
+    assert not total or memory_limit() == total // 4
+    limit.write_text("1000000\n")
+    assert memory_limit() == 250_000
+    limit.write_text("max\n")
     assert not total or memory_limit() == total // 4
 
 
@@ -68,3 +74,24 @@ def test_probe_measures_once_and_chooses_by_its_rule(tiny: Backbone, monkeypatch
         probe("another", tiny, 32, torch.device("cpu"))
     with pytest.raises(pytest.fail.Exception):
         probe("tiny", tiny, 32, torch.device("cpu"), again=True)
+    slow = {"float32": {8: 1.0}, "bfloat16": {8: 99.0}}
+    monkeypatch.setattr(
+        devices, "_rates", lambda *_: slow["bfloat16" if torch.is_autocast_enabled("cpu") else "float32"]
+    )
+    assert probe("tiny", tiny, 32, torch.device("cpu"), again=True).rates == slow
+    assert probe("tiny", tiny, 32, torch.device("cpu")) == first, "what a run was hashed with stays"
+
+
+def test_what_does_not_fit_is_said(tiny: Backbone) -> None:
+    def too_large(pixels: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate a lot")
+
+    with pytest.raises(OutOfMemoryError, match="does not fit into the memory of cpu"):
+        probe("large", too_large, 32, torch.device("cpu"))
+
+    def middling(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pixels
+
+    assert max(probe("middling", middling, 32, torch.device("cpu")).rates["float32"]) == 64

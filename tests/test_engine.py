@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from palkit.engine import Halving, OutOfMemoryError, ScoringConfig, ahead
-from palkit.errors import ConfigError
+from palkit.engine import Halving, ScoringConfig, ahead
+from palkit.errors import ConfigError, OutOfMemoryError
 
 
 def test_ahead_keeps_the_order_and_works_in_another_thread() -> None:

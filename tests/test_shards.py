@@ -100,6 +100,10 @@ def test_shards_end_where_batches_do(monkeypatch: pytest.MonkeyPatch) -> None:
     ranges = shard_ranges(100, row_bytes=10, multiple=32)
     assert ranges == [range(0, 96), range(96, 100)]
     assert shard_ranges(3, row_bytes=10**9, multiple=32) == [range(3)]
+    many = shard_ranges(1_000_000, row_bytes=10**6, multiple=128)
+    assert len(many) <= 256, "a process may open 1024 files, and this is not its only array"
+    assert all(len(rows) % 128 == 0 for rows in many[:-1])
+    assert [row for rows in shard_ranges(1001, row_bytes=10**6, multiple=2) for row in rows] == list(range(1001))
     assert shard_ranges(0, row_bytes=10, multiple=32) == []
 
 
