@@ -41,10 +41,12 @@ def execute_notebook(source: Path, target: Path, parameters: Mapping[str, Any]) 
             os.replace(running, target)
 
 
-def try_notebook(source: Path, target: Path, parameters: Mapping[str, Any], device: str) -> tuple[float, str | None]:
-    """`execute_notebook` on a device: seconds it took, and what went wrong, or None."""
+def try_notebook(
+    source: Path, target: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[float, str | None]:
+    """`execute_notebook` under some environment variables: seconds it took, and what went wrong, or None."""
     began = time.perf_counter()
-    os.environ["PALKIT_DEVICE"] = device
+    os.environ.update(environment)
     error = None
     try:
         execute_notebook(source, target, parameters)

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from palkit.adapters import first_trained_block
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.devices import MEMORY_VARIABLE, memory_limit
+from palkit.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.experiment import rounds, run_directory, setting, settle
 from palkit.files import REPOSITORY, atomic_path, write_text
@@ -182,16 +183,13 @@ def run_sweep(
     if not todo:
         return [Outcome(task, 0.0, None) for task in tasks]
     _fill_caches(todo, device, console)
-    threads = max(1, cpus // jobs)
-    with (
-        _share_of_memory(jobs),
-        parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads),
-        _live(tasks, console),
-    ):
+    environment = _environment(device, jobs)
+    processes = parallel_config("loky", n_jobs=jobs, inner_max_num_threads=max(1, cpus // jobs))
+    with processes, _live(tasks, console):
         ended = Parallel(batch_size=1)(
-            delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, device)
+            delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, environment)
             if notebooks
-            else delayed(try_run)(task.parameters, device, task.directory.path)
+            else delayed(try_run)(task.directory.path / TRACEBACK, task.parameters, environment)
             for task in todo
         )
     executed = {task.directory.run: Outcome(task, *end) for task, end in zip(todo, ended, strict=True)}
@@ -204,27 +202,30 @@ def run_sweep(
     return outcomes
 
 
-@contextmanager
-def _share_of_memory(jobs: int) -> Iterator[None]:
-    """Inside, processes that start keep no more cached inputs in RAM together than this one would alone."""
-    before, share = os.environ.get(MEMORY_VARIABLE), memory_limit() // jobs
-    os.environ[MEMORY_VARIABLE] = str(share)
-    try:
-        yield
-    finally:
-        del os.environ[MEMORY_VARIABLE]
-        if before is not None:
-            os.environ[MEMORY_VARIABLE] = before
+def _environment(device: str, jobs: int) -> dict[str, str]:
+    """Variables of a process of the sweep: ours, the device, and its share of the memory.
+
+    They are handed over with every run, because joblib keeps its processes, and their variables, from sweep to sweep.
+    """
+    ours = {name: value for name, value in os.environ.items() if name.startswith("PALKIT_")}
+    return ours | {DEVICE_VARIABLE: device, MEMORY_VARIABLE: str(memory_limit() // jobs)}
 
 
-def try_run(parameters: Mapping[str, Any], device: str, folder: Path) -> tuple[float, str | None]:
-    """A run without its notebook: seconds it took, and what went wrong, or None; the traceback goes to `folder`."""
+def try_run(report: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[float, str | None]:
+    """A run without its notebook: seconds it took, and what went wrong, or None; the traceback is written to `report`.
+
+    Args:
+        report: text file.
+        parameters: of the config, settled.
+        environment: variables to set.
+    """
     began, error = time.perf_counter(), None
+    os.environ.update(environment)
     try:
-        deque(rounds(config_from_dict(parameters), device=device), maxlen=0)
+        deque(rounds(config_from_dict(parameters), device=environment[DEVICE_VARIABLE]), maxlen=0)
     except Exception as exception:  # whatever stopped one run must not stop the sweep
         error = f"{type(exception).__name__}: {exception}"
-        write_text(folder / TRACEBACK, traceback.format_exc())
+        write_text(report, traceback.format_exc())
     return time.perf_counter() - began, error
 
 

@@ -125,6 +125,8 @@ def test_a_failure_without_notebooks_is_isolated_too(tiny_run: dict[str, Any]) -
     errors = [o.error for o in run_sweep(sweep, jobs=1, device="cpu", console=QUIET, notebooks=False)]
     assert "ConfigError: 2 rounds of 150 labels" in str(errors[0])
     assert errors[1] is None
+    report = plan(sweep)[0].directory.path / "traceback.txt"
+    assert "in _compute" in report.read_text()
 
 
 def test_command_line_exits_non_zero_after_a_failure(

@@ -26,7 +26,7 @@ def model_and_data(backbone: Backbone, name: str, classes: int = 3) -> tuple[Ada
 def test_it_learns(tiny: Backbone, name: str, optimizer: str) -> None:
     model, inputs, labels = model_and_data(tiny, name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    config = TrainingConfig(optimizer=optimizer, head_epochs=10, epochs=20, head_lr=0.05)
+    config = TrainingConfig(optimizer=optimizer, head_epochs=10, epochs=20, head_lr=0.05, adapter_lr=2e-3)
     report = fit(model, inputs, labels, config, seed=0)
     assert report.steps == 30
     assert report.losses[-1] < 0.2 < report.losses[0]

@@ -58,6 +58,7 @@ def cost_quality(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
         axes.grid()
         metric_axis(axes, "y", metric, labelled=cost == "trainable")
     panels[0].set_xscale("symlog", linthresh=1000)
+    panels[0].set_xticks([0, *(10**power for power in range(3, len(str(int(table["trainable"].max()))) + 1))])
     panels[0].xaxis.set_major_formatter(FuncFormatter(_thousands))
     panels[0].set_xlim(left=-200)
     panels[1].set_xlim(left=0)
