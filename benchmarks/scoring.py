@@ -1,6 +1,6 @@
 """The scoring engine beside the bare network, in one run on one machine.
 
-    python benchmarks/scoring.py [--images 1500] [--threads 2]
+    python benchmarks/scoring.py [--images 1500] [--threads 2] [--parts rates variants stochastic precision probe]
 
 Rates: the same timm blocks on the same batches in memory, nothing else (bare); palkit's pass over fp16 tokens on disk
 with a merged LoRA, head and softmax (scoring); palkit's pass over decoded uint8 images on disk with resizing,
@@ -10,6 +10,7 @@ and torch.compile, and whole runs of a linear probe.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -31,6 +32,7 @@ from palkit.scores import Dropout
 from palkit.scoring import score_pool
 
 TURNS = 7
+PARTS = ("rates", "variants", "stochastic", "precision", "probe")
 BATCH = ScoringConfig().rows
 
 
@@ -122,12 +124,12 @@ def half_precision(seeds: int = 3) -> None:
 def stochastic(backbone: Backbone, pool: ImagePool) -> None:
     model = attach(backbone, AdapterConfig("lora", start_block=backbone.depth - 2), 10, torch.zeros(backbone.width),
                    torch.ones(backbone.width), 0)  # fmt: skip
-    inputs = InputCache(pool, backbone).shards(model.start_block)
+    inputs = InputCache(pool, backbone).rows(model.start_block, np.arange(2 * BATCH))
     rng = torch.Generator()
     calls: dict[str, Callable[[], object]] = {"none": lambda: score_pool(model, inputs)}
     for on in ("features", "head", "adapter"):
         calls[on] = lambda on=on: score_pool(model, inputs, dropout=Dropout(20, 0.2, on), rng=rng)
-    found = turns(calls, len(pool))
+    found = turns(calls, len(inputs))
     print("20 stochastic passes, LoRA in the last 2 blocks, times the cost of the certain pass alone: "
           + ", ".join(f"{on} {found['none'] / found[on]:.2f}" for on in list(calls)[1:]))  # fmt: skip
 
@@ -135,13 +137,13 @@ def stochastic(backbone: Backbone, pool: ImagePool) -> None:
 def variants(backbone: Backbone, pool: ImagePool) -> None:
     model = merge(attach(backbone, AdapterConfig("lora", start_block=0), 10, torch.zeros(backbone.width),
                          torch.ones(backbone.width), 0))  # fmt: skip
-    inputs = InputCache(pool, backbone).shards(0)
+    inputs = InputCache(pool, backbone).rows(0, np.arange(4 * BATCH))
     configs = {
         "float32": ScoringConfig(),
         "bfloat16": ScoringConfig(precision="bfloat16"),
         "compiled": ScoringConfig(compile=True),
     }
-    found = turns({name: lambda c=c: score_pool(model, inputs, c) for name, c in configs.items()}, len(pool))
+    found = turns({name: lambda c=c: score_pool(model, inputs, c) for name, c in configs.items()}, len(inputs))
     print("scoring pass, img/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in found.items()))
 
 
@@ -151,8 +153,6 @@ def linear_probe_run() -> None:
         config = config_from_dict({"adapter": "linear_probe", "strategy": strategy, "pool_size": 6000, "rounds": 10})
         setting(config).cache.features()
         with tempfile.TemporaryDirectory() as folder:
-            import os
-
             os.environ["PALKIT_RUNS"] = folder
             taken = []
             for _ in range(2):
@@ -168,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.images} images, batches of {BATCH}")
@@ -175,14 +176,18 @@ def main() -> None:
     images = data.images.take(np.arange(options.images))
     pool = ImagePool("benchmark", images, data.labels[: options.images], data.split[: options.images],
                      data.ids[: options.images], data.class_names)  # fmt: skip
-    for config in (BackboneConfig(), BackboneConfig(depth=12), BackboneConfig(image_size=84)):
-        backbone = load_backbone(config)
-        with tempfile.TemporaryDirectory() as folder:
-            rates(backbone, pool, Path(folder))
-    stochastic(load_backbone(BackboneConfig()), pool)
-    variants(load_backbone(BackboneConfig()), pool)
-    half_precision()
-    linear_probe_run()
+    if "rates" in options.parts:
+        for config in (BackboneConfig(), BackboneConfig(depth=12), BackboneConfig(image_size=84)):
+            with tempfile.TemporaryDirectory() as folder:
+                rates(load_backbone(config), pool, Path(folder))
+    if "variants" in options.parts:
+        variants(load_backbone(BackboneConfig()), pool)
+    if "stochastic" in options.parts:
+        stochastic(load_backbone(BackboneConfig()), pool)
+    if "precision" in options.parts:
+        half_precision()
+    if "probe" in options.parts:
+        linear_probe_run()
 
 
 if __name__ == "__main__":
