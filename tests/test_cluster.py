@@ -56,8 +56,8 @@ def embedding(images: Decoder, backbone: Backbone, folder: Path) -> Embedding:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file but the lock."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
+    """Bytes of every file but the lock and what a killed worker had begun, which `InputCache` clears away."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
 
 
 def test_ray_is_missing(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
