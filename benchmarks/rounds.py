@@ -38,9 +38,7 @@ class WholeNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            tokens = self.backbone.prefix(pixels, self.model.start_block)
-            if self.model.start_block == self.backbone.depth:
-                tokens = self.backbone.suffix(tokens, self.model.start_block)
+            tokens = self.backbone.inputs(pixels, self.model.start_block)
         return self.model(tokens)
 
     def features(self, pixels: Tensor) -> Tensor:

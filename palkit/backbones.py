@@ -121,6 +121,14 @@ class Backbone(nn.Module):
             tokens = self.block(tokens, index)
         return self.pool(self.vit.norm(tokens))
 
+    def inputs(self, pixels: Tensor, start: int) -> Tensor:
+        """What a model that learns from block `start` on takes: tokens that enter it, or features if it is the depth.
+
+        Args: pixels (B, 3, S, S). Returns: (B, T, E) or (B, D).
+        """
+        tokens = self.prefix(pixels, start)
+        return self.suffix(tokens, start) if start == self.depth else tokens
+
     def pool(self, tokens: Tensor, pooling: str | None = None) -> Tensor:
         """One vector per image. Args: tokens (B, T, E) after the final norm, another pooling. Returns: (B, D)."""
         pooling = pooling or self.config.pooling

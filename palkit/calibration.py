@@ -52,14 +52,15 @@ def calibration_loss(logits: Tensor, labels: Tensor, weighting: str = "balanced"
     n_right, n_wrong = right.sum(), (~right).sum()
     size_right, size_wrong = n_right, n_wrong
     if weighting == "effective":
-        size_right, size_wrong = _effective_number(n_right), _effective_number(n_wrong)
+        size_right, size_wrong = effective_number(n_right), effective_number(n_wrong)
     total = size_right + size_wrong
     weights = torch.where(right, size_wrong / total / n_right, size_right / total / n_wrong)  # (B,)
     wanted = torch.where(right, 1 - doubt, doubt)  # (B,)
     return (weights * -(wanted + EPSILON).log()).sum().clamp_max(LOSS_LIMIT)
 
 
-def _effective_number(n: Tensor) -> Tensor:
+def effective_number(n: Tensor) -> Tensor:
+    """(1 - beta^n) / (1 - beta) for counts n, beta = 0.999 (Cui et al., CVPR 2019, eq. 2)."""
     # beta is so close to 1 that float32 would lose digits in 1 - beta^n.
     return -torch.expm1(n * math.log(EFFECTIVE_BETA)) / (1 - EFFECTIVE_BETA)
 

@@ -14,7 +14,6 @@ from palkit.devices import WORTH, Probe, device_name, memory_limit, rate
 from palkit.engine import ScoringConfig
 from palkit.experiment import measured, probe_backbone, setting
 from palkit.files import cache_dir, runs_dir
-from palkit.inputs import compiled
 
 GIGABYTE = 2**30
 
@@ -71,7 +70,7 @@ def _compile_gain(backbone: Any, found: Probe, size: int) -> str:
     pixels = torch.rand(found.batch_size, 3, size, size, device=backbone.device)
     with torch.inference_mode():
         began = time.perf_counter()
-        forward = compiled(backbone)
+        forward = torch.compile(backbone)
         forward(pixels)
         start = time.perf_counter() - began
         plain = rate(lambda: backbone(pixels), len(pixels), backbone.device)

@@ -15,7 +15,6 @@ import numpy as np
 import PIL
 import timm
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -24,17 +23,17 @@ from palkit.datasets import Decoder, FileImages, ImagePool
 from palkit.devices import autocast, memory_limit
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import WeightsError
-from palkit.files import atomic_path, cache_dir, remove_leftovers
+from palkit.files import atomic_path, cache_dir
 from palkit.kernels import Rows, View
 from palkit.shards import (
     MANIFEST,
     SHARD_BYTES,
     Shards,
+    filled,
     is_shard,
     open_shards,
     shard_path,
     shard_ranges,
-    write_manifest,
 )
 
 VERSION = 1  # of what decoding, resizing and normalising do: raise it when they change, and caches are made anew
@@ -97,7 +96,7 @@ class Embedding:
         """
         rows, path, backbone = self.ranges[number], shard_path(self.folder, number), self.backbone
         size = backbone.config.image_size
-        forward = compiled(self._forward) if self.config.compile else self._forward
+        forward = torch.compile(backbone.inputs) if self.config.compile else backbone.inputs
         blocks = [rows[i : i + self.config.rows] for i in range(0, len(rows), self.config.rows)]
 
         def read(block: range) -> Tensor:
@@ -106,7 +105,7 @@ class Embedding:
         def work(output: np.ndarray, done: int, images: Tensor, part: slice) -> None:
             pixels = backbone.preprocess(images[part].to(backbone.device, non_blocking=True))
             with autocast(backbone.device, self.config.precision):
-                tokens = forward(pixels).float().cpu().numpy()
+                tokens = forward(pixels, self.start_block).float().cpu().numpy()
             here = slice(done + part.start, done + part.stop)
             with np.errstate(over="ignore"):
                 output[here] = tokens
@@ -126,16 +125,6 @@ class Embedding:
                 progress(done)
             output.flush()
         return path
-
-    def _forward(self, pixels: Tensor) -> Tensor:
-        tokens = self.backbone.prefix(pixels, self.start_block)
-        whole = self.start_block == self.backbone.depth
-        return self.backbone.suffix(tokens, self.start_block) if whole else tokens
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function through torch.compile, for batches of any size."""
-    return torch.compile(function, dynamic=None)
 
 
 def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -> None:
@@ -199,19 +188,17 @@ class InputCache:
             execute: computes what is missing, here or elsewhere.
         """
         folder = self.folder(start_block)
-        if not (folder / MANIFEST).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".lock"):
-                if not (folder / MANIFEST).exists():
-                    # Elsewhere every worker decodes its own rows.
-                    images = self.images() if execute is compute_here else self.pool.images
-                    embedding = Embedding(images, self.backbone, start_block, self.config, folder)
-                    missing = embedding.missing()
-                    if missing:
-                        execute(embedding, missing, self.progress)
-                    remove_leftovers(folder)
-                    write_manifest(folder, len(embedding.ranges), self._made_from(start_block))
-        return open_shards(folder)
+
+        def fill() -> int:
+            # Elsewhere every worker decodes its own rows.
+            images = self.images() if execute is compute_here else self.pool.images
+            embedding = Embedding(images, self.backbone, start_block, self.config, folder)
+            missing = embedding.missing()
+            if missing:
+                execute(embedding, missing, self.progress)
+            return len(embedding.ranges)
+
+        return filled(folder, self._made_from(start_block), fill)
 
     def folder(self, start_block: int) -> Path:
         """Where the inputs of all rows are, or will be."""
@@ -266,9 +253,7 @@ class InputCache:
         parts = []
         for chunk in pixels.split(self.config.rows):
             with autocast(self.backbone.device, self.config.precision):
-                tokens = self.backbone.prefix(chunk, start_block)
-                whole = start_block == self.backbone.depth
-                parts.append((self.backbone.suffix(tokens, start_block) if whole else tokens).float())
+                parts.append(self.backbone.inputs(chunk, start_block).float())
         return torch.cat(parts)
 
     def _made_from(self, start_block: int) -> dict[str, Any]:
@@ -305,10 +290,13 @@ class DecodedImages:
         return self.shards[torch.from_numpy(rows)].numpy()
 
 
+def _decoded_from(checksum: str, size: int) -> dict[str, Any]:
+    return {"data_sha256": checksum, "image_size": size, "versions": [VERSION, PIL.__version__]}
+
+
 def decoded_folder(checksum: str, size: int) -> Path:
     """Where the images of a pool are, or will be, once they are decoded to `size` x `size`."""
-    made_from = {"data_sha256": checksum, "image_size": size, "versions": [VERSION, PIL.__version__]}
-    return cache_dir() / "images" / _key(made_from)
+    return cache_dir() / "images" / _key(_decoded_from(checksum, size))
 
 
 def decoded(images: FileImages, size: int, checksum: str, progress: Progress = silent) -> Decoder:
@@ -323,25 +311,21 @@ def decoded(images: FileImages, size: int, checksum: str, progress: Progress = s
     Raises:
         DataError: a file is not an image; names it.
     """
-    shape = (size, size, 3)
     folder = decoded_folder(checksum, size)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / MANIFEST).exists():
-        with FileLock(folder / ".lock"):
-            if not (folder / MANIFEST).exists():
-                if shutil.disk_usage(folder).free < 2 * len(images) * int(np.prod(shape)) + SHARD_BYTES:
-                    return images
-                _decode_all(images, size, folder, progress)
-                remove_leftovers(folder)
-                ranges = shard_ranges(len(images), int(np.prod(shape)), 1)
-                write_manifest(folder, len(ranges), {"data_sha256": checksum, "image_size": size})
-    return DecodedImages(open_shards(folder))
+    needed = 2 * 3 * size**2 * len(images) + SHARD_BYTES
+    if not (folder / MANIFEST).exists() and shutil.disk_usage(folder).free < needed:
+        return images
+    fill = partial(_decode_all, images, size, folder, progress)
+    return DecodedImages(filled(folder, _decoded_from(checksum, size), fill))
 
 
-def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress) -> None:
+def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress) -> int:
+    """Write the shards that are missing; returns how many there are."""
     shape = (size, size, 3)
+    ranges = shard_ranges(len(images), int(np.prod(shape)), 1)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for number, rows in enumerate(shard_ranges(len(images), int(np.prod(shape)), 1)):
+        for number, rows in enumerate(ranges):
             path = shard_path(folder, number)
             if is_shard(path, len(rows), shape, np.dtype(np.uint8)):
                 continue
@@ -352,6 +336,7 @@ def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress)
                 progress("decoding", rows[position] + 1, len(images))
             with atomic_path(path) as temporary:
                 np.save(temporary, output)
+    return len(ranges)
 
 
 def augmenter(name: str, size: int) -> v2.Transform:

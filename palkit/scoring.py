@@ -11,7 +11,6 @@ from palkit.adapters import AdaptedModel, adapter_dropout
 from palkit.devices import autocast
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import ConfigError
-from palkit.inputs import compiled
 from palkit.kernels import Rows
 from palkit.scores import Dropout, PoolScores
 from palkit.shards import Shards
@@ -55,7 +54,7 @@ def score_pool(
         raise ConfigError("stochastic passes need a generator: give rng.")
     stochastic = None if dropout is None else _storage(folder, "passes", (dropout.passes, *probs.shape))
     heads = _dropped_heads(model, dropout, rng)
-    forward = compiled(model) if config.compile else model
+    forward = torch.compile(model) if config.compile else model
 
     def read(begin: int) -> tuple[Tensor, Tensor | None]:
         rows = pinned(inputs[begin : begin + config.rows], device)

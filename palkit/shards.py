@@ -1,16 +1,17 @@
 """Arrays larger than memory: `.npy` shards, read through the page cache as they are needed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from palkit.errors import DataError
-from palkit.files import sha256, write_text
+from palkit.files import remove_leftovers, sha256, write_text
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 2**26  # a shard is lost and written as a whole: about a second's work
@@ -124,6 +125,24 @@ def write_manifest(folder: Path, shards: int, made_from: Mapping[str, Any]) -> N
     ]
     content = {"shape": list(rows.shape), "dtype": rows.stored.name, "shards": files, "made_from": dict(made_from)}
     write_text(folder / MANIFEST, json.dumps(content, indent=1))
+
+
+def filled(folder: Path, made_from: Mapping[str, Any], fill: Callable[[], int]) -> Shards:
+    """The shards of a folder, written by the first process that needs them while others wait.
+
+    Args:
+        folder: created if need be.
+        made_from: what its content depends on, for the manifest.
+        fill: writes the shards that are not there and returns how many there are in all.
+    """
+    if not (folder / MANIFEST).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / MANIFEST).exists():
+                shards = fill()
+                remove_leftovers(folder)
+                write_manifest(folder, shards, made_from)
+    return open_shards(folder)
 
 
 def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:

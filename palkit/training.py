@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palkit.adapters import ADAPTERS, AdaptedModel, trainable_parameters
-from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, fit_temperature
+from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, fit_temperature
 from palkit.devices import PRECISIONS, autocast
 from palkit.errors import ConfigError, DivergenceError, unknown_name
 
 OPTIMIZERS = ("adamw", "sgd")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
-EFFECTIVE_BETA = 0.999
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
 
 
@@ -160,7 +159,7 @@ def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
     if kind == "none":
         return None
     counts = labels.bincount(minlength=classes).float()
-    size = counts if kind == "balanced" else (1 - EFFECTIVE_BETA**counts) / (1 - EFFECTIVE_BETA)
+    size = counts if kind == "balanced" else effective_number(counts)
     weight = torch.where(counts > 0, 1 / size.clamp_min(1e-12), torch.zeros_like(counts))
     return weight * (counts > 0).sum() / weight.sum()
 

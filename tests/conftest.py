@@ -9,12 +9,25 @@ import torch
 from safetensors.torch import save_file
 
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.datasets import ImagePool, head, load_dataset
 
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PALKIT_DEVICE", "cpu")
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches that no other test fills."""
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def pool() -> ImagePool:
+    """Handwritten digits, 150 of them in the pool."""
+    return head(load_dataset("digits"), 150)
 
 
 @pytest.fixture(scope="session")

@@ -15,21 +15,13 @@ from PIL import Image
 
 from palkit import shards as shards_module
 from palkit.backbones import Backbone, BackboneConfig
-from palkit.datasets import FileImages, ImagePool, from_folder, head, load_dataset
+from palkit.datasets import FileImages, ImagePool, from_folder, head
 from palkit.engine import ScoringConfig
 from palkit.errors import DataError, WeightsError
 from palkit.inputs import DecodedImages, InputCache, decoded
 from palkit.kernels import View
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def pool() -> ImagePool:
-    return head(load_dataset("digits"), 150)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

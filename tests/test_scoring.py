@@ -13,7 +13,7 @@ import torch
 
 from palkit.adapters import AdaptedModel, AdapterConfig, attach, merge, trainable_parameters
 from palkit.backbones import Backbone
-from palkit.datasets import ImagePool, head, load_dataset
+from palkit.datasets import ImagePool
 from palkit.engine import ScoringConfig
 from palkit.errors import ConfigError
 from palkit.inputs import InputCache
@@ -24,14 +24,7 @@ from palkit.shards import Shards
 EXACT = ScoringConfig(cache_dtype="float32")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def pool() -> ImagePool:
-    return head(load_dataset("digits"), 150)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def fitted(backbone: Backbone, config: AdapterConfig) -> AdaptedModel:
