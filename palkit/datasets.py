@@ -313,6 +313,7 @@ DATASETS: dict[str, Callable[[], ImagePool]] = {
     "fashion_mnist": _fashion_mnist,
     "fashion_mnist_lt": lambda: long_tail(_fashion_mnist()),
     "digits": _digits,
+    "digits_lt": lambda: long_tail(_digits(), imbalance=20),
 }
 
 
