@@ -1,9 +1,11 @@
-"""Command line: `python -m palkit fetch | doctor | embed | run | sweep | study`."""
+"""Command line: `python -m palkit fetch | manifest | doctor | embed | run | sweep | watch | study`."""
 
 import argparse
 import sys
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import yaml
 from rich.console import Console
@@ -13,13 +15,19 @@ from palkit.adapters import first_trained_block
 from palkit.backbones import embedded_weights
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.datasets import load_dataset
+from palkit.datasets.manifest import check_suffix, write_manifest
+from palkit.datasets.manifest import examine as examine_files
 from palkit.devices import choose_device
+from palkit.dispatch import ENGINES, DispatchConfig, run_sweep
 from palkit.doctor import examine
-from palkit.errors import ConfigError, PalkitError
+from palkit.errors import ConfigError, DataError, PalkitError
+from palkit.estimate import forecast
 from palkit.experiment import rounds, run_directory, setting
 from palkit.inputs import Executor, compute_here
 from palkit.progress import bars
-from palkit.sweep import load_sweep, run_sweep, write_results
+from palkit.results import write_results
+from palkit.sweep import load_sweep, plan
+from palkit.watch import watch
 
 console = Console(stderr=True, highlight=False)
 
@@ -28,7 +36,15 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser, one sub-command per job."""
     top = argparse.ArgumentParser(prog="python -m palkit", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch", help="fetch and verify the embedded weights and data")
+    fetch = commands.add_parser("fetch", help="fetch and verify the embedded weights and data, and data sets by name")
+    fetch.add_argument("datasets", nargs="*", metavar="DATASET", help="to download too, e.g. eurosat or hf:owner/name")
+    manifest = commands.add_parser("manifest", help="check your own images and write a manifest with fixed splits")
+    manifest.add_argument("source", help="folder, manifest or name of a data set")
+    manifest.add_argument("out", type=Path, help="manifest to write, .csv or .parquet")
+    manifest.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
+    manifest.add_argument("--drop-duplicates", action="store_true", help="leave out copies of images")
+    manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
+    manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
     run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
     run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; values are read as YAML")
     doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
@@ -43,11 +59,19 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
     sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a YAML file")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
+    sweep.add_argument("--engine", choices=ENGINES, default="local", help="processes of this machine, or Ray tasks")
+    sweep.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
+    sweep.add_argument("--gpus", type=float, help="GPU share of a run, as 0.25 (ray; default: 1 if the device is cuda)")
+    sweep.add_argument("--time-limit", type=float, metavar="SECONDS", help="that a run may take (default: no limit)")
     sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
+    sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
+    sweep.add_argument("--dry-run", action="store_true", help="print the grid and measured estimates, start nothing")
+    looker = commands.add_parser("watch", help="show the table of a sweep that another process computes")
+    looker.add_argument("name", nargs="?", default="default", help="name of the sweep")
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
     report.add_argument("name", nargs="?", default="default", help="name of the sweep")
     report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
-    for command in (run, doctor, embed, sweep):
+    for command in (run, doctor, embed, sweep, looker):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -69,6 +93,25 @@ def _fetch(options: argparse.Namespace) -> int:
     for name in ("fashion_mnist", "fashion_mnist_lt", "digits"):
         pool = load_dataset(name)
         console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
+    for name in options.datasets:
+        pool = load_dataset(name)
+        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes", markup=False)
+        console.print(pool.counts().to_string(), markup=False, soft_wrap=True)
+    return 0
+
+
+def _manifest(options: argparse.Namespace) -> int:
+    check_suffix(options.out)
+    findings = examine_files(load_dataset(options.source, group=options.group, unlabelled=options.unlabelled))
+    for line in findings.report():
+        console.print(line, markup=False, soft_wrap=True)
+    if len(findings.unreadable) and not options.skip_unreadable:
+        raise DataError(
+            f"{options.out} was not written: {len(findings.unreadable)} files cannot be read, see above. "
+            "Replace them, or leave them out with --skip-unreadable."
+        )
+    pool = findings.cleaned(options.drop_duplicates)
+    console.print(f"manifest: {write_manifest(pool, options.out)}, {len(pool)} images", markup=False, soft_wrap=True)
     return 0
 
 
@@ -124,9 +167,21 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    began, sweep = time.perf_counter(), load_sweep(options.name)
-    device, notebooks = choose_device(options.device), not options.no_notebooks
-    outcomes = run_sweep(sweep, jobs=options.jobs, device=device, console=console, notebooks=notebooks)
+    began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
+    if options.dry_run:
+        for line in forecast(sweep, device, options.jobs):
+            console.print(line, soft_wrap=True)
+        return 0
+    config = DispatchConfig(
+        jobs=options.jobs,
+        engine=options.engine,
+        address=options.address,
+        gpus=options.gpus,
+        time_limit=options.time_limit,
+        notebooks=not options.no_notebooks,
+        watch=options.watch,
+    )
+    outcomes = run_sweep(sweep, config, device=device, console=console)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
         console.print(f"results: {write_results(sweep, device)}", soft_wrap=True)
@@ -134,14 +189,32 @@ def _sweep(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _study(options: argparse.Namespace) -> int:
-    for path in study.execute(options.name, in_place=options.in_place, device=choose_device(), console=console):
-        console.print(f"notebook: {path}", soft_wrap=True)
-    console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)
+def _watch(options: argparse.Namespace) -> int:
+    with suppress(KeyboardInterrupt):
+        watch(plan(load_sweep(options.name), choose_device(options.device)), console)
     return 0
 
 
-COMMANDS = {"fetch": _fetch, "doctor": _doctor, "embed": _embed, "run": _run, "sweep": _sweep, "study": _study}
+def _study(options: argparse.Namespace) -> int:
+    device = choose_device()
+    for path in study.execute(options.name, in_place=options.in_place, device=device, console=console):
+        console.print(f"notebook: {path}", soft_wrap=True)
+    console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)
+    if not options.in_place:
+        console.print(f"report:   {study.report(options.name, device=device)}", soft_wrap=True)
+    return 0
+
+
+COMMANDS = {
+    "fetch": _fetch,
+    "manifest": _manifest,
+    "doctor": _doctor,
+    "embed": _embed,
+    "run": _run,
+    "sweep": _sweep,
+    "watch": _watch,
+    "study": _study,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

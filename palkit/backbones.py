@@ -149,12 +149,13 @@ def _rotary_embedding(vit: Any) -> Tensor | None:
         return vit.rope.eval().get_embed(shape=vit.patch_embed.grid_size)
 
 
-def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") -> Backbone:
+def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Backbone:
     """Load a pretrained backbone, frozen and in eval mode.
 
     Args:
         config: which one and how much of it.
         device: where its parameters go.
+        pretrained: False leaves random weights, which need no hub: enough to measure speed and memory.
 
     Raises:
         ConfigError: unknown name or pooling, or an image size or depth that the model cannot take.
@@ -165,7 +166,7 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     if config.name != EMBEDDED and not timm.is_model(config.name):
         raise unknown_name("backbone", config.name, [EMBEDDED, *timm.list_models()])
     architecture = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
-    vit, checksum = _create(architecture, config)
+    vit, checksum = _create(architecture, config, pretrained)
     if not isinstance(vit, VisionTransformer | Eva):
         raise ConfigError(
             f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
@@ -181,15 +182,17 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu") ->
     return backbone.requires_grad_(False)
 
 
-def _create(architecture: str, config: BackboneConfig) -> tuple[nn.Module, str]:
-    """Pretrained timm model without its classifier, and a checksum of the weights it got."""
-    file = embedded_weights() if config.name == EMBEDDED and config.checkpoint is None else config.checkpoint
+def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tuple[nn.Module, str]:
+    """timm's model without its classifier, and a checksum of the weights it got."""
+    file = None
+    if pretrained:
+        file = embedded_weights() if config.name == EMBEDDED and config.checkpoint is None else config.checkpoint
     if file is not None and not Path(file).is_file():
         raise WeightsError(f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file.")
     try:
         model = timm.create_model(
             architecture,
-            pretrained=True,
+            pretrained=pretrained,
             pretrained_cfg_overlay=None if file is None else {"file": str(file)},
             num_classes=0,
             img_size=config.image_size,

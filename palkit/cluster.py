@@ -1,8 +1,8 @@
-"""Embedding a pool in several processes or on several machines, through Ray (the extra `cluster`)."""
+"""Work in several processes or on several machines, through Ray (the extra `cluster`)."""
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -67,17 +67,46 @@ def compute_on_ray(
     def submit(number: int) -> Any:
         return task.remote([reference], number, threads, device)
 
-    def finished(number: int) -> None:
-        nonlocal done
-        done += len(ranges[number])
-        progress("embedding", done, total)
-
     with cluster(address, workers * threads):
         _check_nodes(threads, gpus)
         # By default (max_calls=1) Ray ends a worker with a GPU after each task, and the backbone with it.
         task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(_compute)
         reference = ray.put(shipped)
-        _run(submit, missing, workers, finished)
+        for number, _ in _results(submit, missing, workers, "shard"):
+            done += len(ranges[number])
+            progress("embedding", done, total)
+
+
+def over_ray(
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    *,
+    workers: int,
+    cpus: int,
+    gpus: float = 0.0,
+    address: str | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Number and result of `function` for each item, as they come, each in a Ray task.
+
+    An item whose worker or node is lost is begun again elsewhere.
+
+    Args:
+        function: of a module that every node has; it should know by itself what was done before it was begun again.
+        items: of the calls.
+        workers: tasks at a time.
+        cpus: of one task.
+        gpus: share of a GPU of one task, as 1 or 0.25.
+        address: as for `compute_on_ray`.
+
+    Raises:
+        ConfigError: Ray is not installed or not reachable, or no node has what a task needs.
+        WorkerLostError: an item lost RETRIES workers more than the first.
+    """
+    ray = _ray()
+    with cluster(address, workers * cpus):
+        _check_nodes(cpus, gpus)
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(function)
+        yield from _results(lambda number: task.remote(items[number]), range(len(items)), workers, "item")
 
 
 def _ray() -> Any:
@@ -163,8 +192,10 @@ def _check_nodes(cpus: int, gpus: float) -> None:
         )
 
 
-def _run(submit: Callable[[int], Any], numbers: list[int], workers: int, finished: Callable[[int], None]) -> None:
-    """Keep `workers` tasks going until all numbers are finished."""
+def _results(
+    submit: Callable[[int], Any], numbers: Sequence[int], workers: int, what: str
+) -> Iterator[tuple[int, Any]]:
+    """Number and result of each task as they come, `workers` of them at a time."""
     import ray
 
     waiting = iter(numbers)
@@ -175,28 +206,28 @@ def _run(submit: Callable[[int], Any], numbers: list[int], workers: int, finishe
             if not running:
                 return
             (reference,), _ = ray.wait(list(running))
-            _settle(reference, running[reference])
-            finished(running.pop(reference))
+            result = _result(reference, f"{what} {running[reference]}")
+            yield running.pop(reference), result
     except Exception:
-        # Let the others finish their shards. ray.cancel is no choice: now and then it aborts this whole process
+        # Let the others finish what they are at. ray.cancel is no choice: now and then it aborts this whole process
         # ("Tried to complete task that was not pending", Ray 2.60).
         for reference in running:
             ray.wait([reference])
         raise
 
 
-def _settle(reference: Any, number: int) -> None:
-    """Raise what a worker raised, as it was."""
+def _result(reference: Any, what: str) -> Any:
+    """What a task returned; raises what it raised, as it was."""
     import ray
 
     try:
-        ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         raise WorkerLostError(
-            f"shard {number} was given up after {RETRIES + 1} workers were lost with it: {error} Mostly memory is "
-            "short: take fewer workers or a smaller scoring.batch_size. Finished shards stay, start again to go on."
+            f"{what} was given up after {RETRIES + 1} workers were lost with it: {error} Mostly memory is short: take "
+            "fewer workers or a smaller scoring.batch_size. What is finished stays, start again to go on."
         ) from error
 
 

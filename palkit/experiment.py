@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,13 @@ def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = 
     return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
 
 
-@cache
+@lru_cache(maxsize=8)
 def _dataset(name: str, pool_size: int | None) -> ImagePool:
     pool = load_dataset(name)
     return pool if pool_size is None else head(pool, pool_size)
 
 
-@cache
+@lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
 def _backbone(config: BackboneConfig, device: str) -> Backbone:
     return load_backbone(config, device)
 
@@ -144,6 +144,11 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
         DivergenceError: a loss is not finite. Complete rounds stay on disk.
     """
     here = setting(config, device, progress)
+    if not here.pool.is_labelled:
+        raise ConfigError(
+            f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them all. "
+            "Label them first, or leave them out of the manifest."
+        )
     config = settle(config, here)
     resolved = _resolved(config, here)
     directory = RunDirectory(config.dataset, run_hash(resolved))
@@ -157,7 +162,13 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
 
 def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory:
     """Where the run of this config is, or will be."""
-    return RunDirectory(config.dataset, run_hash(resolve(config, device)))
+    here = setting(config, device)
+    return directory_of(settle(config, here), here)
+
+
+def directory_of(settled: ExperimentConfig, here: Setting) -> RunDirectory:
+    """Where the run of a settled config is, or will be."""
+    return RunDirectory(settled.dataset, run_hash(_resolved(settled, here)))
 
 
 def _compute(
@@ -174,8 +185,8 @@ def _compute(
             f"{config.rounds} rounds of {batch_size} labels need {config.rounds * batch_size} images, but the pool of "
             f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size, or raise pool_size."
         )
-    directory.start(resolved)
     done = directory.rounds()[: config.rounds]
+    directory.start(resolved, len(done))
     yield from done
 
     learner = Learner(config, here)

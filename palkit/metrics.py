@@ -1,5 +1,7 @@
 """How good are these probabilities, and how far can their confidence be believed?"""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -146,6 +148,29 @@ def adaptive_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> flo
     order = np.argsort(confidence, kind="stable")
     surplus = (np.asarray(correct, dtype=float) - confidence)[order]
     return float(sum(abs(part.sum()) for part in np.array_split(surplus, ECE_BINS)) / len(surplus))
+
+
+def recalls_of(
+    predictions: Sequence[pd.DataFrame], labels: Sequence[int], classes: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Recall of every class in every round, from stored predictions.
+
+    Args:
+        predictions: a table per round with columns `label`, `predicted`, `round`; see `RunDirectory.predictions`.
+        labels: bought up to each of these rounds.
+        classes: names; None shows numbers.
+
+    Returns:
+        One row per round and class that occurs among the true labels: `round`, `labels`, `class`, `count` (samples of
+        the class), `recall`.
+    """
+    parts = []
+    for table, bought in zip(predictions, labels, strict=True):
+        right = (table["predicted"] == table["label"]).groupby(table["label"]).agg(["size", "mean"])
+        names = right.index if classes is None else [classes[number] for number in right.index]
+        columns = {"class": names, "count": right["size"].to_numpy(), "recall": right["mean"].to_numpy()}
+        parts.append(pd.DataFrame({"round": table["round"].iloc[0], "labels": bought, **columns}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _normalised(probs: Tensor) -> NDArray[np.float64]:

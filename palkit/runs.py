@@ -60,10 +60,19 @@ class RunDirectory:
         """Folder of the adapter and head of the last round."""
         return self.path / "adapter"
 
-    def start(self, config: Mapping[str, Any]) -> None:
-        """Record the resolved config and where it is being computed."""
+    def start(self, config: Mapping[str, Any], from_round: int) -> None:
+        """Record the resolved config and where it is being computed, after whoever computed the rounds before."""
+        path, earlier = self.path / "provenance.json", []
+        if path.exists():
+            before = _guarded(lambda file: json.loads(file.read_text(encoding="utf-8")), path)
+            earlier = [*before.pop("earlier", []), before]
         write_text(self.path / "config.json", json.dumps(config, indent=1))
-        write_text(self.path / "provenance.json", json.dumps(provenance(), indent=1))
+        write_text(path, json.dumps(provenance() | {"from_round": from_round, "earlier": earlier}, indent=1))
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Provenance of every process that worked on the run, in order, each with the round it went on from."""
+        last = _guarded(lambda file: json.loads(file.read_text(encoding="utf-8")), self.path / "provenance.json")
+        return [*last.pop("earlier", []), last]
 
     def rounds(self) -> list[Round]:
         """The complete rounds, in order."""

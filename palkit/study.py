@@ -8,14 +8,21 @@ from rich.console import Console
 
 from palkit.files import REPOSITORY, runs_dir, sha256, write_text
 from palkit.notebooks import execute_notebook
-from palkit.sweep import FIGURES, load_sweep, write_results
+from palkit.report import write_report
+from palkit.results import FIGURES, write_results
+from palkit.sweep import load_sweep, plan
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
 
 def figures(sweep: str) -> Path:
-    """Folder of the figures and tables of a sweep."""
-    return FIGURES / load_sweep(sweep).name
+    """Folder of the figures and tables of a sweep, given its name or its YAML file."""
+    return FIGURES / Path(sweep).name.removesuffix(".yaml")
+
+
+def _folder(sweep: str) -> Path:
+    """Folder of the executed notebooks and the report of a sweep, given its name."""
+    return runs_dir() / "studies" / sweep
 
 
 def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iterator[Path]:
@@ -36,7 +43,7 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
         parameters = {path.stem: {} for path in sorted(NOTEBOOKS.glob("0*.ipynb"))}
     for stem, values in parameters.items():
         source = NOTEBOOKS / f"{stem}.ipynb"
-        target = source if in_place else runs_dir() / "studies" / sweep.name / source.name
+        target = source if in_place else _folder(sweep.name) / source.name
         stamp = target.with_suffix(".json")
         state = json.dumps({"notebook": sha256(source), "results": sha256(results), "parameters": values})
         if in_place or not (target.exists() and stamp.exists() and stamp.read_text() == state):
@@ -45,3 +52,19 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
             if not in_place:
                 write_text(stamp, state)
         yield target
+
+
+def report(name: str, *, device: str) -> Path:
+    """The executed 04 as one HTML page; written again only if that notebook changed.
+
+    Args:
+        name: of the sweep; `execute` must have been called for it.
+        device: that the runs were computed on.
+
+    Raises:
+        DataError: the provenance of a run cannot be read.
+    """
+    sweep = load_sweep(name)
+    tasks = plan(sweep, device)
+    runs = [task.directory for task in tasks if task.is_complete]
+    return write_report(_folder(sweep.name) / "04_study.ipynb", sweep.name, runs, len(tasks))

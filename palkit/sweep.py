@@ -1,42 +1,24 @@
-"""Grids of runs: one papermill notebook per run, fanned out over processes, resumed by hash."""
+"""Grids of runs: what a sweep file says, and which runs it stands for."""
 
 import hashlib
 import itertools
 import json
-import os
-import threading
-import time
-import traceback
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
-from joblib import Parallel, delayed, parallel_config
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from palkit.adapters import first_trained_block
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
-from palkit.devices import MEMORY_VARIABLE, memory_limit
-from palkit.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.experiment import rounds, run_directory, setting, settle
-from palkit.files import REPOSITORY, atomic_path, write_text
-from palkit.metrics import reliability_of
-from palkit.notebooks import try_notebook
+from palkit.experiment import directory_of, setting, settle
+from palkit.files import REPOSITORY
 from palkit.runs import RunDirectory
 
-RUN_NOTEBOOK = REPOSITORY / "notebooks" / "03_active_learning.ipynb"
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
-FIGURES = REPOSITORY / "figures"
 KEYS = ("base", "grid", "variants")
-TRACEBACK = "traceback.txt"
-POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -116,6 +98,11 @@ class Task:
     variant: str | None = None
 
     @property
+    def attempts(self) -> Path:
+        """File that counts how often a process has begun this run; gone when one came to an end with it."""
+        return self.directory.path / ".attempts"
+
+    @property
     def is_complete(self) -> bool:
         return self.config is not None and self.directory.is_complete(self.config.rounds)
 
@@ -124,17 +111,10 @@ class Task:
         """What tells this run from its siblings."""
         if self.config is None:
             return str(dict(self.parameters))
-        parts = [self.config.dataset, self.config.adapter.name, self.config.strategy, f"seed {self.config.seed}"]
+        config = self.config
+        strategy = f"{config.strategy} + {config.balance}" if config.balance else config.strategy
+        parts = [config.dataset, config.adapter.name, strategy, f"seed {config.seed}"]
         return " / ".join([*parts, self.variant] if self.variant else parts)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended. `error` is None if all its rounds are on disk."""
-
-    task: Task
-    seconds: float
-    error: str | None
 
 
 def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
@@ -148,223 +128,14 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
         try:
             config = config_from_dict(parameters)
             # Settled here: workers have fewer threads, and could measure and choose otherwise.
-            settled = settle(config, setting(config, device))
-            tasks.append(Task(plain(settled), config, run_directory(settled, device), variant))
+            here = setting(config, device)
+            settled = settle(config, here)
+            tasks.append(Task(plain(settled), config, directory_of(settled, here), variant))
         except PalkitError:
             digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()
             tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant))
-    runs = [task.directory.run for task in tasks]
+    runs = Counter(task.directory.run for task in tasks)
     for task in tasks:
-        if runs.count(task.directory.run) > 1:
+        if runs[task.directory.run] > 1:
             raise ConfigError(f"sweep {sweep.name!r} holds the same run twice: {task.label}.")
     return tasks
-
-
-def run_sweep(
-    sweep: Sweep, *, jobs: int | None = None, device: str = "cpu", console: Console, notebooks: bool = True
-) -> list[Outcome]:
-    """Execute what is missing of a sweep; a failing run does not stop the others.
-
-    Args:
-        sweep: the grid.
-        jobs: processes at a time; None takes one per CPU, or one on a GPU. CPUs and memory are divided between them.
-        device: for every run.
-        console: where progress goes.
-        notebooks: whether every run is an executed notebook; without them no kernel starts, which short runs feel.
-
-    Returns:
-        One outcome per run, in grid order. A failed run keeps its executed notebook, which holds the traceback.
-    """
-    cpus = os.cpu_count() or 1
-    tasks = plan(sweep, device)
-    todo = [task for task in tasks if not task.is_complete]
-    jobs = max(1, min(jobs or (1 if device.startswith("cuda") else cpus), len(todo)))
-    console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, {len(todo)} to do, {jobs} at a time")
-    if not todo:
-        return [Outcome(task, 0.0, None) for task in tasks]
-    _fill_caches(todo, device, console)
-    environment = _environment(device, jobs)
-    processes = parallel_config("loky", n_jobs=jobs, inner_max_num_threads=max(1, cpus // jobs))
-    with processes, _live(tasks, console):
-        ended = Parallel(batch_size=1)(
-            delayed(try_notebook)(RUN_NOTEBOOK, task.directory.notebook, task.parameters, environment)
-            if notebooks
-            else delayed(try_run)(task.directory.path / TRACEBACK, task.parameters, environment)
-            for task in todo
-        )
-    executed = {task.directory.run: Outcome(task, *end) for task, end in zip(todo, ended, strict=True)}
-    outcomes = [executed.get(task.directory.run, Outcome(task, 0.0, None)) for task in tasks]
-    for outcome in outcomes:
-        if outcome.error:
-            console.print(f"[red]failed:[/] {outcome.task.label}: {outcome.error}", soft_wrap=True)
-            where = outcome.task.directory.notebook if notebooks else outcome.task.directory.path / TRACEBACK
-            console.print(f"  its {'notebook' if notebooks else 'traceback'}: {where}", soft_wrap=True)
-    return outcomes
-
-
-def _environment(device: str, jobs: int) -> dict[str, str]:
-    """Variables of a process of the sweep: ours, the device, and its share of the memory.
-
-    They are handed over with every run, because joblib keeps its processes, and their variables, from sweep to sweep.
-    """
-    ours = {name: value for name, value in os.environ.items() if name.startswith("PALKIT_")}
-    return ours | {DEVICE_VARIABLE: device, MEMORY_VARIABLE: str(memory_limit() // jobs)}
-
-
-def try_run(report: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[float, str | None]:
-    """A run without its notebook: seconds it took, and what went wrong, or None; the traceback is written to `report`.
-
-    Args:
-        report: text file.
-        parameters: of the config, settled.
-        environment: variables to set.
-    """
-    began, error = time.perf_counter(), None
-    os.environ.update(environment)
-    try:
-        deque(rounds(config_from_dict(parameters), device=environment[DEVICE_VARIABLE]), maxlen=0)
-    except Exception as exception:  # whatever stopped one run must not stop the sweep
-        error = f"{type(exception).__name__}: {exception}"
-        write_text(report, traceback.format_exc())
-    return time.perf_counter() - began, error
-
-
-def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
-    """Compute shared inputs once, with all CPUs, before the processes that need them start."""
-    done = set()
-    for config in [task.config for task in tasks if task.config is not None]:
-        key = (config.dataset, config.pool_size, config.backbone, config.scoring, config.adapter)
-        if key in done:
-            continue
-        done.add(key)
-        # What is wrong with this config is the run's to report.
-        with suppress(PalkitError), console.status(f"embedding {config.dataset} for {config.adapter.name}"):
-            here = setting(config, device)
-            here.cache.shards(here.backbone.depth)
-            here.cache.shards(first_trained_block(config.adapter, here.backbone.depth))
-
-
-@contextmanager
-def _live(tasks: Sequence[Task], console: Console) -> Iterator[None]:
-    """Show runs and rounds while they are computed: bars on a terminal, one line per finished run elsewhere."""
-    seen_rounds = {task.directory.run: 0 for task in tasks}
-    total = sum(task.config.rounds for task in tasks if task.config is not None)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    stop = threading.Event()
-
-    def refresh(progress: Progress, bars: dict[str, TaskID]) -> None:
-        for task in tasks:
-            if task.config is None or seen_rounds[task.directory.run] == task.config.rounds:
-                continue
-            key, wanted, seen = task.directory.run, task.config.rounds, task.directory.count_rounds()
-            if seen == seen_rounds[key]:
-                continue
-            seen_rounds[key] = seen
-            if key not in bars:
-                bars[key] = progress.add_task(task.label, total=wanted)
-            progress.update(bars[key], completed=seen, visible=seen < wanted)
-            if seen == wanted:
-                complete = sum(t.config is not None and seen_rounds[t.directory.run] == t.config.rounds for t in tasks)
-                accuracy = task.directory.table()["accuracy"].iloc[-1]
-                progress.print(f"{complete}/{len(tasks)}  {task.label}: accuracy {accuracy:.3f}")
-        progress.update(bars["all"], completed=sum(seen_rounds.values()))
-
-    def watch(progress: Progress, bars: dict[str, TaskID]) -> None:
-        while not stop.wait(POLL_SECONDS):
-            refresh(progress, bars)
-        refresh(progress, bars)
-
-    with Progress(*columns, console=console) as progress:
-        bars = {"all": progress.add_task("rounds, all runs", total=total)}
-        watcher = threading.Thread(target=watch, args=(progress, bars), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            watcher.join()
-
-
-def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
-    """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
-
-    Args:
-        sweep: some of its runs must be complete.
-        device: that they ran on.
-
-    Returns:
-        `rounds`, one row per run and round; `selections`, per run and label bought; `reliability`, per run, round and
-        bin of confidence (see `palkit.metrics.reliability_of`). Besides the usual columns there is one for every
-        config field that differs between runs, under its dotted name, and `variant` if the sweep has some.
-
-    Raises:
-        ConfigError: no run is complete.
-    """
-    tasks = [task for task in plan(sweep, device) if task.is_complete]
-    if not tasks:
-        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
-    varied = _varied([plain(task.config) for task in tasks if task.config is not None])
-    tables: dict[str, list[pd.DataFrame]] = {"rounds": [], "selections": [], "reliability": []}
-    for task, values in zip(tasks, varied, strict=True):
-        config = task.config
-        assert config is not None, "complete"
-        columns: dict[str, Any] = {
-            "run": task.directory.run,
-            "dataset": config.dataset,
-            "backbone": config.backbone.name,
-            "adapter": config.adapter.name,
-            "strategy": config.strategy,
-            "balance": config.balance or "none",
-            "seed": config.seed,
-            **({"variant": task.variant} if task.variant else {}),
-            **values,
-        }
-        rounds = task.directory.table()
-        found = {
-            "rounds": rounds,
-            "selections": task.directory.selections(),
-            "reliability": _reliability(task.directory.predictions(config.rounds), rounds["labels"].tolist()),
-        }
-        for name, rows in found.items():
-            tables[name].append(rows.assign(**columns)[[*columns, *rows.columns]])
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
-
-
-def _varied(parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run, the values under dotted names that differ between runs and have no column of their own."""
-    flat = [_flat(values) for values in parameters]
-    names = sorted({name for values in flat for name in values} - {"dataset", "strategy", "balance", "seed"})
-    names = [name for name in names if name not in ("backbone.name", "adapter.name")]
-    shown = [{name: _cell(values.get(name)) for name in names} for values in flat]
-    differing = [name for name in names if len({repr(values[name]) for values in shown}) > 1]
-    return [{name: values[name] for name in differing} for values in shown]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _cell(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> pd.DataFrame:
-    return pd.concat(
-        [
-            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
-            for table, bought in zip(predictions, labels, strict=True)
-        ],
-        ignore_index=True,
-    )
-
-
-def write_results(sweep: Sweep, device: str = "cpu") -> Path:
-    """Store the tables of `collect` in `figures/<sweep>/`, and return that folder."""
-    folder = FIGURES / sweep.name
-    for name, table in collect(sweep, device).items():
-        with atomic_path(folder / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
-    return folder

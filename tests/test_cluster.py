@@ -17,15 +17,21 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from pandas.testing import assert_frame_equal
 from PIL import Image
+from rich.console import Console
 
 from palkit import shards
 from palkit.backbones import Backbone
 from palkit.cluster import WorkerLostError, cluster, compute_on_ray
 from palkit.datasets import Decoder, FileImages, load_dataset
+from palkit.dispatch import DispatchConfig, run_sweep
 from palkit.engine import ScoringConfig, silent
 from palkit.errors import ConfigError, DataError
 from palkit.inputs import Embedding, InputCache, compute_here
+from palkit.results import collect
+from palkit.runs import COSTS
+from palkit.sweep import Sweep, plan
 
 WORKERS = 2
 ROWS = 32  # per batch
@@ -98,12 +104,13 @@ def test_own_instance_is_local_and_ends_when_interrupted(tiny: Backbone, tmp_pat
     listening: set[str] = set()
 
     def interrupt(stage: str, done: int, total: int) -> None:
-        started.extend(psutil.Process().children(recursive=True))
+        started.extend(set(psutil.Process().children(recursive=True)) - before)
         for process in started:
             commands.append(" ".join(process.cmdline()))
             listening.update(c.laddr.ip for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN)
         raise KeyboardInterrupt
 
+    before = set(psutil.Process().children(recursive=True))  # joblib keeps its processes from earlier tests
     assert not ray.is_initialized()
     with pytest.raises(KeyboardInterrupt):
         on_two_workers(task, task.missing(), interrupt)
@@ -215,6 +222,51 @@ def test_node_without_what_a_worker_needs(two_workers: None, tiny: Backbone, tmp
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match="No node of the cluster has them"):
         on_two_workers(embedding(load_dataset("digits").images, tiny, tmp_path), [0], silent, gpus=1)
+
+
+@needs_ray
+def test_sweep_on_ray_gives_what_processes_give_though_a_worker_is_killed(
+    two_workers: None, tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**tiny_run, "adapter": {"name": "lora", "start_block": 2}, "training": {"epochs": 20, "views": 1}}
+    sweep = Sweep("ray", values, {"strategy": ["random", "entropy", "entropie"], "seed": [0, 1]})
+    tasks = plan(sweep)
+
+    def kill_a_worker() -> None:
+        while not any(task.directory.count_rounds() for task in tasks if task.config):
+            time.sleep(0.02)
+        next(p for p in psutil.process_iter() if p.name() == "ray::attempt").kill()
+
+    killer = threading.Thread(target=kill_a_worker, daemon=True)
+    killer.start()
+    quiet = Console(quiet=True)
+    config = DispatchConfig(jobs=WORKERS, engine="ray", notebooks=False)
+    outcomes = run_sweep(sweep, config, console=quiet)
+    killer.join(timeout=10)
+    assert not killer.is_alive(), "a worker was killed"
+    assert [outcome.error is None for outcome in outcomes] == [True] * 4 + [False] * 2
+    assert "unknown strategy 'entropie'" in str(outcomes[4].error)
+    assert sum(len(task.directory.sessions()) for task in tasks[:4]) == 5, "the killed run was begun again"
+    on_ray = collect(sweep)["rounds"].drop(columns=list(COSTS))
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "here"))
+    run_sweep(sweep, DispatchConfig(jobs=WORKERS, notebooks=False), console=quiet)
+    assert_frame_equal(on_ray, collect(sweep)["rounds"].drop(columns=list(COSTS)), check_exact=True)
+
+
+@needs_ray
+def test_notebooks_on_ray(two_workers: None, tiny_run: dict[str, Any]) -> None:
+    sweep = Sweep("ray", {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 1}, {"seed": [0, 1]})
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=WORKERS, engine="ray"), console=Console(quiet=True))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert all(outcome.task.directory.notebook.exists() for outcome in outcomes)
+
+
+@needs_ray
+def test_sweep_that_wants_more_gpu_than_there_is(two_workers: None, tiny_run: dict[str, Any]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match=r"0\.25 GPUs. No node of the cluster has them"):
+        run_sweep(Sweep("ray", tiny_run), DispatchConfig(engine="ray", gpus=0.25), console=Console(quiet=True))
 
 
 @needs_ray

@@ -213,7 +213,7 @@ def test_image_grid_shows_every_kind_of_image() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     images = [grey, np.full((5, 5, 3), 7, np.uint8), Image.fromarray(grey), Image.new("RGBA", (2, 2), "red")]
     figure = plots.image_grid(images, ["a", "b", "c", "a title too long for its image"], columns=3)
-    assert len(figure.axes) == 6
+    assert len(figure.axes) == 4
     shown = [axes.images[0].get_array() for axes in figure.axes[:4]]
     np.testing.assert_array_equal(shown[0], grey)
     np.testing.assert_array_equal(shown[2], grey)
@@ -221,7 +221,7 @@ def test_image_grid_shows_every_kind_of_image() -> None:
     assert figure.axes[0].images[0].get_clim() == (0, 255)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["a", "b", "c"]
     assert figure.axes[3].get_title().replace("\n", " ") == "a title too long for its image"
-    assert not figure.axes[5].axison
+    assert not any(axes.axison for axes in figure.axes)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from palkit import sweep as sweeps
+from palkit import results
 from palkit.__main__ import main
+from palkit.dispatch import DispatchConfig, run_sweep
 from palkit.errors import ConfigError
 from palkit.metrics import calibration_error
-from palkit.sweep import Sweep, collect, load_sweep, plan, run_sweep
+from palkit.results import collect
+from palkit.sweep import Sweep, load_sweep, plan
 
 QUIET = Console(quiet=True)
 
@@ -41,7 +43,7 @@ def test_the_default_sweep_is_the_one_the_readme_promises() -> None:
 
 def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict[str, Any]) -> None:
     sweep = Sweep("mixed", {**tiny_run, "rounds": 2}, {"strategy": ["random", "entropie"], "batch_size": [10, 150]})
-    outcomes = run_sweep(sweep, jobs=2, device="cpu", console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
     errors = [outcome.error for outcome in outcomes]
     assert errors[0] is None, errors[0]
     assert "300 images, but the pool of 'digits' has 200" in str(errors[1])
@@ -57,7 +59,7 @@ def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict
     assert len(selections) == 20
 
     seconds = [run.task.directory.notebook.stat().st_mtime_ns for run in outcomes]
-    again = run_sweep(sweep, jobs=2, device="cpu", console=QUIET)
+    again = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
     assert [outcome.error is None for outcome in again] == [True, False, False, False]
     moved = [run.task.directory.notebook.stat().st_mtime_ns != s for run, s in zip(again, seconds, strict=True)]
     assert moved == [False, True, True, True], "only what failed is tried again"
@@ -81,7 +83,7 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {task.directory.run: task.directory.table() for task in tasks if task.directory.count_rounds()}
-    outcomes = run_sweep(sweep, jobs=1, device="cpu", console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET)
     assert [outcome.error for outcome in outcomes] == [None, None]
     for task in tasks:
         table = task.directory.table()
@@ -94,18 +96,18 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
 def test_variants_and_what_differs_become_columns(
     tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeps, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(results, "FIGURES", tmp_path / "figures")
     path = tmp_path / "variants.yaml"
     variants = {"plain": None, "smooth": {"training.label_smoothing": 0.1}, "small": {"adapter.rank": 2}}
     base = {**tiny_run, "rounds": 2, "strategy": "entropy"}
     path.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}, "variants": variants}, sort_keys=False))
     sweep = load_sweep(path)
     assert [task.variant for task in plan(sweep)] == ["plain", "plain", "smooth", "smooth", "small", "small"]
-    outcomes = run_sweep(sweep, jobs=2, device="cpu", console=QUIET, notebooks=False)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=2, notebooks=False), console=QUIET)
     assert [outcome.error for outcome in outcomes] == [None] * 6
     assert not any(task.directory.notebook.exists() for task in plan(sweep))
-    tables = {name: pd.read_parquet(sweeps.write_results(sweep) / f"{name}.parquet") for name in collect(sweep)}
-    assert tables.keys() == {"rounds", "selections", "reliability"}
+    tables = {name: pd.read_parquet(results.write_results(sweep) / f"{name}.parquet") for name in collect(sweep)}
+    assert tables.keys() == {"rounds", "selections", "reliability", "recalls"}
     rounds = tables["rounds"]
     assert rounds.groupby("variant")["training.label_smoothing"].unique().str[0].to_dict() == {
         "plain": 0.0, "smooth": 0.1, "small": 0.0,
@@ -117,12 +119,12 @@ def test_variants_and_what_differs_become_columns(
     pooled = reliability.groupby(["run", "labels"])
     ece = pooled.apply(calibration_error, include_groups=False)
     assert ece.to_dict() == pytest.approx(rounds.set_index(["run", "labels"])["ece"].to_dict())
-    assert run_sweep(sweep, device="cpu", console=QUIET, notebooks=False)[0].seconds == 0, "found by hash"
+    assert run_sweep(sweep, DispatchConfig(notebooks=False), console=QUIET)[0].seconds == 0, "found by hash"
 
 
 def test_a_failure_without_notebooks_is_isolated_too(tiny_run: dict[str, Any]) -> None:
     sweep = Sweep("mixed", {**tiny_run, "rounds": 2, "strategy": "random"}, {"batch_size": [150, 10]})
-    errors = [o.error for o in run_sweep(sweep, jobs=1, device="cpu", console=QUIET, notebooks=False)]
+    errors = [o.error for o in run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=QUIET)]
     assert "ConfigError: 2 rounds of 150 labels" in str(errors[0])
     assert errors[1] is None
     report = plan(sweep)[0].directory.path / "traceback.txt"
@@ -132,7 +134,7 @@ def test_a_failure_without_notebooks_is_isolated_too(tiny_run: dict[str, Any]) -
 def test_command_line_exits_non_zero_after_a_failure(
     tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweeps, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(results, "FIGURES", tmp_path / "figures")
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({"base": {**tiny_run, "rounds": 99}, "grid": {"seed": [0]}}))
     assert main(["sweep", str(path), "--jobs", "1"]) == 1

@@ -1,4 +1,4 @@
-"""Every figure of the notebooks: data in, a matplotlib Figure out.
+"""Every figure of the notebooks: data in, a matplotlib Figure out; and the tables for a page.
 
 Figures use the object-oriented interface, so nothing is registered with pyplot, shown or leaked; a notebook
 displays a figure by returning it (after `%matplotlib inline`). They are 7 inches wide or less, the text width
@@ -8,18 +8,21 @@ own panel or its own filling, so that figures stay readable without colour.
 
 from palkit.plots.adapters import cost_quality
 from palkit.plots.calibration import calibration_curves, reliability_diagrams
+from palkit.plots.comparison import class_recalls, cost_areas, critical_difference
 from palkit.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.plots.selection import pick_maps, pick_strips, selection_times
 from palkit.plots.study import (
     area_under_curves,
     budget_curves,
+    iqm_budget_curves,
     label_savings,
     overlaps,
     pairwise,
     picks_by_class,
     round_costs,
 )
-from palkit.plots.style import STRATEGY_STYLES, save_figure, strategy_style
+from palkit.plots.style import STRATEGY_STYLES, configuration_name, run_digest, save_figure, strategy_style
+from palkit.plots.tables import table_files, wide_areas
 
 __all__ = [
     "STRATEGY_STYLES",
@@ -27,10 +30,15 @@ __all__ = [
     "budget_curves",
     "calibration_curves",
     "class_counts",
+    "class_recalls",
+    "configuration_name",
     "confusion",
+    "cost_areas",
     "cost_quality",
+    "critical_difference",
     "depth_curves",
     "image_grid",
+    "iqm_budget_curves",
     "label_savings",
     "overlaps",
     "pairwise",
@@ -40,7 +48,10 @@ __all__ = [
     "projection",
     "reliability_diagrams",
     "round_costs",
+    "run_digest",
     "save_figure",
     "selection_times",
     "strategy_style",
+    "table_files",
+    "wide_areas",
 ]

@@ -1,10 +1,14 @@
 """Figures of a study: runs of many adapters, strategies and seeds beside each other."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
 from palkit.plots.style import (
@@ -13,12 +17,14 @@ from palkit.plots.style import (
     PER_ROW,
     WIDTH,
     check_table,
+    configuration_name,
     filling,
     heatmap,
     legend_below,
     metric_axis,
     name_configurations,
     name_ticks,
+    panel_columns,
     random_first,
     seeds_of,
     side_by_side,
@@ -28,12 +34,16 @@ from palkit.plots.style import (
     title_of,
     value_of,
 )
-from palkit.statistics import curves
+from palkit.statistics import curves, iqm_curves
+
+AXIS_LABELS = {"labels": "labels bought", "fraction": "share of all labels bought (%)"}
 
 
 @styled
 def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
     """Metric against labels bought: one panel per adapter, one line per strategy, bands of 95 % intervals.
+
+    Where runs differ in class balance, each has its own panel.
 
     Args:
         rounds: table of rounds of one data set and backbone (see `palkit.statistics`).
@@ -42,30 +52,71 @@ def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
     Raises:
         ConfigError: as `palkit.statistics.curves`.
     """
-    table = curves(rounds, metric, ("adapter", "strategy"))
-    adapters = sorted(table["adapter"].unique())
-    figure, panels = side_by_side(len(adapters), 2.8)
+    by = panel_columns(rounds)
+    return _curve_panels(curves(rounds, metric, (*by, "strategy")), by, "mean", metric)
+
+
+@styled
+def iqm_budget_curves(
+    rounds: pd.DataFrame,
+    metric: str = "accuracy",
+    tasks: Sequence[str] = ("dataset",),
+    axis: str = "labels",
+    label: str | None = None,
+) -> Figure:
+    """As `budget_curves`, with interquartile means over seeds and data sets and stratified bootstrap intervals.
+
+    Args:
+        rounds: table of rounds, or of gains (see `palkit.statistics.gains`), of one or more data sets.
+        metric: column to draw.
+        tasks: columns that tell data sets apart.
+        axis: "labels" or "fraction" of the budget, see `palkit.statistics.iqm_curves`.
+        label: of the vertical axis, e.g. "gain over random (points)"; None names the metric.
+
+    Raises:
+        ConfigError: as `palkit.statistics.iqm_curves`.
+    """
+    by = panel_columns(rounds)
+    return _curve_panels(iqm_curves(rounds, metric, (*by, "strategy"), tasks, axis), by, "iqm", metric, axis, label)
+
+
+def _curve_panels(
+    table: pd.DataFrame, by: Sequence[str], value: str, metric: str, axis: str = "labels", label: str | None = None
+) -> Figure:
+    """One panel per value of `by`, one line per strategy."""
+    panels_of = table.groupby(list(by))
+    figure, panels = side_by_side(len(panels_of), 2.8)
     handles: dict[str, Line2D] = {}
-    for number, (axes, adapter) in enumerate(zip(panels, adapters, strict=True)):
-        lines = table[table["adapter"] == adapter]
+    for number, (axes, (key, lines)) in enumerate(zip(panels, panels_of, strict=True)):
         for strategy, line in lines.groupby("strategy"):
-            handles[str(strategy)] = _curve(axes, line, str(strategy))
-        axes.set_title(f"{title_of(adapter)} ({seeds_of(lines['n_seeds'])})")
-        axes.set_xlabel("labels bought")
-        ticks_at(axes, lines["labels"])
+            handles[str(strategy)] = _curve(axes, line, str(strategy), axis, value)
+        count = seeds_of(lines["n_seeds"])
+        if value == "iqm" and lines["n_tasks"].max() > 1:
+            count += f", {lines['n_tasks'].max()} data sets"
+        name = configuration_name(*map(str, key))
+        # As wide as a panel, a title would touch its neighbour's.
+        fits = (len(name) + len(count)) * len(panels[:PER_ROW]) <= 84
+        axes.set_title(f"{name}{' ' if fits else chr(10)}({count})")
+        axes.set_xlabel(AXIS_LABELS[axis])
+        if axis == "fraction":
+            axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
+        else:
+            ticks_at(axes, lines[axis])
         metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
+        if label and number % PER_ROW == 0:
+            axes.set_ylabel(label)
         axes.grid()
     legend_below(figure, [handles[name] for name in sorted(handles, key=random_first)])
     return figure
 
 
-def _curve(axes: Axes, line: pd.DataFrame, strategy: str) -> Line2D:
+def _curve(axes: Axes, line: pd.DataFrame, strategy: str, x: str, value: str) -> Line2D:
     colour, marker = strategy_style(strategy)
-    axes.fill_between(line["labels"], line["low"], line["high"], color=colour, alpha=0.13, linewidth=0)
+    axes.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.13, linewidth=0)
     # The baseline is dashed: it is what every other line is read against.
     (handle,) = axes.plot(
-        line["labels"],
-        line["mean"],
+        line[x],
+        line[value],
         color=colour,
         marker=marker,
         linestyle="--" if strategy == "random" else "-",
@@ -81,7 +132,7 @@ def area_under_curves(summary: pd.DataFrame) -> Figure:
     """Area under the budget curve and final value of every configuration, best area first, with intervals.
 
     Args:
-        summary: from `palkit.statistics.summarise` by `("adapter", "strategy")`.
+        summary: from `palkit.statistics.summarise` by `("adapter", "strategy")`, and `"balance"` where runs differ.
 
     Raises:
         ConfigError: columns are missing or there are no rows.
@@ -147,7 +198,9 @@ def label_savings(table: pd.DataFrame) -> Figure:
     """How many times fewer labels each configuration needs to reach the reference's final value.
 
     Args:
-        table: from `palkit.statistics.label_saving` by `("adapter", "strategy")`.
+        table: from `palkit.statistics.label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in
+            it, or from `label_saving_intervals`: thin lines then show the intervals, cut off at the left edge, with
+            an arrow, where resamples miss the target.
 
     Raises:
         ConfigError: columns are missing or there are no rows.
@@ -155,7 +208,8 @@ def label_savings(table: pd.DataFrame) -> Figure:
     check_table(table, ["adapter", "strategy", "metric", "target", "labels_needed", "saving"], "label savings")
     # Not reached sorts last in the table, and so lands at the bottom of the figure.
     ordered = table.sort_values("saving", kind="stable", na_position="first")
-    savings = ordered["saving"].fillna(1)
+    ends = ordered.reindex(columns=["saving", "saving_low", "saving_high"])
+    right = ends.max(axis=1).fillna(1).clip(lower=1)
     figure, (axes,) = side_by_side(1, 0.8 + 0.19 * len(ordered))
     for row, (_, line) in enumerate(ordered.iterrows()):
         colour, _ = strategy_style(line["strategy"])
@@ -172,21 +226,32 @@ def label_savings(table: pd.DataFrame) -> Figure:
             )
         axes.annotate(
             text,
-            (max(savings.iloc[row], 1), row),
+            (right.iloc[row], row),
             xytext=(6, 0),
             textcoords="offset points",
             va="center_baseline",
             fontsize=7,
         )
     axes.axvline(1, color=INK, linewidth=0.8)
-    low, high = min(savings.min(), 1), max(savings.max(), 1.1)
+    # A saving of 0 is a target that was missed, not a number of labels.
+    low, high = min(ends[ends > 0].min().min(), 1), max(right.max(), 1.1)
     # Room on the right for the numbers.
     axes.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
+    _saving_intervals(axes, ends["saving_low"].to_numpy(float), ends["saving_high"].to_numpy(float))
     name_configurations(axes, ordered)
     axes.grid(axis="x")
     target = value_of(ordered["metric"].iloc[0], ordered["target"].iloc[0])
     axes.set_xlabel(f"times fewer labels to reach {target}")
     return figure
+
+
+def _saving_intervals(axes: Axes, low: NDArray, high: NDArray) -> None:
+    """Thin lines over the rows, with an arrow where one goes beyond the left edge; nothing where there is none."""
+    edge = axes.get_xlim()[0]
+    for row in np.flatnonzero(high > edge):
+        axes.plot([max(low[row], edge), high[row]], [row, row], color=INK, linewidth=0.7, marker="")
+        if low[row] < edge:
+            axes.plot(edge, row, color=INK, marker="<", markersize=3.5, clip_on=False)
 
 
 @styled

@@ -1,5 +1,6 @@
 """What all figures share: sizes, colours, markers, axes, files."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,6 +82,7 @@ METRIC_LABELS = {
     "brier": "Brier score",
     "ece": "expected calibration error (%)",
     "adaptive_ece": "adaptive calibration error (%)",
+    "recall": "recall (%)",
 }
 NAMES = {
     "lora": "LoRA",
@@ -99,7 +101,9 @@ NAMES = {
     "badge": "BADGE",
     "bald": "BALD",
     "bait": "BAIT",
+    "pcb": "PCB",
 }
+BALANCES = frozenset({"pcb"})
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -157,13 +161,16 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
         path: where, without suffix; the folder is created.
         metadata: what the figure came from, e.g. run hashes and the name of the sweep. In the PNG each is a
             text chunk of its own; SVG knows only Dublin Core, so there all of it is JSON in the description.
+            `runs`, a list of hashes or one string with commas, comes with `runs_count` and `runs_sha256` (of the
+            distinct hashes, sorted, one a line), so that a long list (17 kB for 1,000 runs) can be compared.
 
     Returns:
         The paths of the PNG and the SVG.
     """
     folder, name = Path(path).parent, Path(path).name
     folder.mkdir(parents=True, exist_ok=True)
-    text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in metadata.items()}
+    known = {**metadata, **(run_digest(metadata["runs"]) if "runs" in metadata else {})}
+    text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in known.items()}
     described = json.dumps(text, sort_keys=True)
     # A date would make every file differ.
     formats = {"png": text, "svg": {"Date": None, "Description": described}}
@@ -176,6 +183,14 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
         with atomic_path(paths[-1]) as temporary:
             temporary.write_bytes(buffer.getvalue())
     return paths[0], paths[1]
+
+
+def run_digest(runs: object) -> dict[str, object]:
+    """Number and SHA-256 of distinct run hashes, whatever their order; see `save_figure`."""
+    hashes = runs.split(",") if isinstance(runs, str) else runs if isinstance(runs, Iterable) else [runs]
+    distinct = sorted(set(map(str, hashes)))
+    digest = hashlib.sha256("\n".join(distinct).encode()).hexdigest()
+    return {"runs_count": len(distinct), "runs_sha256": digest}
 
 
 def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -210,10 +225,35 @@ def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
 
 
 def name_configurations(axes: Axes, table: pd.DataFrame) -> None:
-    """Rows named by adapter and strategy."""
-    names = [f"{title_of(a)}, {title_of(s)}" for a, s in zip(table["adapter"], table["strategy"], strict=True)]
+    """Rows named by adapter, strategy and, if the table has it, balance."""
+    names = configuration_names(table)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
+
+
+def configuration_name(*parts: str) -> str:
+    """Display name of a configuration: "LoRA, entropy + PCB" of "lora", "entropy", "pcb"; "none" is left out.
+
+    Args:
+        parts: values of columns such as adapter, strategy, balance. A balance is added to what comes before it.
+    """
+    name = ""
+    for part in parts:
+        if part != "none":
+            name += (" + " if part in BALANCES else ", ") * bool(name) + title_of(part)
+    return name
+
+
+def configuration_names(table: pd.DataFrame) -> list[str]:
+    """Display name of every row, from those of the columns adapter, strategy and balance that the table has."""
+    columns = [column for column in ("adapter", "strategy", "balance") if column in table.columns]
+    return [configuration_name(*map(str, row)) for row in table[columns].itertuples(index=False)]
+
+
+def panel_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that give a panel its own configuration: adapter, and balance where runs differ in it."""
+    balanced = "balance" in rounds.columns and rounds["balance"].nunique() > 1
+    return ("adapter", "balance") if balanced else ("adapter",)
 
 
 def filling(adapter: str, colour: str) -> str:

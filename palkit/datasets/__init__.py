@@ -1,0 +1,120 @@
+"""Data sets by name, by folder, by manifest, by id on the Hugging Face Hub. Knows no model."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from palkit.datasets.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
+from palkit.datasets.files import DECODING, IMAGE_SUFFIXES, FileImages, StoredImages, read_image, unreadable
+from palkit.datasets.hub import PREFIX, from_hub
+from palkit.datasets.libraries import MEDMNIST_SETS, cifar, dtd, flowers102, food101
+from palkit.datasets.own import LAYOUT, MANIFEST_SUFFIXES, from_folder, from_manifest
+from palkit.datasets.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, Images, head, long_tail, take
+from palkit.datasets.published import aptos2019, eurosat, histology
+from palkit.datasets.sizes import published_size
+from palkit.errors import ConfigError, DataError, unknown_name
+
+__all__ = [
+    "DATASETS",
+    "DECODING",
+    "IMAGE_SUFFIXES",
+    "LAYOUT",
+    "SPLITS",
+    "UNLABELLED",
+    "ArrayImages",
+    "Decoder",
+    "FileImages",
+    "ImagePool",
+    "Images",
+    "StoredImages",
+    "from_folder",
+    "from_manifest",
+    "head",
+    "load_dataset",
+    "long_tail",
+    "published_size",
+    "read_image",
+    "readable",
+    "take",
+    "unreadable",
+]
+
+DATASETS: dict[str, Callable[[], ImagePool]] = {
+    "fashion_mnist": fashion_mnist,
+    "fashion_mnist_lt": fashion_mnist_lt,
+    "digits": digits,
+    "digits_lt": digits_lt,
+    "eurosat": eurosat,
+    "histology": histology,
+    "aptos2019": aptos2019,
+    "cifar10": partial(cifar, "cifar10", "CIFAR10"),
+    "cifar100": partial(cifar, "cifar100", "CIFAR100"),
+    "food101": food101,
+    "dtd": dtd,
+    "flowers102": flowers102,
+    **MEDMNIST_SETS,
+}
+
+
+def load_dataset(
+    name: str, *, skip_unreadable: bool = False, group: str | None = None, unlabelled: bool = False
+) -> ImagePool:
+    """The data set of that name, or of that folder or manifest, or of that id on the Hugging Face Hub.
+
+    Named sets are downloaded the first time.
+
+    Args:
+        name: a key of `DATASETS`, `hf:owner/name[@config]`, a folder (see `from_folder`) or a `.csv` or `.parquet`
+            file (see `from_manifest`).
+        skip_unreadable: decode every file now and leave out those that cannot be read, with a warning.
+        group: regular expression that finds in each path of a folder or manifest what must not be divided by a
+            split, such as the patient.
+        unlabelled: a folder's sub-folders are no classes.
+
+    Raises:
+        ConfigError: neither a known name nor an existing path, or options that do not go with it.
+        DataError: the data cannot be used; the message names the file and the fix.
+    """
+    pool = _load(name, group, unlabelled)
+    return readable(pool) if skip_unreadable else pool
+
+
+def _load(name: str, group: str | None, unlabelled: bool) -> ImagePool:
+    if name in DATASETS or name.startswith(PREFIX):
+        if group is not None or unlabelled:
+            raise ConfigError(
+                f"data set {name!r} has its splits and labels; group and unlabelled are for folders and manifests. "
+                "Give the folder of its images instead."
+            )
+        return DATASETS[name]() if name in DATASETS else from_hub(name)
+    path = Path(name).expanduser()
+    is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
+    if path.is_file() and is_manifest:
+        return from_manifest(path, group)
+    if path.exists():
+        return from_folder(path, group, unlabelled)
+    if len(path.parts) > 1 or is_manifest:
+        raise DataError(f"there is no folder or manifest {path}. {LAYOUT}")
+    raise unknown_name("dataset", name, DATASETS)
+
+
+def readable(pool: ImagePool) -> ImagePool:
+    """The data set without files that cannot be read; a warning counts them and names the first.
+
+    Raises:
+        DataError: what is left is no data set, see `palkit.datasets.pool.make_pool`.
+    """
+    if not isinstance(pool.images, FileImages):
+        return pool
+    bad = unreadable(pool.images.paths)
+    if bad.empty:
+        return pool
+    warnings.warn(
+        f"{len(bad)} of {len(pool)} images of {pool.name!r} cannot be read and are left out, the first is "
+        f"{bad['path'][0]} ({bad['reason'][0]}).",
+        stacklevel=3,
+    )
+    return take(pool, np.setdiff1d(np.arange(len(pool)), bad["row"]), pool.name)

@@ -1,0 +1,78 @@
+"""SHA-256 of files, computed once: kept by path, size and time of change."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256 as of_text
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from palkit.errors import DataError
+from palkit.files import atomic_path, cache_dir, sha256
+
+RACY_NS = 2 * 10**9  # a file this young may change again within the same tick of the clock, so it is not kept
+Key = tuple[str, int, int]
+
+
+def file_hashes(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file; several threads hash what is new or has changed, the rest is known from before.
+
+    They are kept in `cache_dir()/hashes`, one table per common folder. Processes that want the same ones wait
+    for the first.
+
+    Raises:
+        DataError: a file is not there or cannot be read; names it.
+    """
+    if not paths:
+        return []
+    absolute = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    table = cache_dir() / "hashes" / f"{of_text(common.encode()).hexdigest()[:16]}.parquet"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(table.with_suffix(".lock")):
+        keys = [_key(path) for path in absolute]
+        known = _read(table)
+        new = sorted(set(keys) - known.keys())
+        if new:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                found = dict(zip(new, threads.map(_hash, [path for path, _, _ in new]), strict=True))
+            now = time.time_ns()
+            changed = {path for path, _, _ in new}
+            kept = {key: digest for key, digest in known.items() if key[0] not in changed}
+            _write(table, kept | {key: digest for key, digest in found.items() if now - key[2] > RACY_NS})
+            known |= found
+    return [known[key] for key in keys]
+
+
+def _key(path: str) -> Key:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Restore it, or load the data set again.") from error
+    return path, status.st_size, status.st_mtime_ns
+
+
+def _hash(path: str) -> str:
+    try:
+        return sha256(Path(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Restore it, or load the data set again.") from error
+
+
+def _read(table: Path) -> dict[Key, str]:
+    """What is kept; nothing if the table is missing or damaged, since it can be computed again."""
+    try:
+        columns = pd.read_parquet(table, columns=["path", "size", "mtime_ns", "sha256"])
+    except (OSError, ValueError, KeyError):
+        return {}
+    keys = zip(columns["path"], columns["size"].tolist(), columns["mtime_ns"].tolist(), strict=True)
+    return dict(zip(keys, columns["sha256"], strict=True))
+
+
+def _write(table: Path, known: dict[Key, str]) -> None:
+    rows = [(*key, digest) for key, digest in known.items()]
+    with atomic_path(table) as temporary:
+        pd.DataFrame(rows, columns=["path", "size", "mtime_ns", "sha256"]).to_parquet(temporary, index=False)

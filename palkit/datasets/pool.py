@@ -1,0 +1,309 @@
+"""Pools of images: what can be labelled, what validates a choice, what tests the result."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from palkit.errors import ConfigError, DataError
+
+SPLITS = ("pool", "val", "test")
+FRACTIONS = (0.6, 0.15, 0.25)  # of SPLITS, where a data set has none of its own
+VAL_SHARE = 0.1  # of the training images, where a data set has a test set but no validation set
+UNLABELLED = -1
+
+
+class Decoder(Protocol):
+    """Hands out pixels."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """(n, H, W, 3) uint8 images of `rows`. Files come as `size` x `size`, arrays at their own size."""
+        ...
+
+
+class Images(Decoder, Protocol):
+    """Images that are decoded when asked for."""
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Only these rows."""
+        ...
+
+    def checksum(self) -> str:
+        """SHA-256 of all pixels, or of the files that hold them."""
+        ...
+
+    def checksums(self) -> list[str]:
+        """SHA-256 of each image's pixels, or of its file."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held in memory: (N, H, W) grey or (N, H, W, 3) RGB, uint8."""
+
+    array: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
+        images = self.array[rows]
+        return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+
+    def take(self, rows: np.ndarray) -> "ArrayImages":
+        return ArrayImages(self.array[rows])
+
+    def checksum(self) -> str:
+        return pixel_hash(self.array)
+
+    def checksums(self) -> list[str]:
+        return [pixel_hash(image) for image in self.array]
+
+
+def pixel_hash(array: np.ndarray) -> str:
+    """SHA-256 of what an array holds, without a copy of it."""
+    return sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """A data set with fixed splits.
+
+    Attributes:
+        name: how the user called it.
+        images: decodes rows on demand.
+        labels: (N,) int64 classes, UNLABELLED (-1) where the class is not known.
+        split: (N,) of "pool", "val", "test".
+        ids: (N,) names of the rows that stay the same when rows move.
+        class_names: one per class.
+        groups: (N,) what belongs together, such as a patient, "" where nothing does; None if that is not known.
+    """
+
+    name: str
+    images: Images
+    labels: np.ndarray
+    split: np.ndarray
+    ids: np.ndarray
+    class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the class of every image is known."""
+        return bool((self.labels != UNLABELLED).all())
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of a split, in stored order."""
+        return np.flatnonzero(self.split == split)
+
+    def label_names(self) -> np.ndarray:
+        """(N,) class name of each image, "" where it is not known."""
+        return np.array([*self.class_names, ""], dtype=object)[self.labels]
+
+    def counts(self) -> pd.DataFrame:
+        """Images per class (rows) and split (columns), with a row "(no label)" if there are such images."""
+        names = self.class_names if self.is_labelled else (*self.class_names, "(no label)")
+        codes = np.where(self.labels == UNLABELLED, len(self.class_names), self.labels)
+        classes = pd.Categorical.from_codes(codes, pd.Index(names))
+        table = pd.crosstab(classes, pd.Categorical(self.split, SPLITS), dropna=False)
+        return table.rename_axis(index="class", columns="split")
+
+    def duplicates(self) -> pd.DataFrame:
+        """Images that are there more than once, byte for byte, copies one after the other.
+
+        Returns:
+            Columns row, id, split, label ("" where not known) and checksum, which copies share.
+        """
+        table = pd.DataFrame(
+            {
+                "row": np.arange(len(self)),
+                "id": self.ids,
+                "split": self.split,
+                "label": self.label_names(),
+                "checksum": self.images.checksums(),
+            }
+        )
+        copies = table[table["checksum"].duplicated(keep=False)]
+        return copies.sort_values(["checksum", "row"], ignore_index=True)
+
+    def checksum(self) -> str:
+        """SHA-256 over pixels, labels and splits: what a run used, whatever it was called."""
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> str:
+        total = sha256(self.images.checksum().encode())
+        total.update(self.labels.astype(np.int64).tobytes())
+        total.update("".join(self.split).encode())
+        return total.hexdigest()
+
+
+def make_pool(
+    name: str,
+    images: Images,
+    labels: np.ndarray,
+    split: np.ndarray,
+    ids: np.ndarray,
+    class_names: Sequence[str],
+    groups: np.ndarray | None = None,
+) -> ImagePool:
+    """An ImagePool, refused where neither an experiment could run on it nor anybody label it.
+
+    Args:
+        name: see ImagePool, as are the others.
+        images: (N,).
+        labels: (N,) integers.
+        split: (N,).
+        ids: (N,).
+        class_names: (C,).
+        groups: (N,) or None.
+
+    Raises:
+        DataError: a validation or test image without a label, a group in two splits, or everything is labelled and
+            there are too few classes, as a whole or in a split.
+    """
+    pool = ImagePool(name, images, labels.astype(np.int64), split, ids, tuple(class_names), groups)
+    if groups is not None:
+        _refuse_crossing(pool, groups)
+    if not pool.is_labelled:
+        for row in np.flatnonzero((pool.labels == UNLABELLED) & (split != "pool"))[:1]:
+            raise DataError(
+                f"data set {name!r}: {ids[row]} is in split {str(split[row])!r} but has no label. "
+                "Label it, or move it to split 'pool': only images of the pool may lack one."
+            )
+        return pool
+    if len(class_names) < 2:
+        raise DataError(
+            f"data set {name!r} has {len(class_names)} class ({', '.join(class_names) or 'none'}); "
+            "classification needs at least 2."
+        )
+    for part in SPLITS:
+        present = np.unique(pool.labels[pool.split == part])
+        if len(present) < 2:
+            raise DataError(
+                f"data set {name!r}: its {part} split holds {len(present)} of {len(class_names)} classes; "
+                "every split (pool, val, test) needs at least 2."
+            )
+    return pool
+
+
+def _refuse_crossing(pool: ImagePool, groups: np.ndarray) -> None:
+    table = pd.DataFrame({"group": groups, "split": pool.split})
+    splits = table[table["group"] != ""].groupby("group")["split"].unique()
+    for group, parts in splits[splits.map(len) > 1].items():
+        raise DataError(
+            f"data set {pool.name!r}: group {group!r} has images in the splits {', '.join(sorted(parts))}. "
+            "Give all its images the same split, or leave the splits out to have them made."
+        )
+
+
+def take(pool: ImagePool, rows: np.ndarray, name: str) -> ImagePool:
+    """The data set with only some of its rows."""
+    groups = None if pool.groups is None else pool.groups[rows]
+    images = pool.images.take(rows)
+    return make_pool(name, images, pool.labels[rows], pool.split[rows], pool.ids[rows], pool.class_names, groups)
+
+
+def head(pool: ImagePool, size: int) -> ImagePool:
+    """The data set with only the first `size` images of its pool split.
+
+    Raises:
+        ConfigError: the pool is smaller.
+    """
+    rows = pool.rows("pool")
+    if size > len(rows):
+        raise ConfigError(f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images.")
+    return take(pool, np.setdiff1d(np.arange(len(pool)), rows[size:]), pool.name)
+
+
+def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
+    """Thin the pool split so that class sizes fall exponentially; val and test stay as they are.
+
+    Class c of C keeps n_max * imbalance^(-c / (C - 1)) of its rows, the first ones in stored order
+    (Cui et al., Class-Balanced Loss, CVPR 2019, the usual long-tailed CIFAR recipe).
+
+    Args:
+        pool: a data set whose pool split is about balanced.
+        imbalance: size of the largest class over the size of the smallest.
+    """
+    classes = len(pool.class_names)
+    keep = pool.split != "pool"
+    for label in range(classes):
+        rows = pool.rows("pool")[pool.labels[pool.rows("pool")] == label]
+        keep[rows[: max(1, round(len(rows) * imbalance ** (-label / (classes - 1))))]] = True
+    return take(pool, np.flatnonzero(keep), f"{pool.name}_lt")
+
+
+def stratified_split(labels: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS) -> np.ndarray:
+    """(N,) of SPLITS, each class divided by `fractions`; the same for the same labels."""
+    rng = np.random.default_rng(0)
+    split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        cuts = np.cumsum([round(fraction * len(rows)) for fraction in fractions[:2]])
+        for part, chosen in zip(SPLITS, np.split(rows, cuts), strict=True):
+            split[chosen] = part
+    return split
+
+
+def grouped_split(
+    labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
+) -> np.ndarray:
+    """(N,) of SPLITS, no group in two of them and classes divided about by `fractions`; the same for the same input.
+
+    Large groups come first, each goes where it brings the class counts nearest to the wanted ones (in chi-square),
+    which is how scikit-learn's StratifiedGroupKFold works for folds of equal size.
+
+    Args:
+        labels: (N,) integers >= 0.
+        groups: (N,) strings; images of "" stand each for itself.
+        fractions: wanted of each split.
+    """
+    alone = np.char.add("\0", np.arange(len(groups)).astype(str))  # no group of a user is called like this
+    names, member = np.unique(np.where(groups == "", alone, groups), return_inverse=True)
+    counts = np.zeros((len(names), labels.max() + 1))
+    np.add.at(counts, (member, labels), 1)
+    wanted = np.outer(fractions, counts.sum(axis=0))  # (3, C)
+    weight = 1 / np.maximum(wanted, 1e-9)
+    filled, place = np.zeros_like(wanted), np.zeros(len(names), dtype=np.int64)
+    # Groups of a size come in random order: their names may follow a hospital or a date.
+    order = np.random.default_rng(0).permutation(len(names))
+    for group in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
+        before = (filled - wanted) ** 2 * weight
+        after = (filled + counts[group] - wanted) ** 2 * weight
+        place[group] = (after - before).sum(axis=1).argmin()
+        filled[place[group]] += counts[group]
+    return np.array(SPLITS)[place[member]]
+
+
+def split_rows(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """(N,) of SPLITS where there are none: unlabelled images go to the pool, with all of their group.
+
+    Args:
+        labels: (N,) integers, UNLABELLED where not known.
+        groups: (N,) strings, see ImagePool.
+    """
+    split = np.full(len(labels), "pool", dtype=f"<U{max(map(len, SPLITS))}")
+    known = labels != UNLABELLED
+    if groups is not None:
+        known &= ~np.isin(groups, np.setdiff1d(groups[~known], [""]))
+    if known.any():
+        split[known] = (
+            stratified_split(labels[known]) if groups is None else grouped_split(labels[known], groups[known])
+        )
+    return split
+
+
+def carve(labels: np.ndarray) -> np.ndarray:
+    """(N,) of "pool" and "val": a validation set taken out of the labelled training images, each class alike."""
+    chosen = stratified_split(labels, (1 - VAL_SHARE, VAL_SHARE, 0.0)) != "pool"
+    return np.where(chosen & (labels != UNLABELLED), "val", "pool")

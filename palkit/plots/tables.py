@@ -1,0 +1,75 @@
+"""Tables for a page: numbers in, text in CSV and LaTeX out."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from palkit.errors import ConfigError
+from palkit.files import atomic_path
+from palkit.plots.style import METRIC_LABELS, check_table, configuration_names
+
+
+def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Areas under budget curves as text, one row per configuration and one column per data set.
+
+    Args:
+        areas: from `palkit.statistics.area_table`.
+        value: "mean" or "iqm".
+
+    Returns:
+        Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), and which
+        to print in bold: those whose paired interval against the second excludes zero.
+
+    Raises:
+        ConfigError: columns are missing or there are no rows, or two rows are of one configuration and data set.
+    """
+    check_table(areas, ["dataset", "metric", value, f"{value}_low", f"{value}_high", "clear"], "table of areas")
+    named = areas.assign(configuration=configuration_names(areas))
+    repeated = named[named.duplicated(["configuration", "dataset"])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ConfigError(f"the table of areas has several rows of {first['configuration']} on {first['dataset']}.")
+    share = METRIC_LABELS.get(areas["metric"].iloc[0], "").endswith("(%)")
+    scale, digits = (100, 1) if share else (1, 3)
+    named["cell"] = [
+        f"{scale * middle:.{digits}f}"
+        + (f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]" if low == low else "")
+        for middle, low, high in areas[[value, f"{value}_low", f"{value}_high"]].itertuples(index=False)
+    ]
+    order, index, columns = list(dict.fromkeys(named["configuration"])), "configuration", "dataset"
+    cells, clear = (named.pivot(index=index, columns=columns, values=values).loc[order] for values in ("cell", "clear"))
+    return cells, clear.eq(True)
+
+
+def table_files(
+    table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None, digits: int = 3, caption: str | None = None
+) -> tuple[Path, Path]:
+    """Write a table as CSV (all digits) and as LaTeX with booktabs rules, special characters escaped.
+
+    Either file is complete or as it was. An index that only counts rows is left out.
+
+    Args:
+        table: what to write.
+        path: where, without suffix; the folder is created.
+        bold: (rows, columns) of the table, which cells LaTeX prints in bold; None for none.
+        digits: decimals of floats in LaTeX.
+        caption: of the LaTeX table, as it is; None writes a bare tabular.
+
+    Returns:
+        The paths of the CSV and the LaTeX file.
+    """
+    counted = isinstance(table.index, pd.RangeIndex)
+    look = table.style.format(precision=digits, na_rep="--", escape="latex")
+    look = look.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    look = look.hide(axis="index") if counted else look
+    # One row of headings: the names of index and columns would take a second.
+    look = look.hide(names=True, axis="index").hide(names=True, axis="columns")
+    if bold is not None:
+        look = look.apply(lambda _: bold.map(lambda marked: "textbf:--rwrap;" if marked else ""), axis=None)
+    texts = {"csv": table.to_csv(index=not counted), "tex": look.to_latex(hrules=True, caption=caption)}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(Path(path).with_name(f"{Path(path).name}.{suffix}"))
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths[0], paths[1]

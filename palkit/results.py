@@ -1,0 +1,104 @@
+"""What came out of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palkit.config import plain
+from palkit.errors import ConfigError
+from palkit.experiment import setting
+from palkit.files import REPOSITORY, atomic_path
+from palkit.metrics import recalls_of, reliability_of
+from palkit.sweep import Sweep, plan
+
+FIGURES = REPOSITORY / "figures"
+
+
+def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
+    """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
+
+    Args:
+        sweep: some of its runs must be complete.
+        device: that they ran on.
+
+    Returns:
+        `rounds`, one row per run and round; `selections`, per run and label bought; `reliability`, per run, round and
+        bin of confidence (see `palkit.metrics.reliability_of`); `recalls`, per run, round and class. Besides the usual
+        columns there is one for every config field that differs between runs, under its dotted name, and `variant` if
+        the sweep has some.
+
+    Raises:
+        ConfigError: no run is complete.
+    """
+    tasks = [task for task in plan(sweep, device) if task.is_complete]
+    if not tasks:
+        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
+    varied = _varied([plain(task.config) for task in tasks if task.config is not None])
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for task, values in zip(tasks, varied, strict=True):
+        config = task.config
+        assert config is not None, "complete"
+        columns: dict[str, Any] = {
+            "run": task.directory.run,
+            "dataset": config.dataset,
+            "backbone": config.backbone.name,
+            "adapter": config.adapter.name,
+            "strategy": config.strategy,
+            "balance": config.balance or "none",
+            "seed": config.seed,
+            **({"variant": task.variant} if task.variant else {}),
+            **values,
+        }
+        rounds, predictions = task.directory.table(), task.directory.predictions(config.rounds)
+        labels, classes = rounds["labels"].tolist(), setting(config, device).pool.class_names
+        found = {
+            "rounds": rounds,
+            "selections": task.directory.selections(),
+            "reliability": _reliability(predictions, labels),
+            "recalls": recalls_of(predictions, labels, classes),
+        }
+        for name, rows in found.items():
+            tables.setdefault(name, []).append(rows.assign(**columns)[[*columns, *rows.columns]])
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+def _varied(parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each run, the values under dotted names that differ between runs and have no column of their own."""
+    flat = [_flat(values) for values in parameters]
+    names = sorted({name for values in flat for name in values} - {"dataset", "strategy", "balance", "seed"})
+    names = [name for name in names if name not in ("backbone.name", "adapter.name")]
+    shown = [{name: _cell(values.get(name)) for name in names} for values in flat]
+    differing = [name for name in names if len({repr(values[name]) for values in shown}) > 1]
+    return [{name: values[name] for name in differing} for values in shown]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> pd.DataFrame:
+    return pd.concat(
+        [
+            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
+            for table, bought in zip(predictions, labels, strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def write_results(sweep: Sweep, device: str = "cpu") -> Path:
+    """Store the tables of `collect` in `figures/<sweep>/`, and return that folder."""
+    folder = FIGURES / sweep.name
+    for name, table in collect(sweep, device).items():
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    return folder
