@@ -5,11 +5,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
   cat <<'EOF'
-usage: ./run_all.sh [run]  [--sweep NAME] [--jobs N]   main job: sweep, figures, executed notebooks (default)
+usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, executed notebooks, report
        ./run_all.sh test   [pytest options]            lint, types, unit tests, notebook regression
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
        ./run_all.sh setup                              only create .venv and fetch weights and data
        ./run_all.sh --help
+
+Profiles are the files of notebooks/sweeps (default, quick, paper, simulation, ablation-*, ...), or a YAML file of yours.
+Options of the main job: --dry-run prints the grid with estimates of time and memory and starts nothing; --watch shows
+a table of all runs; --jobs N runs at a time; --engine ray [--address HOST:PORT] [--gpus SHARE] computes on a Ray
+cluster; --time-limit SECONDS per run; --no-notebooks starts no kernels.
 
 Every command first does what is missing of the set-up: .venv with the pinned packages of requirements.lock,
 and the embedded weights, verified by checksum, in .cache/. Finished runs are found again and not repeated.
@@ -36,22 +41,25 @@ setup() {
 }
 
 run() {
-  local sweep=default arguments=()
+  local sweep=default arguments=() dry=
   while [ $# -gt 0 ]; do
     case $1 in
-      --sweep) sweep=${2:?--sweep needs a name}; shift 2 ;;
-      --jobs) arguments+=(--jobs "${2:?--jobs needs a number}"); shift 2 ;;
+      --profile | --sweep) sweep=${2:?$1 needs a name}; shift 2 ;;
+      --dry-run) dry=1; arguments+=("$1"); shift ;;
+      --watch | --no-notebooks) arguments+=("$1"); shift ;;
+      --jobs | --engine | --address | --gpus | --time-limit | --device) arguments+=("$1" "${2:?$1 needs a value}"); shift 2 ;;
       *) echo "error: unknown option $1" >&2; usage >&2; exit 2 ;;
     esac
   done
   local status=0
   say "sweep $sweep"
   .venv/bin/python -m palkit sweep "$sweep" ${arguments[@]+"${arguments[@]}"} || status=$?
+  [ -z "$dry" ] || return "$status"
   say "study of $sweep"
   .venv/bin/python -m palkit study "$sweep" || status=$?
   say "done in $SECONDS s"
   echo "figures and tables:  figures/$(basename "$sweep" .yaml)/"
-  echo "executed notebooks:  ${PALKIT_RUNS:-runs}/studies/$(basename "$sweep" .yaml)/"
+  echo "notebooks, report:   ${PALKIT_RUNS:-runs}/studies/$(basename "$sweep" .yaml)/"
   echo "single runs:         ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
   return "$status"
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from palkit import study
 from palkit.adapters import first_trained_block
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
     report.add_argument("name", nargs="?", default="default", help="name of the sweep")
     report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
-    for command in (run, doctor, embed, sweep, looker):
+    for command in (run, doctor, embed, sweep, looker, report):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return COMMANDS[options.command](options)
     except PalkitError as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 
 
@@ -196,7 +197,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    device = choose_device()
+    device = choose_device(options.device)
     for path in study.execute(options.name, in_place=options.in_place, device=device, console=console):
         console.print(f"notebook: {path}", soft_wrap=True)
     console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)

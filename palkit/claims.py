@@ -225,7 +225,10 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
 
 
 def _pick(runs: pd.DataFrame, config: Columns) -> pd.DataFrame:
-    return runs[np.logical_and.reduce([runs[column] == value for column, value in config.items()])]
+    wanted = pd.Series(True, index=runs.index)
+    for column, value in config.items():
+        wanted &= runs[column] == value
+    return runs[wanted]
 
 
 def _missing(runs: pd.DataFrame, configs: Sequence[Columns], metric: str) -> str:

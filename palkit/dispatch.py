@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from palkit.adapters import first_trained_block
@@ -129,8 +131,10 @@ def run_sweep(
         if outcome.error:
             folder = outcome.task.directory
             where = folder.notebook if config.notebooks else folder.path / TRACEBACK
-            console.print(f"[red]failed:[/] {outcome.task.label}: {outcome.error}", soft_wrap=True)
-            console.print(f"  its {'notebook' if config.notebooks else 'traceback'}: {where}", soft_wrap=True)
+            console.print(f"[red]failed:[/] {escape(outcome.task.label)}: {escape(outcome.error)}", soft_wrap=True)
+            console.print(
+                f"  its {'notebook' if config.notebooks else 'traceback'}: {escape(str(where))}", soft_wrap=True
+            )
     return [ended.get(task.directory.run, Outcome(task, 0.0, None)) for task in tasks]
 
 
@@ -161,24 +165,47 @@ def _environment(device: str, workers: int, threads: int) -> dict[str, str]:
 
 
 def _over_processes(jobs: Sequence[Job], workers: int, threads: int) -> Iterator[tuple[int, End]]:
-    """Number and end of each job, as they end; when a process dies, those without an end begin again."""
-    left, known, idle = dict(enumerate(jobs)), dict[int, int](), 0
+    """Number and end of each job, as they end.
+
+    When a process dies, joblib ends the others as well. What they had begun is then done one at a time, each in a
+    process of its own: a run that kills its process must not use up the attempts of those beside it.
+    """
+    left, idle = dict(enumerate(jobs)), 0
     while left:
+        # With one job joblib would stay in this process, which is only for those who asked for it.
+        count = 1 if workers == 1 else max(2, min(workers, len(left)))
         try:
-            with parallel_config("loky", n_jobs=min(workers, len(left)), inner_max_num_threads=threads):
+            with parallel_config("loky", n_jobs=count, inner_max_num_threads=threads):
                 parallel = Parallel(batch_size=1, return_as="generator_unordered")
                 for number, end in parallel(delayed(attempt_numbered)(*job) for job in list(left.items())):
                     del left[number]
                     idle = 0
                     yield number, end
         except BrokenProcessPool as error:
-            begun = {number: begun_attempts(job.attempts) for number, job in left.items()}
-            idle = 0 if any(count > known.get(number, 0) for number, count in begun.items()) else idle + 1
-            known = begun
+            begun = [number for number, job in left.items() if begun_attempts(job.attempts)]
+            idle = 0 if begun else idle + 1
             if idle > 1:  # once may be chance: a process was killed between two runs
-                raise PalkitError(
-                    f"worker processes die before they begin a run ({error}). Free some memory, or take --jobs 1."
-                ) from error
+                raise _nothing_begins(error) from error
+            for number in begun:
+                left[number].attempts.unlink()
+                yield _alone(number, left.pop(number), threads)
+
+
+def _alone(number: int, job: Job, threads: int) -> tuple[int, End]:
+    """Number and end of a job in a process of its own, and in another one if that dies."""
+    known = 0
+    while True:
+        try:
+            with ProcessPoolExecutor(max_workers=1, env={THREADS: str(threads)}) as process:
+                return process.submit(attempt_numbered, number, job).result()
+        except BrokenProcessPool as error:
+            before, known = known, begun_attempts(job.attempts)
+            if known <= before:
+                raise _nothing_begins(error) from error
+
+
+def _nothing_begins(error: BrokenProcessPool) -> PalkitError:
+    return PalkitError(f"worker processes die before they begin a run ({error}). Free some memory, or take --jobs 1.")
 
 
 def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
@@ -230,7 +257,7 @@ def _lines(board: Board, console: Console) -> Iterator[Any]:
 
     def update(completed: list[Status]) -> None:
         for run in completed:
-            progress.print(f"{run.task.label}: accuracy {run.accuracy:.3f}", soft_wrap=True)
+            progress.print(f"{escape(run.task.label)}: accuracy {run.accuracy:.3f}", soft_wrap=True)
         left = board.seconds_left()
         text = "rounds" if left is None else f"rounds, about {duration(left)} left"
         progress.update(bar, completed=sum(run.rounds for run in board.runs), description=text)

@@ -25,7 +25,10 @@ FIXED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 # Names, figures and counters of the notebook before go; modules, data and backbones that are loaded stay.
 RESET = """
 get_ipython().reset(new_session=True)
-__import__("os").environ.update({environment!r})
+_environ = __import__("os").environ
+for _name in [name for name in _environ if name.startswith("PALKIT_")]:
+    del _environ[_name]
+_environ.update({environment!r})
 if "matplotlib.pyplot" in __import__("sys").modules:
     __import__("matplotlib.pyplot").pyplot.close("all")
 """
@@ -56,11 +59,17 @@ class _Warm:
             with suppress(RuntimeError, OSError):  # it may be dead already
                 run_sync(manager.shutdown_kernel)(now=True)
 
-    def kill(self) -> None:
-        """As `stop`, from another thread while a notebook is executed: its client will find the kernel dead."""
+    def kill(self) -> bool:
+        """As `stop`, from another thread while a notebook is executed: its client will find the kernel dead.
+
+        Returns:
+            Whether there was a process yet.
+        """
         process = getattr(getattr(self.manager, "provisioner", None), "process", None)
-        if process is not None:
-            process.kill()
+        if process is None:
+            return False
+        process.kill()
+        return True
 
 
 _warm = _Warm()
@@ -157,11 +166,12 @@ def execute_notebook(
 @contextmanager
 def _limited(seconds: float | None) -> Iterator[None]:
     """Kill the warm kernel after so many seconds, and say so instead of what that looks like."""
-    over = threading.Event()
+    over, ended = threading.Event(), threading.Event()
 
     def end() -> None:
         over.set()
-        _warm.kill()
+        while not _warm.kill() and not ended.wait(0.1):  # the kernel may still be about to start
+            pass
 
     timer = threading.Timer(seconds or 0, end)
     timer.daemon = True
@@ -174,4 +184,5 @@ def _limited(seconds: float | None) -> Iterator[None]:
             raise TimeLimitError(f"stopped after the time limit of {seconds:g} s") from error
         raise
     finally:
+        ended.set()
         timer.cancel()

@@ -7,13 +7,15 @@ from typing import Any
 import pandas as pd
 
 from palkit.config import plain
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, DataError
 from palkit.experiment import setting
 from palkit.files import REPOSITORY, atomic_path
 from palkit.metrics import recalls_of, reliability_of
 from palkit.sweep import Sweep, plan
 
 FIGURES = REPOSITORY / "figures"
+USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
+OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
 
 
 def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
@@ -93,6 +95,53 @@ def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> 
         ],
         ignore_index=True,
     )
+
+
+def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rounds, selections and recalls as `write_results` stored them, each configuration with a name of its own.
+
+    Where runs differ in more than data set, backbone, adapter, strategy, balance and seed, the adapter's name is
+    extended by the variant, or by the fields that differ.
+
+    Args:
+        folder: of the results of a sweep.
+
+    Raises:
+        DataError: a table is missing.
+    """
+    tables = []
+    for name in ("rounds", "selections", "recalls"):
+        path = folder / f"{name}.parquet"
+        if not path.exists():
+            raise DataError(f"{path} is missing. Write it with `python -m palkit study {folder.name}`.")
+        tables.append(pd.read_parquet(path))
+    names = _names(tables[0])
+    return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
+
+
+def _names(rounds: pd.DataFrame) -> pd.Series:
+    """Of each run, the adapter's name, with what it takes to tell it from runs that look the same."""
+    runs = rounds.drop_duplicates("run").set_index("run")
+    if not runs.duplicated([*USUAL, "seed"]).any():
+        return runs["adapter"]
+    same = [*USUAL, "seed"]
+    fields = ["variant"] if "variant" in runs else []
+    if not fields or runs.duplicated([*same, "variant"]).any():
+        others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
+        # What a variant says already is not said twice.
+        fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
+    more = runs[fields].astype(str).agg(", ".join, axis=1)
+    alone = [text.startswith(name) for text, name in zip(more, runs["adapter"], strict=True)]
+    return more.where(pd.Series(alone, index=runs.index), runs["adapter"] + ", " + more)
+
+
+def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table divided by data set and backbone, under names that tell the parts apart; "" if there is only one."""
+    columns = [name for name in ("dataset", "backbone") if table[name].nunique() > 1]
+    if not columns:
+        return {"": table}
+    groups = table.groupby(columns, sort=False)
+    return {", ".join(map(str, key)): rows for key, rows in groups}
 
 
 def write_results(sweep: Sweep, device: str = "cpu") -> Path:

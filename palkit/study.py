@@ -1,16 +1,28 @@
 """Execute the notebooks of a study over the results of a sweep, and only if something changed."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from palkit.claims import judge
+from palkit.datasets import load_dataset
+from palkit.errors import ConfigError
 from palkit.files import REPOSITORY, runs_dir, sha256, write_text
 from palkit.notebooks import execute_notebook
+from palkit.plots import configuration_columns, save_figure, table_files
 from palkit.report import write_report
-from palkit.results import FIGURES, write_results
-from palkit.sweep import load_sweep, plan
+from palkit.results import FIGURES, parts, write_results
+from palkit.statistics import REFERENCE, Ranking, against, label_saving_intervals, rank_strategies
+from palkit.sweep import SWEEPS, load_sweep, plan
+
+if TYPE_CHECKING:
+    from IPython.display import Markdown
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
@@ -18,6 +30,100 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 def figures(sweep: str) -> Path:
     """Folder of the figures and tables of a sweep, given its name or its YAML file."""
     return FIGURES / Path(sweep).name.removesuffix(".yaml")
+
+
+def show(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, path: Path, *, divided: bool = True) -> None:
+    """Draw a table, display the figures, and store each as PNG and SVG with the runs that it shows.
+
+    Args:
+        draw: makes one figure; a ConfigError says why the table cannot be drawn, and is printed instead.
+        table: with the columns `run`, `dataset`, `backbone`.
+        path: of the files, without suffix; the name of the part is added if there are several.
+        divided: draw every data set and backbone apart.
+    """
+    from IPython.display import display
+
+    for part, rows in (parts(table) if divided else {"": table}).items():
+        try:
+            figure = draw(rows)
+        except ConfigError as error:
+            print(f"Not shown{f' for {part}' if part else ''}: {error}")
+            continue
+        if part:
+            figure.suptitle(part, fontsize=8)
+        name = re.sub(r"[^\w.]+", "-", f"{path.name} {part}".strip())
+        metadata = {"sweep": path.parent.name, "runs": sorted(rows["run"].unique())}
+        save_figure(figure, path.with_name(name), metadata)
+        display(figure)
+
+
+def overview(rounds: pd.DataFrame) -> pd.DataFrame:
+    """What a sweep holds: of every data set and backbone the numbers of runs, configurations, seeds and labels."""
+    return pd.DataFrame(
+        [
+            {
+                "data set": rows["dataset"].iloc[0],
+                "backbone": rows["backbone"].iloc[0],
+                "runs": rows["run"].nunique(),
+                "configurations": len(rows[["adapter", "strategy", "balance"]].drop_duplicates()),
+                "seeds": rows["seed"].nunique(),
+                "labels": f"{rows['labels'].min()} to {rows['labels'].max()}",
+            }
+            for rows in parts(rounds).values()
+        ]
+    )
+
+
+def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame | None:
+    """`palkit.statistics.against` for reading, in points; None, with the reason printed, if nothing can be compared."""
+    try:
+        table = against(rounds, column, reference)
+    except ConfigError as error:
+        print(f"Not shown: {error}")
+        return None
+    for name, title in {"aubc": "over the budget", "final": "after the last round"}.items():
+        ends = 100 * table[[name, f"{name}_low", f"{name}_high"]]
+        table[title] = [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high in ends.itertuples(index=False)]
+        table = table.drop(columns=list(ends))
+    return table.drop(columns="n_seeds")
+
+
+def savings(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Labels saved by every configuration of a data set against random choice with a linear probe, unbalanced."""
+    by = configuration_columns(rounds)
+    return label_saving_intervals(rounds, {**REFERENCE, **({"balance": "none"} if "balance" in by else {})}, by=by)
+
+
+def ranking(rounds: pd.DataFrame) -> Ranking:
+    """Average ranks of the strategies, or of the adapters where there are hardly any strategies to rank."""
+    adapters = rounds["strategy"].nunique() < 3 <= rounds["adapter"].nunique()
+    return rank_strategies(rounds, treatments=("adapter" if adapters else "strategy",))
+
+
+def picks(selections: pd.DataFrame) -> pd.DataFrame:
+    """Labels bought per strategy and class of a data set, mean over runs; named for `plots.picks_by_class`."""
+    classes = load_dataset(selections["dataset"].iloc[0]).class_names
+    counts = selections.groupby(["run", "strategy", "label"]).size().unstack(fill_value=0)
+    return (
+        counts.reindex(columns=range(len(classes)), fill_value=0).set_axis(classes, axis=1).groupby("strategy").mean()
+    )
+
+
+def claims_of(folder: Path) -> pd.DataFrame:
+    """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX."""
+    claims = judge(pd.read_parquet(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
+    table_files(claims, folder / "claims")
+    return claims
+
+
+def conclusion(sweep: str) -> "Markdown":
+    """What a person wrote about a sweep in `notebooks/sweeps/<sweep>.md`, if anything."""
+    from IPython.display import Markdown
+
+    path = SWEEPS / f"{sweep}.md"
+    if path.exists():
+        return Markdown(path.read_text(encoding="utf-8"))
+    return Markdown("Nobody has written a conclusion yet: put one into a file beside the sweep, with the suffix `.md`.")
 
 
 def _folder(sweep: str) -> Path:
@@ -40,15 +146,17 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
     if "dataset" in sweep.base:
         parameters["01_data"] = parameters["02_backbone"] = {"dataset": sweep.base["dataset"]}
     if in_place:
-        parameters = {path.stem: {} for path in sorted(NOTEBOOKS.glob("0*.ipynb"))}
+        parameters = {path.stem: {} for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
     for stem, values in parameters.items():
         source = NOTEBOOKS / f"{stem}.ipynb"
         target = source if in_place else _folder(sweep.name) / source.name
         stamp = target.with_suffix(".json")
-        state = json.dumps({"notebook": sha256(source), "results": sha256(results), "parameters": values})
+        written = SWEEPS / f"{sweep.name}.md"
+        files = {path.name: sha256(path) for path in (source, results, written) if path.exists()}
+        state = json.dumps({**files, "parameters": values})
         if in_place or not (target.exists() and stamp.exists() and stamp.read_text() == state):
             with console.status(f"executing {source.name}"):
-                execute_notebook(source, target, values)
+                execute_notebook(source, target, values, warm=not in_place)
             if not in_place:
                 write_text(stamp, state)
         yield target

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from palkit.sweep import Task
@@ -106,7 +107,7 @@ class Board:
         latest_first = self.runs[::-1]
         for run in sorted(latest_first, key=lambda run: order.index(run.state))[:height]:
             table.add_row(
-                run.task.label,
+                escape(run.task.label),
                 run.state,
                 f"{run.rounds}/{run.wanted}",
                 "" if run.accuracy is None else f"{run.accuracy:.3f}",
@@ -126,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def watch(tasks: Sequence[Task], console: Console) -> None:
-    """Show a sweep that another process computes, until it is complete or Ctrl-C."""
+    """Show a sweep that another process computes, until all runs are complete, or Ctrl-C (a failed run never is)."""
     board = Board(tasks)
     with Live(console=console, auto_refresh=False) as live:
         while True:

@@ -146,13 +146,16 @@ def test_no_run_is_lost_or_doubled_while_processes_are_killed(
 def test_a_run_that_kills_its_worker_every_time_is_given_up_and_the_others_are_not(
     stub_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Sweep("deadly", stub_run, {"seed": [0, 1, 2]})
+    slow = {"adapter": {"name": "lora", "start_block": 2}, "training": {"epochs": 200, "head_epochs": 0, "views": 1}}
+    sweep = Sweep("deadly", stub_run, variants={"slow": slow, "deadly": {"seed": 1}, "quick": {"seed": 2}})
     monkeypatch.setattr(dispatch, "attempt_numbered", deadly)
     outcomes = run_sweep(sweep, DispatchConfig(jobs=2, notebooks=False), console=QUIET)
     errors = [outcome.error for outcome in outcomes]
     assert [errors[0], errors[2]] == [None, None]
     assert f"given up after {ATTEMPTS} attempts" in str(errors[1])
-    assert (plan(sweep)[1].directory.path / "begun").read_text() == "x" * ATTEMPTS
+    assert (plan(sweep)[1].directory.path / "begun").read_text() == "x" * (1 + ATTEMPTS), (
+        "once beside others, then alone"
+    )
 
 
 def deadly(number: int, job: Job) -> tuple[int, End]:

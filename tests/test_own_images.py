@@ -16,7 +16,7 @@ from PIL import Image
 
 from palkit.__main__ import main
 from palkit.config import config_from_dict
-from palkit.datasets import ArrayImages, FileImages, hashes, load_dataset, unreadable
+from palkit.datasets import ArrayImages, FileImages, hashes, head, load_dataset, unreadable
 from palkit.datasets.files import read_image
 from palkit.datasets.pool import UNLABELLED, grouped_split, make_pool, split_rows
 from palkit.errors import ConfigError, DataError
@@ -331,9 +331,37 @@ def aged(folder: Path) -> None:
         os.utime(path, (1e9, 1e9))
 
 
+def test_files_that_changed_places_are_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles out of an archive have the same size and time."""
+    monkeypatch.setattr(hashes, "RACY_NS", 0)
+    one, two = tmp_path / "1.bmp", tmp_path / "2.bmp"
+    for number, path in enumerate((one, two)):
+        noise(number).save(path)
+        os.utime(path, (1e9, 1e9))
+    first, second = hashes.file_hashes([one, two])
+    one.rename(tmp_path / "3.bmp")
+    two.rename(one)
+    (tmp_path / "3.bmp").rename(two)
+    assert hashes.file_hashes([one, two]) == [second, first]
+
+
+def test_the_head_of_a_folder_has_all_classes(tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    for number in range(4):
+        (folder / f"class {number}").mkdir(parents=True)
+        for image in range(20):
+            noise(100 * number + image).save(folder / f"class {number}" / f"{image}.png")
+    pool = load_dataset(str(folder))
+    part = head(pool, 24)
+    assert len(part.rows("pool")) == 24
+    assert set(part.labels[part.rows("pool")]) == {0, 1, 2, 3}
+    assert part.ids.tolist() == head(pool, 24).ids.tolist()
+    assert len(part.rows("test")) == len(pool.rows("test"))
+
+
 def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_images(tmp_path / "pets")
-    aged(folder)
+    monkeypatch.setattr(hashes, "RACY_NS", 0)
     checksum = load_dataset(str(folder)).checksum()
     hashed: list[str] = []
     monkeypatch.setattr(hashes, "sha256", lambda path: hashed.append(path.name) or "00" * 32)

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,13 +123,14 @@ def _download(url: str, part: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task(part.stem, total=None)
-        failures = 0
+        failures, most = 0, _size(part)
         while True:
-            before = _size(part)
             try:
                 return _attempt(url, part, lambda done, total: bars.update(task, completed=done, total=total))
             except Interrupted:
-                failures = 0 if _size(part) > before else failures + 1
+                # A server that cannot continue begins anew: only more than ever before is progress.
+                failures = 0 if _size(part) > most else failures + 1
+                most = max(most, _size(part))
                 if failures == ATTEMPTS:
                     raise
                 time.sleep(BACKOFF_SECONDS * 2 ** max(failures - 1, 0))
@@ -217,7 +219,7 @@ def unpack(archive: Path, target: Path) -> Path:
                     tar.extractall(temporary, filter="data")
             temporary.chmod(0o755)
             os.replace(temporary, target)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"{archive} cannot be unpacked ({reason}). Delete it and try again.") from error
         finally:

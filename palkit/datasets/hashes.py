@@ -14,7 +14,8 @@ from palkit.errors import DataError
 from palkit.files import atomic_path, cache_dir, sha256
 
 RACY_NS = 2 * 10**9  # a file this young may change again within the same tick of the clock, so it is not kept
-Key = tuple[str, int, int]
+KEY = ("path", "size", "mtime_ns", "ctime_ns")  # the last tells files that changed places
+Key = tuple[str, int, int, int]
 
 
 def file_hashes(paths: Sequence[Path]) -> list[str]:
@@ -38,11 +39,11 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
         new = sorted(set(keys) - known.keys())
         if new:
             with ThreadPoolExecutor(os.cpu_count()) as threads:
-                found = dict(zip(new, threads.map(_hash, [path for path, _, _ in new]), strict=True))
+                found = dict(zip(new, threads.map(_hash, [path for path, *_ in new]), strict=True))
             now = time.time_ns()
-            changed = {path for path, _, _ in new}
+            changed = {path for path, *_ in new}
             kept = {key: digest for key, digest in known.items() if key[0] not in changed}
-            _write(table, kept | {key: digest for key, digest in found.items() if now - key[2] > RACY_NS})
+            _write(table, kept | {key: digest for key, digest in found.items() if now - max(key[2:]) > RACY_NS})
             known |= found
     return [known[key] for key in keys]
 
@@ -52,7 +53,7 @@ def _key(path: str) -> Key:
         status = os.stat(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}). Restore it, or load the data set again.") from error
-    return path, status.st_size, status.st_mtime_ns
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _hash(path: str) -> str:
@@ -65,14 +66,14 @@ def _hash(path: str) -> str:
 def _read(table: Path) -> dict[Key, str]:
     """What is kept; nothing if the table is missing or damaged, since it can be computed again."""
     try:
-        columns = pd.read_parquet(table, columns=["path", "size", "mtime_ns", "sha256"])
+        columns = pd.read_parquet(table, columns=[*KEY, "sha256"])
     except (OSError, ValueError, KeyError):
         return {}
-    keys = zip(columns["path"], columns["size"].tolist(), columns["mtime_ns"].tolist(), strict=True)
+    keys = zip(*(columns[name].tolist() for name in KEY), strict=True)
     return dict(zip(keys, columns["sha256"], strict=True))
 
 
 def _write(table: Path, known: dict[Key, str]) -> None:
     rows = [(*key, digest) for key, digest in known.items()]
     with atomic_path(table) as temporary:
-        pd.DataFrame(rows, columns=["path", "size", "mtime_ns", "sha256"]).to_parquet(temporary, index=False)
+        pd.DataFrame(rows, columns=[*KEY, "sha256"]).to_parquet(temporary, index=False)

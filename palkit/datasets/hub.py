@@ -1,5 +1,6 @@
 """Image classification data sets of the Hugging Face Hub, by id."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ def from_hub(name: str) -> ImagePool:
     Raises:
         DataError: it cannot be had, or has not one image and one label column; lists the columns.
     """
-    folder = dataset_dir("hf") / re.sub(r"[^\w.@-]+", "_", name.removeprefix(PREFIX))
+    folder = _folder(name.removeprefix(PREFIX))
     table = folder / "images" / "table.parquet"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -44,6 +45,18 @@ def from_hub(name: str) -> ImagePool:
     rows = pd.read_parquet(table)
     names = list(rows.pop("classes")[0])
     return from_table(name, rows, table, class_names=names)
+
+
+def _folder(source: str) -> Path:
+    """Of the exported images: a readable name and a checksum, of the name or of what a local folder holds."""
+    identity, local = source, Path(source.partition("@")[0])
+    if local.is_dir():
+        files = sorted(path for path in local.rglob("*") if path.is_file())
+        identity = f"{local.resolve()}@{source}" + "".join(
+            f"{p}{p.stat().st_size}{p.stat().st_mtime_ns}" for p in files
+        )
+    readable = re.sub(r"[^\w.@-]+", "_", source)
+    return dataset_dir("hf") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _loaded(name: str, cache: Path) -> Mapping[str, Any]:

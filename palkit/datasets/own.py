@@ -1,5 +1,6 @@
 """A user's own images: folders with and without classes, and manifests."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,7 +151,7 @@ def from_table(name: str, table: pd.DataFrame, manifest: Path, class_names: Sequ
             raise DataError(
                 f"{manifest}, line {row + first}: there is no file {path}. Paths are relative to the manifest."
             )
-    twice = table["path"].duplicated()
+    twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():
         row = int(twice.argmax())
         raise DataError(

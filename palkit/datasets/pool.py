@@ -113,7 +113,7 @@ class ImagePool:
         """Images per class (rows) and split (columns), with a row "(no label)" if there are such images."""
         names = self.class_names if self.is_labelled else (*self.class_names, "(no label)")
         codes = np.where(self.labels == UNLABELLED, len(self.class_names), self.labels)
-        classes = pd.Categorical.from_codes(codes, pd.Index(names))
+        classes = pd.Categorical.from_codes(codes.tolist(), pd.Index(names))
         table = pd.crosstab(classes, pd.Categorical(self.split, SPLITS), dropna=False)
         return table.rename_axis(index="class", columns="split")
 
@@ -216,12 +216,16 @@ def take(pool: ImagePool, rows: np.ndarray, name: str) -> ImagePool:
 def head(pool: ImagePool, size: int) -> ImagePool:
     """The data set with only the first `size` images of its pool split.
 
+    Where they are stored class by class, these would lack classes: then `size` at random, always the same ones.
+
     Raises:
         ConfigError: the pool is smaller.
     """
     rows = pool.rows("pool")
     if size > len(rows):
         raise ConfigError(f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images.")
+    if len(np.unique(pool.labels[rows[:size]])) < len(np.unique(pool.labels[rows])):
+        rows = np.random.default_rng(0).permutation(rows)
     return take(pool, np.setdiff1d(np.arange(len(pool)), rows[size:]), pool.name)
 
 

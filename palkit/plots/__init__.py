@@ -21,7 +21,14 @@ from palkit.plots.study import (
     picks_by_class,
     round_costs,
 )
-from palkit.plots.style import STRATEGY_STYLES, configuration_name, run_digest, save_figure, strategy_style
+from palkit.plots.style import (
+    STRATEGY_STYLES,
+    configuration_columns,
+    configuration_name,
+    run_digest,
+    save_figure,
+    strategy_style,
+)
 from palkit.plots.tables import table_files, wide_areas
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "calibration_curves",
     "class_counts",
     "class_recalls",
+    "configuration_columns",
     "configuration_name",
     "confusion",
     "cost_areas",

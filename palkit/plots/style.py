@@ -256,6 +256,11 @@ def panel_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
     return ("adapter", "balance") if balanced else ("adapter",)
 
 
+def configuration_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that tell configurations apart: those of a panel, and the strategy."""
+    return (*panel_columns(rounds), "strategy")
+
+
 def filling(adapter: str, colour: str) -> str:
     """The baseline adapter is hollow, so that it can be told from the others at a glance."""
     return "white" if adapter == "linear_probe" else colour

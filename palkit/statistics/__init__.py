@@ -19,7 +19,7 @@ from palkit.statistics.aggregate import (
 )
 from palkit.statistics.costs import area_costs, pareto_front
 from palkit.statistics.intervals import area_under_curve, bootstrap_interval, curves, paired_difference, summarise
-from palkit.statistics.pairs import gains, penalty_matrix, selection_overlap
+from palkit.statistics.pairs import against, gains, penalty_matrix, selection_overlap
 from palkit.statistics.ranks import Ranking, block_areas, rank_strategies
 from palkit.statistics.saving import label_saving, label_saving_intervals
 from palkit.statistics.tables import GROUP, LOWER_IS_BETTER, REFERENCE, SETTING, TIE
@@ -31,6 +31,7 @@ __all__ = [
     "SETTING",
     "TIE",
     "Ranking",
+    "against",
     "area_costs",
     "area_table",
     "area_under_curve",

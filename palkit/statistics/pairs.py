@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from palkit.errors import ConfigError
+from palkit.statistics.intervals import paired_difference
 from palkit.statistics.tables import SETTING, name_of, pick, seed_curves, sign_of, some, validate
 
 
@@ -78,8 +79,8 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
     """Share of the images bought after the shared initial set that two configurations have in common.
 
     Args:
-        selections: one row per run and image bought, with `by`, `seed`, `round` and `position`; one run per seed in
-            each group.
+        selections: one row per run and image bought, with `run`, `by`, `seed`, `round` and `position`; one run per
+            seed in each group.
         by: column that tells configurations apart.
 
     Returns:
@@ -89,7 +90,7 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
         ConfigError: a group bought nothing, or has two runs of one seed.
     """
     chosen = selections[selections["round"] > 0]
-    repeated = chosen.duplicated([by, "seed", "position"])
+    repeated = chosen.groupby([by, "seed"])["run"].transform("nunique") > 1
     if chosen.empty or repeated.any():
         raise ConfigError(
             f"no {by} chose anything after the initial set."
@@ -141,6 +142,45 @@ def gains(
     if len(alone):
         raise ConfigError(f"no run with {name_of(values)} has the setting, seed and label counts of {some(alone)}.")
     return rounds.assign(**{metric: rounds[metric].to_numpy() - found})
+
+
+def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "accuracy") -> pd.DataFrame:
+    """Paired difference of every configuration to the one that has `reference` in `column` and is like it otherwise.
+
+    Args:
+        rounds: the table of rounds.
+        column: what is compared: `strategy` or one of the setting.
+        reference: its value to compare with.
+        metric: column to compare.
+
+    Returns:
+        One row per configuration: data set, backbone, adapter, strategy and balance (those that vary), `aubc`,
+        `aubc_low`, `aubc_high`, `final`, `final_low`, `final_high` (differences with 95 % bootstrap intervals over
+        seeds), `wins`, `losses` (seeds, by area) and `n_seeds`.
+
+    Raises:
+        ConfigError: nothing to compare, or the table cannot be used.
+    """
+    columns = list(dict.fromkeys([*SETTING, "strategy"]))
+    validate(rounds, columns, metric)
+    rows = []
+    for key, group in rounds.groupby([name for name in columns if name != column]):
+        others = sorted(set(group[column]) - {reference})
+        if len(others) == group[column].nunique():
+            continue
+        same = dict(zip([name for name in columns if name != column], key, strict=True))
+        for other in others:
+            found = paired_difference(group, {column: other}, {column: reference}, metric)
+            area, final = found.loc["aubc"], found.loc["final"]
+            row = {name: {**same, column: other}[name] for name in columns}
+            for name, measure in (("aubc", area), ("final", final)):
+                row |= {name: measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
+            rows.append(row | {"wins": area["wins"], "losses": area["losses"], "n_seeds": area["n_seeds"]})
+    if not rows:
+        raise ConfigError(f"nothing here differs in {column} alone from runs with {column}={reference}.")
+    table = pd.DataFrame(rows)
+    constant = [name for name in columns if table[name].nunique() == 1 and name != column]
+    return table.drop(columns=constant).astype({"wins": int, "losses": int, "n_seeds": int})
 
 
 def _significant(differences: NDArray, confidence: float) -> tuple[int, int]:

@@ -1,0 +1,150 @@
+"""Studies: names that tell configurations apart, sections that say why they are missing, the quick profile."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from palkit import plots, results
+from palkit.__main__ import main
+from palkit.dispatch import DispatchConfig, run_sweep
+from palkit.errors import ConfigError, DataError
+from palkit.files import REPOSITORY
+from palkit.results import parts, read_results, write_results
+from palkit.statistics import against, area_under_curve
+from palkit.study import compare, conclusion, overview, picks, ranking, savings, show
+from palkit.sweep import Sweep
+
+SIMULATION = REPOSITORY / "figures" / "simulation"
+
+
+@pytest.fixture(scope="module")
+def simulation() -> pd.DataFrame:
+    """The committed table of rounds of five seeds on four data sets."""
+    return read_results(SIMULATION)[0]
+
+
+def test_simulation_is_complete(simulation: pd.DataFrame) -> None:
+    assert simulation.groupby("run").size().tolist() == [7] * 240
+    counts = simulation.groupby(["dataset", "adapter", "strategy", "balance"])["seed"].nunique()
+    assert len(counts) == 4 * 2 * 3 * 2
+    assert (counts == 5).all()
+
+
+def test_against_is_the_paired_difference_of_areas(simulation: pd.DataFrame) -> None:
+    table = against(simulation, "strategy", "random")
+    assert len(table) == 4 * 2 * 2 * 2
+    where = "dataset == 'digits' and adapter == 'lora' and balance == 'pcb'"
+    row = table.query(f"{where} and strategy == 'featdist'").iloc[0]
+    differences = []
+    for seed in range(5):
+        of = simulation.query(f"{where} and seed == {seed}")
+        areas = {name: area_under_curve(rows["labels"], rows["accuracy"]) for name, rows in of.groupby("strategy")}
+        differences.append(areas["featdist"] - areas["random"])
+    assert row["aubc"] == pytest.approx(np.mean(differences))
+    assert (row["wins"], row["losses"]) == (np.sum(np.array(differences) > 0), np.sum(np.array(differences) < 0))
+    assert row["aubc_low"] < row["aubc"] < row["aubc_high"]
+
+
+def test_nothing_to_compare_says_so(simulation: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="strategy=badge"):
+        against(simulation, "strategy", "badge")
+    assert compare(simulation, "strategy", "badge") is None
+    assert "Not shown: nothing here differs in strategy alone" in capsys.readouterr().out
+    shown = compare(simulation[simulation["dataset"] == "digits"], "adapter", "linear_probe")
+    assert shown is not None
+    assert shown["over the budget"].str.fullmatch(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]").all()
+
+
+def test_every_data_set_gets_its_figure_with_the_runs_in_it(simulation: pd.DataFrame, tmp_path: Path) -> None:
+    show(plots.budget_curves, simulation, tmp_path / "sweep" / "curves")
+    names = sorted(simulation["dataset"].unique())
+    assert sorted(path.name for path in (tmp_path / "sweep").glob("*.png")) == [f"curves-{name}.png" for name in names]
+    runs = sorted(simulation[simulation["dataset"] == "digits"]["run"].unique())
+    with Image.open(tmp_path / "sweep" / "curves-digits.png") as image:
+        stored = json.loads(image.text["palkit"]) if "palkit" in image.text else image.text
+    assert all(run in str(stored) for run in runs)
+    assert runs[0] in (tmp_path / "sweep" / "curves-digits.svg").read_text()
+    assert not plt.get_fignums()
+
+
+def test_a_figure_that_cannot_be_drawn_says_why(
+    simulation: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = simulation[simulation["strategy"] == "random"]
+    show(lambda rows: plots.critical_difference(ranking(rows)), one, tmp_path / "ranks", divided=False)
+    assert "Not shown: ranks need 3 or more treatments" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_overview_savings_and_picks(simulation: pd.DataFrame) -> None:
+    assert overview(simulation)["runs"].tolist() == [60] * 4
+    digits = simulation[simulation["dataset"] == "digits"]
+    reference = savings(digits).query("adapter == 'linear_probe' and strategy == 'random' and balance == 'none'")
+    assert reference["saving"].tolist() == [1.0]
+    selections = read_results(SIMULATION)[1].query("dataset == 'digits_lt'")
+    table = picks(selections)
+    assert table.sum(axis=1).tolist() == pytest.approx([70] * 3)
+    assert table.columns.tolist() == [str(digit) for digit in range(10)]
+
+
+def test_parts_of_several_backbones() -> None:
+    table = pd.DataFrame({"dataset": ["a", "a", "b"], "backbone": ["x", "y", "x"], "run": [1, 2, 3]})
+    assert {name: rows["run"].tolist() for name, rows in parts(table).items()} == {
+        "a, x": [1],
+        "a, y": [2],
+        "b, x": [3],
+    }
+    assert list(parts(table[:1])) == [""]
+
+
+def test_configurations_that_differ_in_other_fields_get_names(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FIGURES", tmp_path)
+    values = {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 2, "strategy": "margin"}
+    names = {}
+    for sweep in (
+        Sweep("fields", values, {"initial": ["random", "centroid"], "training.head_epochs": [1, 2], "seed": [0, 1]}),
+        Sweep("variants", values, variants={"linear_probe, short": {"training.epochs": 1}, "long": {}}),
+        Sweep("plain", values, {"strategy": ["random", "entropy"]}),
+    ):
+        run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=Console(quiet=True))
+        rounds, selections, recalls = read_results(write_results(sweep))
+        assert set(selections["adapter"]) == set(recalls["adapter"]) == set(rounds["adapter"])
+        names[sweep.name] = sorted(rounds["adapter"].unique())
+    assert names["fields"] == [f"linear_probe, {initial}, {n}" for initial in ("centroid", "random") for n in (1, 2)]
+    assert names["variants"] == ["linear_probe, long", "linear_probe, short"]
+    assert names["plain"] == ["linear_probe"]
+    stored = duckdb.sql(f"select count(distinct run) from '{tmp_path}/fields/rounds.parquet'").fetchall()
+    assert stored == [(8,)], "one table that other programs read"
+
+
+def test_missing_tables_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rounds\.parquet is missing.*palkit study nothing"):
+        read_results(tmp_path / "nothing")
+
+
+def test_conclusions_are_beside_their_sweep() -> None:
+    assert "BADGE and margin" in conclusion("default").data
+    assert "Nobody has written" in conclusion("no such sweep").data
+
+
+def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """What CI runs of the main job: two commands, every notebook, a page that needs nothing else."""
+    assert main(["sweep", "quick"]) == 0
+    assert main(["study", "quick"]) == 0
+    lines = capsys.readouterr().err.replace("\n  ", " ").splitlines()
+    page = Path(next(line for line in lines if line.startswith("report:")).split(maxsplit=1)[1])
+    text = page.read_text(encoding="utf-8")
+    assert "12 runs" in text or ">12<" in text
+    assert "Budget curves" in text
+    assert "not testable here" in text
+    assert text.count("data:image/png;base64") >= 8
