@@ -94,12 +94,15 @@ def run_sweep(
     """
     config = config or DispatchConfig()
     tasks = plan(sweep, device)
-    todo = [task for task in tasks if not task.is_complete]
+    todo = [task for task in tasks if not task.is_complete and task.absent is None]
     for task in todo:
         task.attempts.unlink(missing_ok=True)
+    without = {task.absent for task in tasks if task.absent is not None}
+    for reason in sorted(without):
+        console.print(f"[red]not begun:[/] {escape(reason)}", soft_wrap=True)
     if not todo:
-        console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, all complete")
-        return [Outcome(task, 0.0, None) for task in tasks]
+        console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, nothing to do")
+        return [Outcome(task, 0.0, task.absent) for task in tasks]
     workers, threads = share_of_machine(config.jobs, len(todo), device)
     console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, {len(todo)} to do, {workers} at a time")
     _fill_caches(todo, device, console)
@@ -135,7 +138,7 @@ def run_sweep(
             console.print(
                 f"  its {'notebook' if config.notebooks else 'traceback'}: {escape(str(where))}", soft_wrap=True
             )
-    return [ended.get(task.directory.run, Outcome(task, 0.0, None)) for task in tasks]
+    return [ended.get(task.directory.run, Outcome(task, 0.0, task.absent)) for task in tasks]
 
 
 def share_of_machine(jobs: int | None, runs: int, device: str) -> tuple[int, int]:

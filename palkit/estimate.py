@@ -13,7 +13,7 @@ import torch
 from joblib.externals.loky import ProcessPoolExecutor
 
 from palkit.adapters import AdaptedModel, attach, first_trained_block, merge
-from palkit.backbones import Backbone, load_backbone
+from palkit.backbones import EMBEDDED, Backbone, load_backbone
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.datasets import SPLITS, load_dataset, published_size
 from palkit.devices import synchronize
@@ -59,7 +59,7 @@ class Cost:
         base_mb: memory of the process (of the GPU on cuda) with the model in it, in MB (2^20 bytes).
         image_mb: that each image of a training batch adds.
         input_numbers: in one cached input.
-        pretrained: whether the weights are here; random ones of the same shape cost the same.
+        pretrained: whether it was measured with its own weights; random ones of the same shape cost the same.
     """
 
     prefix_s: float
@@ -116,7 +116,7 @@ def forecast(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str
         yield (
             f"  {first.backbone.name}, {first.adapter.name}: {len(members)} runs of {sum(spent) / len(spent):,.0f} s, "
             f"{_size_text(megabytes * MEGABYTE)}"
-            f"{'' if cost.pretrained else ' (random weights: the pretrained ones are not here)'}"
+            f"{'' if cost.pretrained else ' (measured with random weights)'}"
         )
     embedding, stored = (sum(column) for column in zip(*caches.values(), strict=True))
     absent = sorted({config.dataset for config in configs if not size_of(config).counted})
@@ -221,10 +221,11 @@ def measure(config: ExperimentConfig, device: str, threads: int, classes: int) -
 
 
 def _backbone(config: ExperimentConfig, device: str) -> tuple[Backbone, bool]:
-    try:
-        return load_backbone(config.backbone, device), True
-    except WeightsError:
-        return load_backbone(config.backbone, device, pretrained=False), False
+    """The backbone, and whether it has its own weights: gigabytes are not downloaded for an estimate."""
+    if config.backbone.name == EMBEDDED or config.backbone.checkpoint is not None:
+        with suppress(WeightsError):
+            return load_backbone(config.backbone, device), True
+    return load_backbone(config.backbone, device, pretrained=False), False
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

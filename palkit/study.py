@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from rich.console import Console
 
 from palkit.claims import judge
@@ -109,11 +110,12 @@ def picks(selections: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def claims_of(folder: Path) -> pd.DataFrame:
+def claims_of(folder: Path) -> Styler:
     """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX."""
     claims = judge(pd.read_parquet(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
     table_files(claims, folder / "claims")
-    return claims
+    look = claims.style.set_uuid("claims").hide(axis="index").format(escape="html")
+    return look.set_properties(None, **{"text-align": "left"})
 
 
 def conclusion(sweep: str) -> "Markdown":

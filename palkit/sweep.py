@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
-from palkit.errors import ConfigError, PalkitError, unknown_name
+from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, unknown_name
 from palkit.experiment import directory_of, setting, settle
 from palkit.files import REPOSITORY
 from palkit.runs import RunDirectory
@@ -90,12 +90,14 @@ class Task:
         config: None if the parameters do not make a valid config; the run then fails with the reason.
         directory: of the run.
         variant: its name, if the sweep has variants.
+        absent: why its data or weights cannot be had; such a run is not begun.
     """
 
     parameters: Mapping[str, Any]
     config: ExperimentConfig | None
     directory: RunDirectory
     variant: str | None = None
+    absent: str | None = None
 
     @property
     def attempts(self) -> Path:
@@ -124,16 +126,23 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
         ConfigError: two runs of the grid have the same config.
     """
     tasks = []
+    absent: dict[Hashable, PalkitError] = {}  # a server that does not answer is asked once
     for variant, parameters in sweep.parameters():
         try:
             config = config_from_dict(parameters)
+            inputs = (config.dataset, config.pool_size, config.backbone)
+            if inputs in absent:
+                raise absent[inputs]
             # Settled here: workers have fewer threads, and could measure and choose otherwise.
             here = setting(config, device)
             settled = settle(config, here)
             tasks.append(Task(plain(settled), config, directory_of(settled, here), variant))
-        except PalkitError:
+        except PalkitError as error:
+            reason = None
+            if isinstance(error, DataError | WeightsError):
+                absent[inputs], reason = error, f"{type(error).__name__}: {error}"
             digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()
-            tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant))
+            tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant, reason))
     runs = Counter(task.directory.run for task in tasks)
     for task in tasks:
         if runs[task.directory.run] > 1:

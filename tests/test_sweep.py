@@ -16,8 +16,9 @@ from rich.console import Console
 
 from palkit import results
 from palkit.__main__ import main
+from palkit.datasets import DATASETS, ImagePool
 from palkit.dispatch import DispatchConfig, run_sweep
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, DataError
 from palkit.metrics import calibration_error
 from palkit.results import collect
 from palkit.sweep import Sweep, load_sweep, plan
@@ -63,6 +64,24 @@ def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict
     assert [outcome.error is None for outcome in again] == [True, False, False, False]
     moved = [run.task.directory.notebook.stat().st_mtime_ns != s for run, s in zip(again, seconds, strict=True)]
     assert moved == [False, True, True, True], "only what failed is tried again"
+
+
+def test_runs_without_data_are_not_begun_and_asked_for_once(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def absent() -> ImagePool:
+        asked.append(1)
+        raise DataError("nowhere.zip cannot be downloaded.")
+
+    monkeypatch.setitem(DATASETS, "nowhere", absent)
+    sweep = Sweep("absent", {**tiny_run, "rounds": 1}, {"dataset": ["digits", "nowhere"], "seed": [0, 1]})
+    console = Console(stderr=True, soft_wrap=True)
+    errors = [o.error for o in run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=console)]
+    assert errors == [None, None, *["DataError: nowhere.zip cannot be downloaded."] * 2]
+    assert len(asked) == 1
+    assert capsys.readouterr().err.count("nowhere.zip cannot be downloaded") == 1
 
 
 def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
