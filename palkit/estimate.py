@@ -1,6 +1,7 @@
 """What a sweep will cost, before it is started: its grid, and time and memory from a measured probe."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,7 +20,6 @@ from palkit.datasets import SPLITS, load_dataset, published_size
 from palkit.devices import synchronize
 from palkit.dispatch import share_of_machine
 from palkit.errors import DivergenceError, PalkitError, WeightsError
-from palkit.experiment import peak_memory
 from palkit.strategies import get_strategy
 from palkit.sweep import Sweep
 from palkit.training import TrainingConfig, fit
@@ -28,6 +28,7 @@ from palkit.watch import duration
 MEGABYTE = 2**20
 PROBE_SECONDS = 3.0  # of a measured fit, about
 HEAD_EPOCHS = 20
+SAMPLE_SECONDS = 0.005
 OVERHEAD_SECONDS = 2.0  # of a notebook in a warm kernel, see benchmarks/sweeps.py
 
 
@@ -196,15 +197,19 @@ def measure(config: ExperimentConfig, device: str, threads: int, classes: int) -
 
     def model() -> AdaptedModel:
         zeros, ones = (torch.full((backbone.width,), value, device=backbone.device) for value in (0.0, 1.0))
-        return attach(backbone, config.adapter, classes, zeros, ones, 0)
+        # No more classes than images: a fit that does not even reach guessing is ended early.
+        return attach(backbone, config.adapter, min(classes, images), zeros, ones, 0)
 
     epochs = max(2, min(40, int(PROBE_SECONDS / (4 * images * whole))))  # enough to be told from noise
+    attached = model()  # a copy of the backbone
     base = _memory(backbone.device)
-    short, head, both = (
-        _fit_seconds(model(), inputs, config.training, epochs=more, head_epochs=head_epochs)
-        for more, head_epochs in ((1, 1), (1, 1 + HEAD_EPOCHS), (1 + epochs, 1))
-    )
-    peak = _peak(backbone.device)
+    del attached
+    memory = _Memory(backbone.device)
+    with memory:
+        short, head, both = (
+            _fit_seconds(model(), inputs, config.training, epochs=more, head_epochs=head_epochs)
+            for more, head_epochs in ((1, 1), (1, 1 + HEAD_EPOCHS), (1 + epochs, 1))
+        )
     scorer = merge(model())
     with torch.inference_mode():
         suffix_s = _seconds(lambda: scorer(inputs[0]), backbone.device) / images
@@ -214,7 +219,7 @@ def measure(config: ExperimentConfig, device: str, threads: int, classes: int) -
         head_s=max(0.0, head - short) / HEAD_EPOCHS,
         train_s=max(0.0, both - short) / (epochs * images),
         base_mb=base / MEGABYTE,
-        image_mb=max(0.0, peak - base) / MEGABYTE / images,
+        image_mb=max(0.0, memory.peak - base) / MEGABYTE / images,
         input_numbers=inputs[0, 0].numel(),
         pretrained=pretrained,
     )
@@ -243,7 +248,7 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 def _fit_seconds(
     model: AdaptedModel, inputs: torch.Tensor, training: TrainingConfig, *, epochs: int, head_epochs: int
 ) -> float:
-    labels = torch.arange(inputs.shape[1], device=inputs.device) % 2
+    labels = torch.arange(inputs.shape[1], device=inputs.device) % model.head.out_features
     config = TrainingConfig(
         optimizer=training.optimizer,
         precision=training.precision,
@@ -269,9 +274,27 @@ def _memory(device: torch.device) -> float:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
-def _peak(device: torch.device) -> float:
-    """Most bytes that were in use so far."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory() * MEGABYTE
+class _Memory(threading.Thread):
+    """Most bytes in use while its block is executed: what was needed to load a network is over by then."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(daemon=True)
+        self.device, self.peak, self.over = device, 0.0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(SAMPLE_SECONDS):
+            self.peak = max(self.peak, _memory(self.device))
+
+    def __enter__(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
+        if self.device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self.device)
 
 
 def run_seconds(config: ExperimentConfig, size: Size, cost: Cost) -> float:
