@@ -169,7 +169,7 @@ def test_class_token_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_other_networks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("beit_base_patch16_224", num_classes=0, img_size=32, depth=1)
-    monkeypatch.setattr(backbones, "_create", lambda architecture, config: (model, ""))
+    monkeypatch.setattr(backbones, "_create", lambda architecture, config, pretrained: (model, ""))
     with pytest.raises(ConfigError, match=r"'beit_base_patch16_224' is a Beit.*vit_\*, deit_\*, eva02_\*"):
         load_backbone(BackboneConfig("beit_base_patch16_224", 32, depth=None))
 
