@@ -3,6 +3,7 @@
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -64,6 +65,10 @@ def critical_difference(ranking: Ranking) -> Figure:
         color_palette={shown[name]: strategy_style(_strategy_of(str(name)))[0] for name in shown},
         text_h_margin=0.02 * count,
     )
+    for line in axes.lines:
+        if np.ptp(line.get_ydata()) == 0:
+            # Bars come through a set of names, in another order in every process.
+            line.set_xdata(np.sort(line.get_xdata()))
     for label in artists["labels"]:
         label.set_color(INK)  # the paler colours cannot be read as text
     axes.spines["top"].set_visible(True)

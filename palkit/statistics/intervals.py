@@ -1,6 +1,7 @@
 """Areas under budget curves, and means with bootstrap intervals over seeds."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,13 @@ def bootstrap_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[NDA
     if len(array) < 2:
         nan = np.full(array.shape[1:], np.nan)
         return nan, nan
+    low, high = _interval(array.tobytes(), array.shape, confidence)
+    return low.copy(), high.copy()
+
+
+@lru_cache(maxsize=4096)  # tables and figures of a study ask for the same intervals
+def _interval(values: bytes, shape: tuple[int, ...], confidence: float) -> tuple[NDArray, NDArray]:
+    array = np.frombuffer(values).reshape(shape)
     interval = stats.bootstrap(
         (array,), np.mean, axis=0, confidence_level=confidence, method="percentile", rng=0
     ).confidence_interval
