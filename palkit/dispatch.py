@@ -2,16 +2,14 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -22,7 +20,7 @@ from palkit.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.experiment import setting
 from palkit.sweep import Sweep, Task, plan
-from palkit.watch import POLL_SECONDS, Board, Status, duration
+from palkit.watch import POLL_SECONDS, Board, Status, duration, live_table
 from palkit.worker import TRACEBACK, End, Job, attempt, attempt_numbered, begun_attempts
 
 ENGINES = ("local", "ray")
@@ -231,7 +229,7 @@ def _shown(tasks: Sequence[Task], workers: int, as_table: bool, console: Console
     """Show runs and rounds while they are computed: a table, or a bar and one line per finished run."""
     board = Board(tasks, workers)
     board.refresh()
-    with _table(board, console) if as_table else _lines(board, console) as update:
+    with live_table(board, console) if as_table else _lines(board, console) as update:
         stop = threading.Event()
 
         def follow() -> None:
@@ -249,13 +247,7 @@ def _shown(tasks: Sequence[Task], workers: int, as_table: bool, console: Console
 
 
 @contextmanager
-def _table(board: Board, console: Console) -> Iterator[Any]:
-    with Live(board.table(), console=console, auto_refresh=False) as live:
-        yield lambda _: live.update(board.table(max(5, console.height - 6)), refresh=True)
-
-
-@contextmanager
-def _lines(board: Board, console: Console) -> Iterator[Any]:
+def _lines(board: Board, console: Console) -> Iterator[Callable[[list[Status]], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
     def update(completed: list[Status]) -> None:

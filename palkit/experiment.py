@@ -60,9 +60,14 @@ class Setting:
 
 def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = silent) -> Setting:
     """Load data and backbone of a config."""
-    pool = _dataset(config.dataset, config.pool_size)
+    pool = pool_of(config)
     backbone = _backbone(config.backbone, device)
     return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
+
+
+def pool_of(config: ExperimentConfig) -> ImagePool:
+    """The data set of a config, without a backbone."""
+    return _dataset(config.dataset, config.pool_size)
 
 
 @lru_cache(maxsize=8)

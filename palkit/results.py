@@ -8,7 +8,7 @@ import pandas as pd
 
 from palkit.config import plain
 from palkit.errors import ConfigError, DataError
-from palkit.experiment import setting
+from palkit.experiment import pool_of
 from palkit.files import REPOSITORY, atomic_path
 from palkit.metrics import recalls_of, reliability_of
 from palkit.sweep import Sweep, plan
@@ -54,7 +54,7 @@ def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
             **values,
         }
         rounds, predictions = task.directory.table(), task.directory.predictions(config.rounds)
-        labels, classes = rounds["labels"].tolist(), setting(config, device).pool.class_names
+        labels, classes = rounds["labels"].tolist(), pool_of(config).class_names
         found = {
             "rounds": rounds,
             "selections": task.directory.selections(),
@@ -122,9 +122,9 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
 def _names(rounds: pd.DataFrame) -> pd.Series:
     """Of each run, the adapter's name, with what it takes to tell it from runs that look the same."""
     runs = rounds.drop_duplicates("run").set_index("run")
-    if not runs.duplicated([*USUAL, "seed"]).any():
-        return runs["adapter"]
     same = [*USUAL, "seed"]
+    if not runs.duplicated(same).any():
+        return runs["adapter"]
     fields = ["variant"] if "variant" in runs else []
     if not fields or runs.duplicated([*same, "variant"]).any():
         others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]

@@ -1,7 +1,8 @@
 """How far a sweep is: read from its run directories, so that any terminal can look on."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -126,13 +127,19 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+@contextmanager
+def live_table(board: Board, console: Console) -> Iterator[Callable[[list[Status]], None]]:
+    """Draw the table of a board; what comes out draws it again, whatever runs are told to be complete."""
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda _: live.update(board.table(max(5, console.height - 6)), refresh=True)
+
+
 def watch(tasks: Sequence[Task], console: Console) -> None:
     """Show a sweep that another process computes, until all runs are complete, or Ctrl-C (a failed run never is)."""
     board = Board(tasks)
-    with Live(console=console, auto_refresh=False) as live:
+    with live_table(board, console) as update:
         while True:
-            board.refresh()
-            live.update(board.table(max(5, console.height - 6)), refresh=True)
+            update(board.refresh())
             if not board.count("running") + board.count("waiting"):
                 return
             time.sleep(POLL_SECONDS)
