@@ -299,14 +299,26 @@ class Learner:
             **self.options,
         ).numpy()
 
-    def fit(self, positions: np.ndarray, number: int) -> AdaptedModel:
-        """A model fitted from the pretrained weights to the labels bought so far."""
+    def relabel(self, pool: ImagePool) -> None:
+        """Go on with other labels of the same images, or other classes."""
+        self.here = dataclasses.replace(self.here, pool=pool)
+        self.pool_labels = torch.from_numpy(pool.labels[self.pool_rows])
+        self.eval_labels = torch.from_numpy(pool.labels[pool.rows(self.config.evaluate_on)])
+
+    def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
+        """A model fitted from the pretrained weights to the labels bought so far.
+
+        Args:
+            positions: of the pool.
+            number: of the round.
+            progress: see `palkit.training.fit`.
+        """
         device, training = self.here.backbone.device, self.config.training
         inputs = self._augmented(positions)
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
-        fit(model, inputs, labels, training, seed)
+        fit(model, inputs, labels, training, seed, progress)
         if training.temperature_folds:
             plain = self.inputs[torch.from_numpy(positions)].to(device).float()
             temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)

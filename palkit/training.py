@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from palkit.adapters import ADAPTERS, AdaptedModel, trainable_parameters
 from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, fit_temperature
 from palkit.devices import PRECISIONS, autocast
+from palkit.engine import Progress, silent
 from palkit.errors import ConfigError, DivergenceError, unknown_name
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -110,7 +111,14 @@ class FitReport:
     steps: int = 0
 
 
-def fit(model: AdaptedModel, inputs: Tensor, labels: Tensor, config: TrainingConfig, seed: int) -> FitReport:
+def fit(
+    model: AdaptedModel,
+    inputs: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> FitReport:
     """Train head and adapter on the labelled set, in place.
 
     Args:
@@ -119,6 +127,7 @@ def fit(model: AdaptedModel, inputs: Tensor, labels: Tensor, config: TrainingCon
         labels: (L,) int64.
         config: optimiser, schedule, regularisation.
         seed: of the order of the images, of dropout and of what is held out.
+        progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
 
     Raises:
         ConfigError: fewer than two classes among the labels.
@@ -138,10 +147,10 @@ def fit(model: AdaptedModel, inputs: Tensor, labels: Tensor, config: TrainingCon
         weight = class_weights(labels[~held_out], model.head.out_features, config.class_weights)
         if config.head_epochs:
             features = _frozen_features(model, inputs, config.precision)
-            _Loop(config, weight, report).run(
+            _Loop(config, weight, report, progress).run(
                 model.logits, features, labels, ~held_out, config.head_epochs, [(model.head, config.head_lr)]
             )
-        loop = _Loop(config, weight, report, model)
+        loop = _Loop(config, weight, report, progress, model)
         groups = [(model.head, config.head_lr), (model.backbone, adapter_lr)]
         loop.run(lambda rows: model(rows)[1], inputs, labels, ~held_out, config.epochs, groups)
         model.eval()
@@ -233,6 +242,7 @@ class _Loop:
     config: TrainingConfig
     weight: Tensor | None
     report: FitReport
+    progress: Progress
     model: AdaptedModel | None = None
 
     def run(
@@ -282,6 +292,7 @@ class _Loop:
                 total += loss.item() * len(rows) / len(rows_to_learn)
                 error += mistake.item() * len(rows) / len(rows_to_learn)
             self.report.losses.append(total)
+            self.progress("fitting", len(self.report.losses), config.head_epochs + config.epochs)
             if model is None or learn.all():
                 continue
             if best.is_over(self._held_out(forward, inputs, labels, ~learn), model):
