@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
   cat <<'EOF'
 usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, executed notebooks, report
-       ./run_all.sh test   [pytest options]            lint, types, unit tests, notebook regression
+       ./run_all.sh test   [pytest options]            lint, types, tests (also in a browser), notebook regression
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
        ./run_all.sh setup                              only create .venv and fetch weights and data
        ./run_all.sh --help
@@ -19,7 +19,7 @@ cluster; --time-limit SECONDS per run; --no-notebooks starts no kernels.
 Every command first does what is missing of the set-up: .venv with the pinned packages of requirements.lock,
 and the embedded weights, verified by checksum, in .cache/. Finished runs are found again and not repeated.
 Variables: PYTHON (interpreter for .venv), PALKIT_CACHE, PALKIT_RUNS, PALKIT_DEVICE (cpu, cuda, mps),
-PALKIT_MEMORY (RAM for cached inputs, as 4G).
+PALKIT_MEMORY (RAM for cached inputs, as 4G), PALKIT_CHROMIUM (browser of the tests, if not in PATH).
 EOF
 }
 

@@ -44,12 +44,17 @@ class Round:
     costs: Mapping[str, float]
 
 
+def folder_name(dataset: str) -> str:
+    """A data set's name, or path, as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "_", dataset).strip("_")
+
+
 class RunDirectory:
     """`runs/<dataset>/<hash>/`, written so that a kill at any moment loses at most the round in progress."""
 
     def __init__(self, dataset: str, run: str) -> None:
         self.run = run
-        self.path = runs_dir() / re.sub(r"[^\w.-]+", "_", dataset).strip("_") / run
+        self.path = runs_dir() / folder_name(dataset) / run
 
     @property
     def notebook(self) -> Path:

@@ -9,6 +9,7 @@ own panel or its own filling, so that figures stay readable without colour.
 from palkit.plots.adapters import cost_quality
 from palkit.plots.calibration import calibration_curves, reliability_diagrams
 from palkit.plots.comparison import class_recalls, cost_areas, critical_difference
+from palkit.plots.labelling import session_curve
 from palkit.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.plots.selection import pick_maps, pick_strips, selection_times
 from palkit.plots.study import (
@@ -59,6 +60,7 @@ __all__ = [
     "run_digest",
     "save_figure",
     "selection_times",
+    "session_curve",
     "strategy_style",
     "table_files",
     "wide_areas",

@@ -1,0 +1,245 @@
+"""Labels that people give: an append-only log of what they did, and what follows from it."""
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import IO
+
+import pandas as pd
+from filelock import FileLock
+from sklearn.metrics import cohen_kappa_score
+
+from palkit.errors import DataError
+
+ANSWERS = ("label", "unsure", "skip")
+ACTIONS = (*ANSWERS, "undo", "class")
+INCOMPLETE = b" (incomplete)"  # ends a line whose writer was killed in the middle of it
+LONGEST = 2**16  # bytes of a line
+FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
+COLUMNS = ("id", "annotator", "answer", "label", "time")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that somebody did.
+
+    Attributes:
+        time: ISO 8601 with offset.
+        annotator: who.
+        action: "label", "unsure" (seen, and no label can be given), "skip" (not now), "undo" (takes back the
+            annotator's last answer that still stands) or "class" (there is a new class).
+        id: of the image; "" for "undo" and "class".
+        label: class name, for "label" and "class".
+    """
+
+    time: str
+    annotator: str
+    action: str
+    id: str = ""
+    label: str = ""
+
+
+def now() -> str:
+    """The time of an event, in milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class LabelLog:
+    """A file to which events are appended, one JSON object a line; several processes may do so at once.
+
+    Args:
+        path: of the file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reading = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._events: list[Event] = []
+        self._size = 0  # bytes that have been read
+        self._lines = 0
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Write events; when this returns they are on the disk.
+
+        Raises:
+            DataError: the file cannot be written; nothing of them is in it then.
+        """
+        lines = b"".join(_line(event) for event in events)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"), open(self.path, "ab+") as file:
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    file.write(_mend(file, before) + lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.ftruncate(file.fileno(), before)  # a full disk must not keep half of a line
+                    raise
+        except OSError as error:
+            raise DataError(
+                f"{self.path} cannot be written ({error}); what you did last is not stored. Make room on the disk, or "
+                "make the file writable, and do it again."
+            ) from error
+
+    def events(self) -> list[Event]:
+        """All events so far, those of other processes included; only what is new is read.
+
+        Raises:
+            DataError: a line is not an event; names it.
+        """
+        with self._reading:
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size < self._size:  # edited by hand
+                self._forget()
+            if size > self._size:
+                with open(self.path, "rb") as file:
+                    file.seek(self._size)
+                    new = file.read()
+                # What follows the last line break may still be being written.
+                complete = new[: new.rfind(b"\n") + 1]
+                numbered = enumerate(complete.split(b"\n")[:-1], start=self._lines + 1)
+                self._events += [
+                    _event(line, f"{self.path}, line {number}")
+                    for number, line in numbered
+                    if line.strip() and not line.endswith(INCOMPLETE)
+                ]
+                self._lines += complete.count(b"\n")
+                self._size += len(complete)
+            return list(self._events)
+
+
+def _mend(file: IO[bytes], size: int) -> bytes:
+    """What a file must get first whose last line lacks its end because its writer was killed."""
+    file.seek(max(0, size - LONGEST))
+    tail = file.read().rsplit(b"\n", 1)[-1]
+    if not tail:
+        return b""
+    try:
+        _event(tail, "")
+    except DataError:
+        return INCOMPLETE + b"\n"
+    return b"\n"
+
+
+def _line(event: Event) -> bytes:
+    plain = {name: value for name, value in asdict(event).items() if value}
+    return json.dumps(plain, ensure_ascii=False).encode(errors=FILE_NAMES) + b"\n"
+
+
+def _event(line: bytes, where: str) -> Event:
+    try:
+        event = Event(**json.loads(line.decode(errors=FILE_NAMES)))
+        if event.action not in ACTIONS:
+            raise ValueError(f"action {event.action!r} is none of {', '.join(ACTIONS)}")
+        if not all(isinstance(value, str) for value in asdict(event).values()):
+            raise ValueError("all values must be text")
+        datetime.fromisoformat(event.time)
+    except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
+        raise DataError(
+            f"{where}: this is not a line of a label log ({error}): {line[:200].decode(errors='replace')!r}. Mend or "
+            "remove the line; the others stand."
+        ) from error
+    return event
+
+
+def classes(events: Iterable[Event], known: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of all classes: the known ones, then those that were added or used, in order."""
+    named = [event.label for event in events if event.action in ("class", "label")]
+    return tuple(dict.fromkeys([*known, *named]))
+
+
+def standing(events: Iterable[Event]) -> pd.DataFrame:
+    """What stands after undoing, corrections and second thoughts.
+
+    Returns:
+        One row per image and annotator, in order of time of answering: id, annotator, answer ("label", "unsure" or
+        "skip"), label ("" unless there is one), time.
+    """
+    answers: dict[str, list[Event]] = {}
+    order: dict[int, int] = {}
+    for number, event in enumerate(events):
+        mine = answers.setdefault(event.annotator, [])
+        if event.action in ANSWERS:
+            mine.append(event)
+            order[id(event)] = number
+        elif event.action == "undo" and mine:
+            mine.pop()
+    last = {(event.id, event.annotator): event for mine in answers.values() for event in mine}
+    rows = [
+        (event.id, event.annotator, event.action, event.label, event.time)
+        for event in sorted(last.values(), key=lambda event: order[id(event)])
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def last_answer(events: Iterable[Event], annotator: str) -> Event | None:
+    """What an undo of this annotator would take back."""
+    mine: list[Event] = []
+    for event in events:
+        if event.annotator != annotator:
+            continue
+        if event.action in ANSWERS:
+            mine.append(event)
+        elif event.action == "undo" and mine:
+            mine.pop()
+    return mine[-1] if mine else None
+
+
+def agreed(table: pd.DataFrame) -> dict[str, str]:
+    """Label of each image on which more annotators agree than on any other; disputed images have none.
+
+    Args:
+        table: of `standing`.
+    """
+    labels = {}
+    for name, given in table[table["answer"] == "label"].groupby("id", sort=False)["label"]:
+        counts = Counter(given).most_common(2)
+        if len(counts) == 1 or counts[0][1] > counts[1][1]:
+            labels[str(name)] = counts[0][0]
+    return labels
+
+
+def disagreements(table: pd.DataFrame) -> pd.DataFrame:
+    """Images to which annotators gave different labels: one row per image, one column per annotator ("" for none).
+
+    Args:
+        table: of `standing`.
+    """
+    given = table[table["answer"] == "label"]
+    different = given.groupby("id")["label"].nunique()
+    disputed = given[given["id"].isin(different[different > 1].index)]
+    return disputed.pivot(index="id", columns="annotator", values="label").fillna("").rename_axis(columns=None)
+
+
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """How far every two annotators agree on the images that both have labelled.
+
+    Args:
+        table: of `standing`.
+
+    Returns:
+        Columns first, second (annotators), images, same (share), kappa (Cohen 1960; NaN where both gave one label
+        only, so that chance alone explains it).
+    """
+    given = table[table["answer"] == "label"]
+    wide = given.pivot(index="id", columns="annotator", values="label")
+    rows = []
+    for first, second in combinations(wide.columns, 2):
+        both = wide[[first, second]].dropna()
+        if both.empty:
+            continue
+        one, other = both[first].to_numpy(str), both[second].to_numpy(str)
+        constant = len(set(one) | set(other)) == 1
+        kappa = float("nan") if constant else float(cohen_kappa_score(one, other))
+        rows.append((first, second, len(both), float((one == other).mean()), kappa))
+    return pd.DataFrame(rows, columns=["first", "second", "images", "same", "kappa"])

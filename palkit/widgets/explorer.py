@@ -1,0 +1,160 @@
+"""The explorer: what one or two strategies would label next, where it lies in the pool, and why."""
+
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from palkit.config import config_from_dict
+from palkit.engine import Progress, silent
+from palkit.explore import Exploration, Question
+from palkit.plots import pick_maps, pick_strips
+from palkit.proposals import Answer
+from palkit.widgets.frontend import is_live
+from palkit.widgets.thumbnails import fit_square, picture_bytes
+
+STRIP = 10  # proposals of each strategy in a picture
+STRIP_SIDE = 56
+
+
+class Explorer:
+    """Choose data, adapter and strategies; see their next batches side by side, on a map, and why.
+
+    Where a page can show widgets it is one; elsewhere it is a picture of the same answer. `answer` is for programs.
+    """
+
+    def __init__(self, question: Question | None = None, /, **values: Any) -> None:
+        """See the class.
+
+        Args:
+            question: what to begin with.
+            values: or its parts: `strategies` (one or two names), `round`, `history`, and values of
+                `palkit.config.ExperimentConfig` such as dataset, adapter, batch_size, balance, seed.
+
+        Raises:
+            ConfigError: a value that cannot work.
+        """
+        self.exploration = Exploration()
+        self.question = question or question_of(values)
+        self._answered: tuple[Question, Answer] | None = None
+
+    def __repr__(self) -> str:
+        return f"Explorer: {summary(self.question)}"
+
+    def answer(self, progress: Progress = silent) -> Answer:
+        """What the strategies propose; computed once.
+
+        Args:
+            progress: called with (stage, done, total).
+
+        Raises:
+            PalkitError: see `palkit.explore.Exploration.answer`.
+        """
+        if self._answered is None or self._answered[0] is not self.question:
+            self._answered = (self.question, self.exploration.answer(self.question, progress))
+        return self._answered[1]
+
+    def keep(self, question: Question, answer: Answer) -> None:
+        """Take an answer that was computed elsewhere.
+
+        Args:
+            question: that becomes the present one.
+            answer: to it.
+        """
+        self.question, self._answered = question, (question, answer)
+
+    @cached_property
+    def view(self) -> Any:
+        """Controls and displays, made when they are first asked for; see `palkit.widgets.explorer_view`."""
+        from palkit.widgets.explorer_view import ExplorerView  # not where nobody is looking
+
+        return ExplorerView(self)
+
+    @property
+    def widget(self) -> Any:
+        """The live explorer."""
+        return self.view.widget
+
+    def figures(self) -> tuple[Figure, Figure]:
+        """The first proposals as strips, and the map of the pool."""
+        answer = self.answer()
+        strips: dict[str, list[np.ndarray]] = {}
+        titles: dict[str, list[str]] = {}
+        for proposal in answer.proposals:
+            table = proposal.table.head(STRIP)
+            images = answer.pool.images.decode(table["row"].to_numpy(), STRIP_SIDE)
+            strips[proposal.strategy] = list(fit_square(images, STRIP_SIDE))
+            titles[proposal.strategy] = [
+                f"{name}\n{100 * p:.0f} %" for name, p in zip(table["predicted"], table["probability"], strict=True)
+            ]
+        picks = {proposal.strategy: proposal.table["position"].to_numpy() for proposal in answer.proposals}
+        points = self.exploration.projection(self.question)
+        return pick_strips(strips, titles), pick_maps(points, answer.labelled, picks)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        if not is_live():
+            return {"text/plain": repr(self), "image/png": stacked(self.figures())}
+        bundle = {**self.widget._repr_mimebundle_(), "text/plain": repr(self)}
+        # A page must not wait for the first answer to have its picture.
+        return bundle if self._answered is None else {**bundle, "image/png": stacked(self.figures())}
+
+
+def question_of(values: dict[str, Any]) -> Question:
+    """A question from plain values, see `Explorer`.
+
+    Args:
+        values: not changed.
+    """
+    names = ("strategies", "round", "history")
+    own = {name: values[name] for name in names if name in values}
+    if "strategies" in own:
+        own["strategies"] = (own["strategies"],) if isinstance(own["strategies"], str) else tuple(own["strategies"])
+    config = {name: value for name, value in values.items() if name not in names}
+    return Question(config_from_dict({"adapter": "linear_probe", "pool_size": None, **config}), **own)
+
+
+def summary(question: Question) -> str:
+    """A question in a few words.
+
+    Args:
+        question: any.
+    """
+    config = question.config
+    balance = f", balance {config.balance}" if config.balance else ""
+    bought = "at random" if question.history == "random" else f"by {question.strategies[0]}"
+    return (
+        f"{' and '.join(question.strategies)}{balance} on {config.dataset}, {config.adapter.name}, "
+        f"round {question.round} (labels bought {bought}), seed {config.seed}"
+    )
+
+
+def overlap_sentence(answer: Answer) -> str:
+    """How many images two strategies have in common; "" for one.
+
+    Args:
+        answer: of one or two strategies.
+    """
+    if len(answer.proposals) < 2:
+        return ""
+    common, size = len(answer.overlap.positions), len(answer.proposals[0].table)
+    return f"{common} of {size} in common ({100 * answer.overlap.jaccard:.0f} % of all proposed images)."
+
+
+def stacked(figures: tuple[Figure, ...]) -> bytes:
+    """Figures one below the other as one PNG.
+
+    Args:
+        figures: at least one.
+    """
+    images = [Image.open(BytesIO(picture_bytes(figure))).convert("RGB") for figure in figures]
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    buffer = BytesIO()
+    whole.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,237 @@
+"""The label log: nothing acknowledged is lost, whatever happens to its writers, and what follows from it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palkit.errors import DataError
+from palkit.labels import (
+    Event,
+    LabelLog,
+    agreed,
+    agreement,
+    classes,
+    disagreements,
+    last_answer,
+    now,
+    standing,
+)
+
+TIME = "2026-11-25T10:00:00.000+00:00"
+TEXT = st.text(min_size=1, max_size=8)
+
+
+def event(annotator: str, action: str, id_: str = "", label: str = "") -> Event:
+    return Event(TIME, annotator, action, id_, label)
+
+
+def says(annotator: str, id_: str, label: str) -> Event:
+    return event(annotator, "label", id_, label)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.builds(Event, st.just(TIME), TEXT, st.sampled_from(["label", "undo", "class"]), TEXT, TEXT)))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
+    """Any text survives, line breaks of any script included, in one write or several."""
+    path = tmp_path_factory.mktemp("log") / "labels.jsonl"
+    writer, reader = LabelLog(path), LabelLog(path)
+    for one in events[:2]:
+        writer.append([one])
+        reader.events()
+    writer.append(events[2:])
+    assert reader.events() == events == LabelLog(path).events()
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    name = os.fsdecode(b"caf\xe9.png")
+    log.append([says("a", name, "cat")])
+    assert [one.id for one in log.events()] == [name]
+    assert b"caf\xe9.png" in log.path.read_bytes()
+
+
+def test_the_file_is_for_people_too(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("Zoë", "a/b.png", "tumor"), event("Zoë", "undo")])
+    first, second = log.path.read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == {
+        "time": TIME, "annotator": "Zoë", "action": "label", "id": "a/b.png", "label": "tumor",
+    }  # fmt: skip
+    assert "Zoë" in first
+    assert json.loads(second) == {"time": TIME, "annotator": "Zoë", "action": "undo"}
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_torn_line_costs_only_itself(tmp_path: Path, cut: int) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat"), says("a", "2", "dog")])
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole[:-cut])
+    LabelLog(log.path).append([says("a", "3", "owl")])
+    # One byte less is the line break alone: the line is complete and counts.
+    expected = ["1", "2", "3"] if cut == 1 else ["1", "3"]
+    assert [one.id for one in LabelLog(log.path).events()] == expected
+    assert log.path.read_bytes().startswith(whole[:-cut]), "append-only"
+
+
+def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    LabelLog(path).append([says("a", "1", "cat"), says("a", "2", "dog")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    reader = LabelLog(path)
+    assert [one.id for one in reader.events()] == ["1"]
+    path.write_bytes(whole)
+    assert [one.id for one in reader.events()] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"not json", "Expecting value"),
+        (b"[1]", "mapping"),
+        (b'{"time": "2026-01-01", "annotator": "a", "action": "fly"}', "fly"),
+        (b'{"time": "today", "annotator": "a", "action": "undo"}', "today"),
+        (b'{"time": "2026-01-01", "annotator": 3, "action": "undo"}', "text"),
+        (b'{"time": "2026-01-01", "annotator": "a", "action": "undo", "who": ""}', "who"),
+        (b"\xff\xfe", "Expecting value"),
+    ],
+)
+def test_a_broken_line_is_named_and_not_passed_over(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "labels.jsonl"
+    LabelLog(path).append([says("a", "1", "cat")])
+    path.write_bytes(path.read_bytes() + line + b"\n" + path.read_bytes())
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 2: ") as caught:
+        LabelLog(path).events()
+    assert reason in str(caught.value)
+
+
+def test_a_file_shortened_by_hand_is_read_anew(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat"), says("a", "2", "dog")])
+    assert len(log.events()) == 2
+    log.path.write_bytes(log.path.read_bytes().splitlines(keepends=True)[1])
+    assert [one.id for one in log.events()] == ["2"]
+
+
+def test_a_failed_write_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat")])
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DataError, match=r"not stored.*\bdo it again"):
+            log.append([says("a", "2", "dog")])
+    log.append([says("a", "3", "owl")])
+    assert [one.id for one in log.events()] == ["1", "3"]
+
+
+def _write_for_ever(path: Path, annotator: str, acknowledged: Path) -> None:
+    log = LabelLog(path)
+    with open(acknowledged, "a") as told:
+        for number in range(10**6):
+            log.append([says(annotator, str(number), "x" * 50)])
+            told.write(f"{number}\n")
+            told.flush()
+
+
+def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """Three annotators label as fast as they can, each killed at another moment, again and again."""
+    path, context = tmp_path / "labels.jsonl", multiprocessing.get_context("fork")
+    told = {name: tmp_path / name for name in ("ana", "ben", "eve")}
+    for turn in range(3):
+        workers = [context.Process(target=_write_for_ever, args=(path, name, file)) for name, file in told.items()]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            time.sleep(0.13 + 0.05 * turn)
+            os.kill(worker.pid or 0, signal.SIGKILL)
+            worker.join()
+    events = LabelLog(path).events()
+    for name, file in told.items():
+        acknowledged = [line for line in file.read_text().splitlines() if line]
+        written = [one.id for one in events if one.annotator == name]
+        # The last number of a turn may have been written and not acknowledged; the acknowledging file may be torn.
+        assert len(acknowledged) > 5
+        assert len(written) - len(acknowledged) in range(4)
+        assert set(acknowledged) <= set(written)
+
+
+def _reference(events: list[Event]) -> dict[tuple[str, str], tuple[str, str]]:
+    """What stands, by dropping undone answers one by one from the whole history."""
+    left = list(events)
+    while any(one.action == "undo" for one in left):
+        place = next(i for i, one in enumerate(left) if one.action == "undo")
+        earlier = [
+            i for i, one in enumerate(left[:place])
+            if one.annotator == left[place].annotator and one.action in ("label", "skip", "unsure")
+        ]  # fmt: skip
+        del left[place]
+        if earlier:
+            del left[earlier[-1]]
+    return {(one.id, one.annotator): (one.action, one.label) for one in left if one.action != "class"}
+
+
+ACTION = st.sampled_from(["label", "label", "label", "unsure", "skip", "undo", "class"])
+
+
+@given(st.lists(st.builds(event, st.sampled_from("ab"), ACTION, st.sampled_from("123"), st.sampled_from("xy"))))
+def test_what_stands_is_what_a_slow_replay_leaves(events: list[Event]) -> None:
+    table = standing(events)
+    found = {(one.id, one.annotator): (one.answer, one.label) for one in table.itertuples()}
+    assert found == _reference(events)
+    for annotator in "ab":
+        last = last_answer(events, annotator)
+        after = _reference([*events, event(annotator, "undo")])
+        if last is None:
+            assert after == _reference(events)
+        else:
+            assert after == _reference([one for one in events if one is not last])
+
+
+def test_more_voices_win_and_a_tie_is_disputed() -> None:
+    events = [says("a", "1", "x"), says("b", "1", "x"), says("c", "1", "y")]
+    events += [says("a", "2", "x"), says("b", "2", "y"), says("a", "3", "y"), event("b", "unsure", "3")]
+    table = standing(events)
+    assert agreed(table) == {"1": "x", "3": "y"}
+    expected = pd.DataFrame({"a": ["x", "x"], "b": ["x", "y"], "c": ["y", ""]}, index=pd.Index(["1", "2"], name="id"))
+    pd.testing.assert_frame_equal(disagreements(table), expected)
+    assert agreed(standing([*events, says("b", "2", "x")])) == {"1": "x", "2": "x", "3": "y"}
+
+
+def test_agreement_is_cohens_kappa_by_hand() -> None:
+    first, second = "xxxxyyyyzz", "xxyxyyyxzz"
+    events = [says("a", str(i), label) for i, label in enumerate(first)]
+    events += [says("b", str(i), label) for i, label in enumerate(second)] + [says("c", "0", "x")]
+    table = agreement(standing(events)).set_index(["first", "second"])
+    same = np.mean([one == other for one, other in zip(first, second, strict=True)])
+    chance = sum(first.count(c) * second.count(c) for c in "xyz") / 100
+    assert table.loc[("a", "b"), "images"] == 10
+    assert table.loc[("a", "b"), "same"] == pytest.approx(same)
+    assert table.loc[("a", "b"), "kappa"] == pytest.approx((same - chance) / (1 - chance))
+    assert np.isnan(table.loc[("a", "c"), "kappa"])
+    assert agreement(standing([])).empty
+    assert disagreements(standing([])).empty
+    assert agreed(standing([])) == {}
+
+
+def test_classes_keep_their_order() -> None:
+    events = [event("a", "class", label="owl"), says("a", "1", "cat"), event("b", "class", label="ant")]
+    assert classes(events, ["dog", "cat"]) == ("dog", "cat", "owl", "ant")
+
+
+def test_now_is_utc_with_milliseconds() -> None:
+    assert len(now()) == len(TIME)
+    assert now().endswith("+00:00")
