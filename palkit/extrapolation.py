@@ -155,7 +155,7 @@ def _sentence(more: int, last: float, held_out: int, median: float, low: float, 
         verdict = f"no gain beyond the measurement's noise ({100 * noise:.1f} points on {held_out} images) is expected"
     else:
         verdict = "the curve is probably still rising"
-    gain, least, most = (100 * (value - last) for value in (median, low, high))
+    gain, least, most = (round(100 * (value - last), 1) + 0.0 for value in (median, low, high))  # no "-0.0"
     return (
         f"Another {more} label{'s' * (more > 1)}: {100 * median:.1f} % expected [{100 * low:.1f}, {100 * high:.1f}], "
         f"{gain:+.1f} points [{least:+.1f}, {most:+.1f}]; {verdict}."

@@ -357,7 +357,11 @@ def test_whatever_is_done_no_image_is_asked_twice_and_no_label_lost(
     folder = tmp_path_factory.mktemp("session")
     backbone = {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)}
     fields: dict[str, Any] = {"pool_size": 60, "backbone": backbone, "adapter": {"name": "linear_probe"}, "seed": seed}
-    fields |= {"training": {"epochs": 5, "head_epochs": 40, "views": 1, "head_lr": 0.01}, "strategy": "margin", "batch_size": 4}
+    fields |= {
+        "training": {"epochs": 5, "head_epochs": 40, "views": 1, "head_lr": 0.01},
+        "strategy": "margin",
+        "batch_size": 4,
+    }
     pool = head(load_dataset("digits"), 60)
     truth = dict(zip(pool.ids, pool.label_names(), strict=True))
     session = open_session("digits", "ana", folder=folder, budget=25, **fields)

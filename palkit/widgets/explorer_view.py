@@ -157,17 +157,18 @@ class ExplorerView:
             self.grids = []
         columns = []
         for number, proposal in enumerate(answer.proposals):
+            label = heading(number, proposal)
             if number == len(self.grids):
-                grid = ImageGrid(answer.pool.images, proposal.table, caption=CAPTION, bar="probability")
+                grid = ImageGrid(answer.pool.images, proposal.table, caption=CAPTION, bar="probability", label=label)
                 grid.on_select(partial(self._chosen, number))
                 self.grids.append(grid)
             else:
+                self.grids[number].label = label
                 self.grids[number].show(proposal.table)
-            grid = self.grids[number]
-            grid.label = heading(number, proposal)
-            grid.widget.label = grid.label
             columns.append(
-                ipywidgets.VBox([grid.widget], layout=ipywidgets.Layout(flex="1 1 420px", min_width="320px"))
+                ipywidgets.VBox(
+                    [self.grids[number].widget], layout=ipywidgets.Layout(flex="1 1 420px", min_width="320px")
+                )
             )
         if len(columns) != len(self._grids.children) or not same_pool:
             self._grids.children = tuple(columns)
@@ -304,7 +305,8 @@ def _controls(question: Question) -> dict[str, Any]:
         "adapter": ipywidgets.Dropdown(description="Adapter", options=sorted(ADAPTERS), **common),
         "first": ipywidgets.Dropdown(description="Strategy A", options=names, **common),
         "second": ipywidgets.Dropdown(description="Strategy B", options=[NONE, *names], **common),
-        "round": ipywidgets.IntSlider(description="Round", min=0, max=last, **lazy),
+        # Not a slider: those of ipywidgets have no name for a screen reader.
+        "round": ipywidgets.Dropdown(description="Round", options=range(last + 1), **common),
         "history": ipywidgets.Dropdown(description="Labels bought", options=histories, **common),
         "batch_size": ipywidgets.BoundedIntText(description="Batch size", min=1, max=1000, **lazy),
         "balance": ipywidgets.Dropdown(description="Balance", options=[NONE, *sorted(BALANCES)], **common),

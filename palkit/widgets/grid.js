@@ -1,7 +1,5 @@
 // One page of an ImageGrid: toolbar, thumbnails out of one sheet, keyboard. The kernel sorts, pages and draws.
 
-let views = 0;
-
 function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -23,7 +21,7 @@ function describe(page, item) {
 
 function render({ model, el }) {
   const name = (part) => `palkit-grid-${id}-${part}`;
-  const id = ++views;
+  const id = Math.random().toString(36).slice(2); // each widget loads this module anew: a counter would start again
   const turn = (by) => model.send({ type: "turn", by });
   const open = (number) => model.send({ type: "page", number });
   const order = (ascending) => model.send({ type: "sort", column: sort.value === "" ? null : sort.value, ascending });

@@ -1,6 +1,7 @@
 """Thousands of images as pages of thumbnails, sortable by what is known about them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from palkit.datasets.pool import Decoder
 from palkit.engine import Progress, silent
-from palkit.errors import ConfigError, unknown_name
+from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.plots import image_grid
 from palkit.widgets.frontend import is_live
 from palkit.widgets.jobs import Cancelled, Jobs
@@ -162,11 +163,15 @@ class ImageGrid:
         return image_grid(list(pixels), titles if any(titles) else None, columns)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        picture = {"text/plain": repr(self), "image/png": picture_bytes(self.picture(self.page_size))}
+        bundle: dict[str, Any] = {"text/plain": repr(self)}
         if not is_live():
-            return picture
+            return {**bundle, "image/png": picture_bytes(self.picture(self.page_size))}
+        # A notebook that is saved in JupyterLab shows this on a code host. A figure would take most of a second.
+        first = self.table["row"].to_numpy()[self.positions(1)]
+        with suppress(PalkitError):  # the widget itself says which image cannot be read
+            bundle |= {"image/jpeg": sheet(self._thumbnails.take(first))} if len(first) else {}
         view, _ = self.widget._repr_mimebundle_() or ({}, {})
-        return {**view, **picture}
+        return {**view, **bundle}
 
     @cached_property
     def widget(self) -> GridWidget:
