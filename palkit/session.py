@@ -20,11 +20,10 @@ from palkit.extrapolation import Forecast, forecast
 from palkit.files import runs_dir
 from palkit.labels import Event, LabelLog, agreed, agreement, classes, disagreements, last_answer, now, standing
 from palkit.runs import folder_name, provenance
-from palkit.session_file import SessionFile, SessionRound
+from palkit.session_file import SessionFile, SessionRound, curve_of
 from palkit.session_learner import Fit, SessionLearner
 
 OURS = ("classes", "budget", "held_out", "folder", "device")
-CURVE = ("round", "labels", "held_out", "accuracy", "balanced_accuracy", "first_guess", "guessed", "seconds")
 PROPOSAL = ("id", "rank", "predicted", "probability", "purpose")
 
 
@@ -247,7 +246,7 @@ class Session:
     # What to label next
 
     def propose(self, batch_size: int | None = None, progress: Progress = silent) -> pd.DataFrame:
-        """Images to label now: what was proposed and nobody has answered yet, else a new batch, besides those set aside.
+        """Images to label now: those set aside, and what was proposed and not answered yet, else a new batch.
 
         Args:
             batch_size: images of a new batch; None for the config's, or one per class. A budget bounds it.
@@ -383,16 +382,8 @@ class Session:
         return self.file.rounds()
 
     def curve(self) -> pd.DataFrame:
-        """One row per fit: round, labels, held_out, accuracy and balanced_accuracy (NaN without held-out labels),
-        first_guess, guessed, seconds.
-        """
-        rows = [
-            (one.number, len(one.ids), one.held_out, one.metrics.get("accuracy"), one.metrics.get("balanced_accuracy"),
-             one.first_guess, one.guessed, one.seconds)
-            for one in self.rounds()
-        ]  # fmt: skip
-        shares = ("accuracy", "balanced_accuracy", "first_guess")
-        return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys(shares, np.float64))
+        """One row per fit, see `palkit.session_file.curve_of`."""
+        return curve_of(self.rounds())
 
     def forecast(self, more: int | None = None) -> Forecast:
         """What `more` labels would bring; None for another batch. See `palkit.extrapolation.forecast`."""

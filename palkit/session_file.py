@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from filelock import FileLock
 
 from palkit.errors import ConfigError, DataError
 from palkit.files import write_text
+
+CURVE = ("round", "labels", "held_out", "accuracy", "balanced_accuracy", "first_guess", "guessed", "seconds")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class SessionRound:
     seconds: float
     config: dict[str, Any]
     provenance: dict[str, Any]
+
+
+def curve_of(rounds: Sequence[SessionRound]) -> pd.DataFrame:
+    """Columns round, labels, held_out, accuracy and balanced_accuracy (NaN without held-out labels), first_guess,
+    guessed, seconds; a row for each round.
+    """
+    rows = [
+        (one.number, len(one.ids), one.held_out, one.metrics.get("accuracy"), one.metrics.get("balanced_accuracy"),
+         one.first_guess, one.guessed, one.seconds)
+        for one in rounds
+    ]  # fmt: skip
+    shares = ("accuracy", "balanced_accuracy", "first_guess")
+    return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys(shares, np.float64))
 
 
 class SessionFile:

@@ -3,7 +3,6 @@
 const RESERVED = { u: "unsure", s: "skip", z: "undo", n: "next", g: "grid" };
 const LETTERS = [..."abcdefhijklmopqrtvwxy"];
 const PATIENCE = 2000; // ms that an answer may take to be stored before the page says so
-let views = 0;
 
 function make(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
@@ -30,7 +29,7 @@ function download(name, text) {
 }
 
 function render({ model, el }) {
-  const id = ++views;
+  const id = Math.random().toString(36).slice(2); // each widget loads this module anew: a counter would start again
   const name = (part) => `palkit-labeller-${id}-${part}`;
   const view = () => model.get("view");
   let at = 0; // the image in focus

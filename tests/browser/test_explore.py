@@ -72,9 +72,8 @@ def expect_shown(desk: Locator, question: Question, answer: Answer) -> None:
         ]
         images = thumbnails(desk, number)
         expect(images).to_have_count(len(names))
-        shown = images.evaluate_all("items => items.map(item => item.ariaLabel)")
-        # Python and JavaScript round a half the other way, which a probability hardly ever is.
-        assert shown == names, proposal.strategy
+        for place_, name in enumerate(names):  # a page of thumbnails comes a little after the status
+            expect(images.nth(place_)).to_have_attribute("aria-label", name)
         expect(grids.nth(number).locator("strong")).to_contain_text(f"{'AB'[number]}: {proposal.strategy}")
     expect(desk).to_contain_text(overlap_sentence(answer))
     expect(desk.locator(".palkit-map-legend")).to_contain_text(f"labelled ({labels})")
@@ -109,7 +108,7 @@ def test_every_control_shows_what_the_engine_answers(
     expect_shown(desk, question, engine.answer(question))
     shot("explore-1-first")
 
-    def config(**values: Any) -> Question:
+    def config(question: Question, **values: Any) -> Question:
         return replace(question, config=replace(question.config, **values))
 
     def select(label: str, option: str) -> None:
@@ -122,18 +121,18 @@ def test_every_control_shows_what_the_engine_answers(
 
     seen = set()
     for change, following in (
-        (lambda: select("Strategy A", "margin"), lambda: replace(question, strategies=("margin", "badge"))),
-        (lambda: select("Strategy B", "coreset"), lambda: replace(question, strategies=("margin", "coreset"))),
-        (lambda: select("Round", "3"), lambda: replace(question, round=3)),
-        (lambda: fill("Batch size", "12"), lambda: config(batch_size=12)),
-        (lambda: select("Balance", "pcb"), lambda: config(balance="pcb")),
-        (lambda: fill("Seed", "4"), lambda: config(seed=4)),
-        (lambda: select("Labels bought", "by strategy A"), lambda: replace(question, history="own")),
-        (lambda: select("Strategy B", "none"), lambda: replace(question, strategies=("margin",))),
-        (lambda: fill("Data set", "digits"), lambda: config(dataset="digits", pool_size=None)),
+        (lambda: select("Strategy A", "margin"), lambda old: replace(old, strategies=("margin", "badge"))),
+        (lambda: select("Strategy B", "coreset"), lambda old: replace(old, strategies=("margin", "coreset"))),
+        (lambda: select("Round", "3"), lambda old: replace(old, round=3)),
+        (lambda: fill("Batch size", "12"), lambda old: config(old, batch_size=12)),
+        (lambda: select("Balance", "pcb"), lambda old: config(old, balance="pcb")),
+        (lambda: fill("Seed", "4"), lambda old: config(old, seed=4)),
+        (lambda: select("Labels bought", "by strategy A"), lambda old: replace(old, history="own")),
+        (lambda: select("Strategy B", "none"), lambda old: replace(old, strategies=("margin",))),
+        (lambda: fill("Data set", "digits"), lambda old: config(old, dataset="digits", pool_size=None)),
     ):
         change()
-        question = following()
+        question = following(question)
         answer = engine.answer(question)
         expect_shown(desk, question, answer)
         seen.add(answer.proposals[0].table["id"].str.cat())
