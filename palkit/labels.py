@@ -95,16 +95,14 @@ class LabelLog:
         """All events so far, those of other processes included; only what is new is read.
 
         Raises:
-            DataError: a line is not an event; names it.
+            DataError: the file cannot be read, or a line is not an event; names it.
         """
         with self._reading:
             size = self.path.stat().st_size if self.path.exists() else 0
             if size < self._size:  # edited by hand
                 self._forget()
             if size > self._size:
-                with open(self.path, "rb") as file:
-                    file.seek(self._size)
-                    new = file.read()
+                new = self._read_from(self._size)
                 # What follows the last line break may still be being written.
                 complete = new[: new.rfind(b"\n") + 1]
                 numbered = enumerate(complete.split(b"\n")[:-1], start=self._lines + 1)
@@ -116,6 +114,14 @@ class LabelLog:
                 self._lines += complete.count(b"\n")
                 self._size += len(complete)
             return list(self._events)
+
+    def _read_from(self, start: int) -> bytes:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                return file.read()
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read ({error}). Make it a readable file.") from error
 
 
 def _mend(file: IO[bytes], size: int) -> bytes:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from palkit.datasets import FileImages, ImagePool, read_image
 from palkit.engine import Progress
-from palkit.errors import ConfigError, PalkitError
+from palkit.errors import PalkitError
 from palkit.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
 from palkit.plots import image_grid, session_curve
 from palkit.session import Session
@@ -100,10 +100,11 @@ class Labeller:
         return {**view, "text/plain": repr(self), **picture}
 
     def picture(self) -> Figure:
-        """What is to be labelled now, best first."""
-        table, pool = self.session.propose(), self.session.pool
+        """What is to be labelled now, best first; the curve once nothing is left."""
+        session, pool = self.session, self.session.pool
+        table = session.propose()
         if table.empty:
-            raise ConfigError("nothing is left to label: the budget is spent, or the pool is.")
+            return session_curve(session.curve(), session.forecast())
         guesses = [f"{rank} {guess}" for rank, guess in zip(table["rank"], table["predicted"], strict=True)]
         return image_grid(list(pool.images.decode(table["row"].to_numpy(), 64)), guesses)
 
@@ -129,7 +130,10 @@ class Labeller:
         except Exception as error:  # nobody would see it elsewhere
             self._news = sentence(error)
         self._seen = int(message["serial"])
-        self._show()
+        try:
+            self._show()
+        except Exception as error:  # labels.jsonl cannot be read, say: what was shown last stays
+            self.widget.view = {**self.widget.view, "news": self._news or sentence(error), "seen": self._seen}
 
     def _on_label(self, message: Mapping[str, Any]) -> None:
         self.session.label(message["id"], message["label"])
@@ -144,8 +148,8 @@ class Labeller:
         last = self.session.undo()
         self._undone = last.id if last else None
         self._news = f"Taken back: {last.label or last.action} for {last.id}." if last else "Nothing to take back."
-        if last and last.id not in set(self._items["id"]):
-            self._open_queue()
+        if last and last.id not in set(self._items["id"]) and last.id in self.session.row_of:
+            self._open_queue(also=last.id)
 
     def _on_class(self, message: Mapping[str, Any]) -> None:
         self.session.add_class(message["label"])
@@ -236,9 +240,12 @@ class Labeller:
 
     # What the browser is shown
 
-    def _open_queue(self) -> None:
-        """Show the images of the queue, their pictures as soon as these are made."""
+    def _open_queue(self, also: str | None = None) -> None:
+        """Show the images of the queue, and one of an earlier batch if wanted, their pictures once these are made."""
         self._items = self._queued()[self._queue]
+        if also is not None and also not in set(self._items["id"]):
+            earlier = pd.DataFrame({"id": [also], "row": [self.session.row_of[also]], "predicted": "", "purpose": ""})
+            self._items = pd.concat([earlier, self._items], ignore_index=True)
         self._batch += 1
         self.widget.pictures = []  # else those of the batch before would go under the names of this one
         self._show()
