@@ -99,7 +99,7 @@ def test_every_control_changes_what_is_shown(explorer: Explorer) -> None:
         assert {name: p.tolist() for name, p in view.map.picks.items()} == chosen
         assert view.map.labelled.tolist() == wanted.labelled.tolist()
     assert len(view.grids) == 1
-    assert "margin" in view.grids[0].widget.label
+    assert "margin" in view.grids[0].widget.page["label"]
 
 
 def test_every_control_has_a_label(explorer: Explorer) -> None:
