@@ -23,6 +23,8 @@ def test_notebook_is_committed_executed_and_clean(path: Path) -> None:
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr", f"{path.name}: {output.get('text')}"
+            assert not any("widget" in kind for kind in output.get("data", {})), "a picture instead"
+    assert "widgets" not in notebook.metadata
     assert path.stat().st_size <= 1.5 * 2**20
 
 
