@@ -38,6 +38,8 @@ function render({ model, el }) {
   number.addEventListener("change", jump);
   number.addEventListener("keydown", (event) => event.key === "Enter" && jump()); // no "change" in JupyterLab then
   const pages = make("span");
+  const paging = make(
+    "span", {}, first, previous, make("label", { htmlFor: number.id }, "Page"), number, pages, next, last);
   const range = make("span", { className: "palkit-grid-range", role: "status", "aria-live": "polite" });
   const heading = make("strong", { id: name("label") });
   const problem = make("p", { className: "palkit-grid-problem", role: "alert" });
@@ -47,7 +49,7 @@ function render({ model, el }) {
     { className: "palkit-grid-toolbar", role: "group", "aria-labelledby": name("label") },
     heading,
     make("span", {}, make("label", { htmlFor: sort.id }, "Sort by"), sort, direction),
-    make("span", {}, first, previous, make("label", { htmlFor: number.id }, "Page"), number, pages, next, last),
+    paging,
     range,
   );
   el.classList.add("palkit-grid");
@@ -116,6 +118,7 @@ function render({ model, el }) {
     );
     sort.value = page.sort ?? "";
     direction.textContent = page.ascending ? "↑ ascending" : "↓ descending";
+    paging.hidden = page.pages <= 1;
     number.max = page.pages;
     number.value = page.number;
     pages.textContent = `of ${counted(page.pages)}`;
