@@ -53,12 +53,16 @@ def now() -> str:
 class LabelLog:
     """A file to which events are appended, one JSON object a line; several processes may do so at once.
 
+    Attributes:
+        shortened: how often somebody has shortened the file; as long as nobody does, events are only added.
+
     Args:
         path: of the file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.shortened = 0
         self._reading = threading.Lock()
         self._forget()
 
@@ -100,6 +104,7 @@ class LabelLog:
         with self._reading:
             size = self.path.stat().st_size if self.path.exists() else 0
             if size < self._size:  # edited by hand
+                self.shortened += 1
                 self._forget()
             if size > self._size:
                 new = self._read_from(self._size)
@@ -207,11 +212,15 @@ def agreed(table: pd.DataFrame) -> dict[str, str]:
     Args:
         table: of `standing`.
     """
+    given = table[table["answer"] == "label"]
+    votes: dict[str, list[str]] = {}
+    for name, label in zip(given["id"], given["label"], strict=True):
+        votes.setdefault(name, []).append(label)
     labels = {}
-    for name, given in table[table["answer"] == "label"].groupby("id", sort=False)["label"]:
-        counts = Counter(given).most_common(2)
-        if len(counts) == 1 or counts[0][1] > counts[1][1]:
-            labels[str(name)] = counts[0][0]
+    for name, ballot in votes.items():
+        first, *others = Counter(ballot).most_common(2) if len(ballot) > 1 else [(ballot[0], 1)]
+        if not others or first[1] > others[0][1]:
+            labels[name] = first[0]
     return labels
 
 

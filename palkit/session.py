@@ -99,6 +99,7 @@ class Session:
         self.row_of = {str(pool.ids[row]): int(row) for row in self.learner.rows}
         self._known = (*pool.class_names, *(_name("class", name) for name in classes))
         self._fit: tuple[int, Fit] | None = None
+        self._standing: tuple[tuple[int, int], pd.DataFrame] | None = None
         self._begin(held_out)
         self._report_strangers()
 
@@ -129,7 +130,11 @@ class Session:
 
     def answers(self) -> pd.DataFrame:
         """What stands, one row per image and annotator, see `palkit.labels.standing`."""
-        return standing(self.log.events())
+        events = self.log.events()
+        state = self.log.shortened, len(events)
+        if self._standing is None or self._standing[0] != state:
+            self._standing = state, standing(events)
+        return self._standing[1]
 
     def labels(self) -> dict[str, str]:
         """Label of each image on which annotators agree, in order of labelling; those of the data set come first."""
