@@ -41,7 +41,7 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
         DataError: the images or the labels stored before cannot be used.
     """
     ours = {name: fields.pop(name) for name in OURS if name in fields}
-    defaults = {"pool_size": None, "strategy": "badge", "initial": "typiclust"}
+    defaults = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
     return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
 
 

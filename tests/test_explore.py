@@ -287,7 +287,7 @@ def test_tsne_comes_from_a_process_that_cancelling_ends(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="t-SNE"):
         tsne(features, path, stop)
     assert not list(tmp_path.iterdir())
-    assert not [child for child in psutil.Process(os.getpid()).children() if "palkit" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process(os.getpid()).children() if "map_2d" in " ".join(child.cmdline())]
     tsne(features, path)
     assert np.array_equal(np.load(path), map_2d(features))
 

@@ -1,6 +1,7 @@
 """Labelling sessions: the same choices as a simulated run, nothing lost, nothing trained on that should not be."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from palkit.config import config_from_dict
 from palkit.datasets import UNLABELLED, head, load_dataset
 from palkit.errors import ConfigError, DataError
 from palkit.experiment import rounds
+from palkit.files import REPOSITORY
 from palkit.labels import LabelLog
 from palkit.session import Session, open_session
 
@@ -391,3 +393,20 @@ def test_whatever_is_done_no_image_is_asked_twice_and_no_label_lost(
         assert session.labels() == given_
         assert len(given_) <= 25 + 4
     assert len(LabelLog(folder / "labels.jsonl").events()) >= len(stack)
+
+
+def test_the_readme_example_labels_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    (example,) = [text for text in examples if "open_session" in text]
+    folder, rng = tmp_path / "slides", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(50):
+        pixels = rng.integers(0, 80, (40, 40, 3), dtype=np.uint8)
+        pixels[..., number % 2] += 170
+        Image.fromarray(pixels).save(folder / f"{('tumour', 'stroma')[number % 2]}-{number:02d}.png")
+    short = example.replace("path/to/slides", str(folder)).replace("budget=60", "budget=20")
+    names: dict[str, Any] = {"expert": colour}
+    exec(compile(short, "README.md", "exec"), names)
+    assert len(names["session"].training_labels()) == 20
+    assert len(names["session"].rounds()) == 2
+    assert "Another 10 labels" in capsys.readouterr().out
