@@ -1,8 +1,7 @@
 """Named data sets, each from a small copy of what is published, in its own layout and format, over HTTP."""
 
-import hashlib
+import dataclasses
 import json
-import pickle
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from dataset_helpers import FileServer, encoded, noise, serving
 from scipy.io import savemat
 
 from palkit.__main__ import main
-from palkit.datasets import DATASETS, FileImages, StoredImages, load_dataset, published, published_size
+from palkit.datasets import DATASETS, FileImages, StoredImages, cifar, load_dataset, published, published_size
 from palkit.datasets.download import Remote, dataset_dir
 from palkit.datasets.pool import carve, stratified_split
 from palkit.errors import ConfigError, DataError
@@ -136,46 +135,38 @@ def test_an_aptos_table_of_something_else_is_refused() -> None:
         load_dataset("aptos2019")
 
 
-def cifar_batches(fine: bool) -> dict[str, dict[str, object]]:
-    def batch(seed: int, labels: list[int]) -> dict[str, object]:
-        data = np.random.default_rng(seed).integers(0, 256, (len(labels), 3072), dtype=np.uint8)
-        return {"data": data, "fine_labels" if fine else "labels": labels}
-
-    if fine:
-        names = {"fine_label_names": [f"fine {n}" for n in range(4)]}
-        return {"train": batch(1, [0, 1, 2, 3] * 20), "test": batch(2, [0, 1, 2, 3] * 5), "meta": names}
-    train = {f"data_batch_{n}": batch(n, [0, 1] * 20) for n in range(1, 6)}
-    return train | {"test_batch": batch(6, [1, 0] * 10), "batches.meta": {"label_names": ["airplane", "automobile"]}}
-
-
-@pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
-def test_cifar(server: FileServer, monkeypatch: pytest.MonkeyPatch, name: str, kind: str) -> None:
-    source, batches = getattr(torchvision.datasets, kind), cifar_batches(fine=kind == "CIFAR100")
-    files = {key: pickle.dumps(value, protocol=2) for key, value in batches.items()}
-    sums = {key: hashlib.md5(content).hexdigest() for key, content in files.items()}
-    archive = tarred({f"{source.base_folder}/{key}": content for key, content in files.items()})
-    monkeypatch.setattr(source, "url", f"{server.url}/{source.filename}")
-    monkeypatch.setattr(source, "tgz_md5", server.publish(source.filename, archive))
-    for attribute in ("train_list", "test_list"):
-        monkeypatch.setattr(source, attribute, [[key, sums[key]] for key, _ in getattr(source, attribute)])
-    monkeypatch.setattr(source, "meta", source.meta | {"md5": sums[source.meta["filename"]]})
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar(server: FileServer, monkeypatch: pytest.MonkeyPatch, name: str, classes: int) -> None:
+    source = getattr(cifar, name.upper())
+    names = [f"class_{n}" for n in range(classes)]
+    each = 10 * classes // len(source.train)  # images of a training file; a class has ten in all
+    rng, files, pixels, labels = np.random.default_rng(0), {}, {}, {}
+    for file in (*source.train, source.test):
+        pixels[file] = rng.integers(0, 256, (each, 3, 32, 32), dtype=np.uint8)
+        labels[file] = np.arange(each) % classes
+        coarse = np.full((each, source.labels - 1), 250)  # of CIFAR-100, which is not the class
+        records = np.hstack([coarse, labels[file][:, None], pixels[file].reshape(each, -1)]).astype(np.uint8)
+        files[f"{source.folder}/{file}"] = records.tobytes()
+    files[f"{source.folder}/{source.names}"] = ("\n".join(names) + "\n\n").encode()
+    md5 = server.publish(source.remote.name, tarred(files))
+    remote = dataclasses.replace(source.remote, url=f"{server.url}/{source.remote.name}", checksum=f"md5:{md5}")
+    monkeypatch.setattr(cifar, name.upper(), dataclasses.replace(source, remote=remote))
 
     pool = load_dataset(name)
-    classes = len(pool.class_names)
-    train, test = (200, 20) if kind == "CIFAR10" else (80, 20)
-    assert pool.class_names[1] in {"automobile", "fine 1"}
-    assert (
-        pool.counts().to_numpy().tolist() == [[0.9 * train / classes, 0.1 * train / classes, test / classes]] * classes
-    )
-    last = batches["test_batch" if kind == "CIFAR10" else "test"]
-    pixels = np.asarray(last["data"])[-1].reshape(3, 32, 32).transpose(1, 2, 0)
-    assert np.array_equal(pool.images.decode(np.array([len(pool) - 1]), 32)[0], pixels)
-    assert pool.labels[-train // 2 :].tolist()[-1] == (0 if kind == "CIFAR10" else 3)
+    assert pool.class_names == tuple(names)
+    assert pool.counts()[["pool", "val"]].to_numpy().tolist() == [[9, 1]] * classes
+    assert pool.counts()["test"].sum() == each
+    order = [*source.train, source.test]
+    assert pool.labels.tolist() == np.concatenate([labels[file] for file in order]).tolist()
+    expected = np.concatenate([pixels[file] for file in order]).transpose(0, 2, 3, 1)
+    rows = np.array([0, each - 1, len(pool) - 1])
+    assert np.array_equal(pool.images.decode(rows, 32), expected[rows])
+    assert pool.ids[[0, -1]].tolist() == ["train-00000", f"test-{each - 1:05d}"]
     once_more(name, server)
 
-    stored = dataset_dir(name) / "unpacked" / source.base_folder / source.train_list[0][0]
+    stored = dataset_dir(name) / "unpacked" / source.folder / source.test
     stored.write_bytes(stored.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"data set '{name}' in .* is damaged.*Delete .*datasets/{name}"):
+    with pytest.raises(DataError, match=rf"data set '{name}' in .* is damaged.*no whole records.*datasets/{name}"):
         load_dataset(name)
 
 

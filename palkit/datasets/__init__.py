@@ -2,15 +2,15 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from palkit.datasets.cifar import cifar10, cifar100
 from palkit.datasets.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
 from palkit.datasets.files import DECODING, IMAGE_SUFFIXES, FileImages, StoredImages, read_image, unreadable
 from palkit.datasets.hub import PREFIX, from_hub
-from palkit.datasets.libraries import MEDMNIST_SETS, cifar, dtd, flowers102, food101
+from palkit.datasets.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.datasets.own import LAYOUT, MANIFEST_SUFFIXES, from_folder, from_manifest
 from palkit.datasets.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, Images, head, long_tail, take
 from palkit.datasets.published import aptos2019, eurosat, histology
@@ -50,8 +50,8 @@ DATASETS: dict[str, Callable[[], ImagePool]] = {
     "eurosat": eurosat,
     "histology": histology,
     "aptos2019": aptos2019,
-    "cifar10": partial(cifar, "cifar10", "CIFAR10"),
-    "cifar100": partial(cifar, "cifar100", "CIFAR100"),
+    "cifar10": cifar10,
+    "cifar100": cifar100,
     "food101": food101,
     "dtd": dtd,
     "flowers102": flowers102,

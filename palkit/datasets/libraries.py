@@ -13,7 +13,7 @@ import numpy as np
 
 from palkit.datasets.download import Remote, dataset_dir, fetched, unpacked
 from palkit.datasets.files import FileImages, StoredImages
-from palkit.datasets.pool import SPLITS, ArrayImages, ImagePool, carve, make_pool
+from palkit.datasets.pool import SPLITS, ImagePool, carve, make_pool
 from palkit.errors import DataError
 from palkit.files import atomic_path
 
@@ -21,30 +21,6 @@ PARTS = ("train", "val", "test")  # what both libraries call SPLITS
 MEDMNIST = ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
 MEDMNIST_SIZES = (28, 64, 128, 224)
 COPY_BYTES = 2**24
-
-
-def cifar(name: str, kind: str) -> ImagePool:
-    """CIFAR-10 or CIFAR-100: 50,000 training images, a tenth of them for validation, 10,000 test images.
-
-    Args:
-        name: of the data set.
-        kind: torchvision's class.
-
-    Raises:
-        DataError: see `palkit.datasets.download.fetched`.
-    """
-    import torchvision
-
-    source = getattr(torchvision.datasets, kind)
-    root = unpacked(Remote(source.url, f"md5:{source.tgz_md5}", source.filename), dataset_dir(name), "unpacked")
-    train, test = (_read(name, root, source, train=part == "train") for part in ("train", "test"))
-    labels = np.concatenate([train.targets, test.targets])
-    split = np.concatenate([carve(np.array(train.targets)), np.full(len(test), "test")])
-    ids = np.array(
-        [f"{part}-{row:05d}" for part, images in (("train", train), ("test", test)) for row in range(len(images))]
-    )
-    images = ArrayImages(np.concatenate([train.data, test.data]))
-    return make_pool(name, images, labels, split, ids, train.classes)
 
 
 def food101() -> ImagePool:
