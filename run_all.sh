@@ -6,8 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 usage() {
   cat <<'EOF'
 usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, executed notebooks, report
-       ./run_all.sh test   [pytest options]            lint, types, tests (also in a browser), notebook regression
+       ./run_all.sh test   [pytest options]            lint, types, docs, tests (also in a browser), notebook regression
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
+       ./run_all.sh docs                               the documentation as pages, in site/
        ./run_all.sh setup                              only create .venv and fetch weights and data
        ./run_all.sh --help
 
@@ -64,11 +65,18 @@ run() {
   return "$status"
 }
 
+docs() {
+  NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+  echo "documentation: site/index.html"
+}
+
 check() {
   say "lint and types"
   .venv/bin/ruff check palkit tests benchmarks notebooks data
   .venv/bin/ruff format --check palkit tests benchmarks data
   .venv/bin/mypy
+  say "documentation"
+  docs
   say "tests and notebook regression"
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
@@ -78,6 +86,7 @@ case ${1:-run} in
   -h | --help | help) usage ;;
   setup) setup ;;
   test) shift; setup; check "$@" ;;
+  docs) setup; docs ;;
   lab) shift; setup; cd notebooks; exec ../.venv/bin/jupyter lab "$@" ;;
   run) [ $# -gt 0 ] && shift; setup; run "$@" ;;
   --*) setup; run "$@" ;;
