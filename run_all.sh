@@ -72,8 +72,8 @@ docs() {
 
 check() {
   say "lint and types"
-  .venv/bin/ruff check palkit tests benchmarks notebooks data
-  .venv/bin/ruff format --check palkit tests benchmarks data
+  .venv/bin/ruff check palkit tests benchmarks notebooks data .ci
+  .venv/bin/ruff format --check palkit tests benchmarks data .ci
   .venv/bin/mypy
   say "documentation"
   docs

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from palkit.adapters import AdaptedModel, attach
 from palkit.config import config_from_dict
 from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, seed_of, setting, settle
+from palkit.experiment import Learner, seed_of
 from palkit.inputs import augmenter, seeded
 from palkit.metrics import evaluate
+from palkit.setting import setting, settle
 from palkit.training import fit
 
 BATCH = ScoringConfig().rows

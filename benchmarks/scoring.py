@@ -26,10 +26,11 @@ from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.config import config_from_dict
 from palkit.datasets import FileImages, ImagePool, load_dataset
 from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, rounds, setting, settle
+from palkit.experiment import Learner, rounds
 from palkit.inputs import Embedding, InputCache, decoded
 from palkit.scores import Dropout
 from palkit.scoring import score_pool
+from palkit.setting import setting, settle
 
 TURNS = 7
 PARTS = ("rates", "variants", "stochastic", "precision", "probe")

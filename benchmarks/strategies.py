@@ -32,9 +32,9 @@ import torch
 from numpy.typing import NDArray
 
 from palkit.config import ExperimentConfig
-from palkit.experiment import setting
 from palkit.scaling import bound
 from palkit.scores import LabelledSet, PoolScores
+from palkit.setting import setting
 from palkit.strategies import STRATEGIES, select
 
 Array = NDArray[Any]

@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -21,12 +20,14 @@ from palkit.datasets.manifest import examine as examine_files
 from palkit.devices import choose_device
 from palkit.dispatch import ENGINES, DispatchConfig, run_sweep
 from palkit.doctor import examine
-from palkit.errors import ConfigError, DataError, PalkitError
+from palkit.errors import ConfigError, DataError, PalkitError, brief
 from palkit.estimate import forecast
-from palkit.experiment import rounds, run_directory, setting
+from palkit.experiment import rounds, run_directory
 from palkit.inputs import Executor, compute_here
+from palkit.plain_yaml import read_yaml
 from palkit.progress import bars
 from palkit.results import write_results
+from palkit.setting import setting
 from palkit.sweep import load_sweep, plan
 from palkit.watch import watch
 
@@ -122,11 +123,8 @@ def _config(options: argparse.Namespace) -> tuple[ExperimentConfig, str]:
     for item in options.values:
         key, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError(f"{item!r} is not KEY=VALUE.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{item!r}: the value is not valid YAML ({error}).") from error
+            raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
+        values[key] = read_yaml(value, f"{brief(item)}: the value")
     return config_from_dict(values), choose_device(options.device)
 
 
@@ -138,6 +136,9 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _embed(options: argparse.Namespace) -> int:
     config, device = _config(options)
+    if options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: must be at least 1.")
+    DispatchConfig(engine=options.engine, address=options.address, gpus=options.gpus)  # refuses what does not fit
     execute: Executor = compute_here
     if options.engine == "ray":
         from palkit.cluster import compute_on_ray
@@ -169,10 +170,6 @@ def _run(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
-    if options.dry_run:
-        for line in forecast(sweep, device, options.jobs):
-            console.print(line, soft_wrap=True)
-        return 0
     config = DispatchConfig(
         jobs=options.jobs,
         engine=options.engine,
@@ -182,6 +179,10 @@ def _sweep(options: argparse.Namespace) -> int:
         notebooks=not options.no_notebooks,
         watch=options.watch,
     )
+    if options.dry_run:
+        for line in forecast(sweep, device, config.jobs):
+            console.print(line, soft_wrap=True)
+        return 0
     outcomes = run_sweep(sweep, config, device=device, console=console)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):

@@ -1,17 +1,18 @@
 """Adapter folders: what was learnt, as safetensors, in peft's own format where peft has the method."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from palkit.adapters import AdaptedModel, adapter_parameters
 from palkit.errors import WeightsError
-from palkit.files import atomic_path, write_text
+from palkit.files import atomic_path, read_json, sha256, storing, write_json
 from palkit.peft_layers import NAME, quiet_peft
 
 # The names are peft's.
@@ -20,6 +21,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 # Ours: trained tensors by timm's names, for methods without peft; and the head.
 BACKBONE_WEIGHTS = "backbone.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
+CHECKSUMS = "checksums.json"  # SHA-256 of each of these
 
 HEAD_NAMES = ("head.weight", "head.bias", "feature_mean", "feature_std", "temperature")
 TIMM_PREFIX = "backbone.vit."
@@ -41,13 +43,18 @@ def save_adapter(model: AdaptedModel, folder: Path) -> None:
     model.tuner.finish()
     folder = Path(folder)
     # Removed first and written last: its presence means that all is there.
-    (folder / HEAD_WEIGHTS).unlink(missing_ok=True)
+    with storing(folder):
+        (folder / HEAD_WEIGHTS).unlink(missing_ok=True)
     if model.tuner.peft is None:
-        _write(folder / BACKBONE_WEIGHTS, _timm_state(model))
+        files = {BACKBONE_WEIGHTS: _packed(_timm_state(model))}
     else:
-        write_text(folder / PEFT_CONFIG, json.dumps(_peft_config(model), indent=2, sort_keys=True) + "\n")
-        _write(folder / PEFT_WEIGHTS, _peft_state(model))
-    _write(folder / HEAD_WEIGHTS, _head_state(model))
+        text = json.dumps(_peft_config(model), indent=2, sort_keys=True) + "\n"
+        files = {PEFT_CONFIG: text.encode(), PEFT_WEIGHTS: _packed(_peft_state(model))}
+    files[HEAD_WEIGHTS] = _packed(_head_state(model))
+    write_json(folder / CHECKSUMS, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    for name, content in files.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def adapter_is_saved(folder: Path) -> bool:
@@ -69,6 +76,7 @@ def load_adapter(model: AdaptedModel, folder: Path) -> AdaptedModel:
     folder = Path(folder)
     if not adapter_is_saved(folder):
         raise WeightsError(f"{folder} holds no complete adapter ({HEAD_WEIGHTS} is missing). Run the experiment again.")
+    _verify(folder)
     if model.tuner.peft is None:
         _copy(_timm_state(model), _read(folder, BACKBONE_WEIGHTS), folder)
     else:
@@ -115,16 +123,27 @@ def _load_peft(model: AdaptedModel, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     state = _read(folder, PEFT_WEIGHTS)
-    saved = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    try:
+        saved = read_json(folder / PEFT_CONFIG)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder / PEFT_CONFIG} is damaged: {error}. Delete {folder} and fit again.") from error
     expected = _peft_config(model)
     _refuse(folder, [key for key in saved.keys() & expected.keys() - NOT_COMPARED if saved[key] != expected[key]])
     peft: Any = model.tuner.peft
     if model.config.name == "adalora":  # its layers shrink to the ranks that are left
+        _refuse(folder, [] if "rank_pattern" in saved and _is_rank_pattern(saved["rank_pattern"]) else ["rank_pattern"])
         peft.peft_config[NAME].rank_pattern = saved["rank_pattern"]
     _refuse(folder, _differences(_peft_state(model), state))
     if model.tuner.initial:
         state = _restore_pissa(model, state)
     set_peft_model_state_dict(peft, state)
+
+
+def _is_rank_pattern(value: Any) -> bool:
+    """Whether it says of every layer which ranks are left; None and nothing before any were pruned."""
+    if not isinstance(value, dict):
+        return value is None
+    return all(isinstance(kept, list) and all(isinstance(one, bool) for one in kept) for kept in value.values())
 
 
 def _restore_pissa(model: AdaptedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -166,16 +185,33 @@ def _copy(target: dict[str, Tensor], source: dict[str, Tensor], folder: Path) ->
         tensor.copy_(source[name])
 
 
-def _write(path: Path, state: dict[str, Tensor]) -> None:
-    with atomic_path(path) as temporary:
-        # One key only: several are written in random order, and the file must be the same everywhere.
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary, {"format": "pt"})
+def _packed(state: dict[str, Tensor]) -> bytes:
+    # One key only: several are written in random order, and the file must be the same everywhere.
+    return save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, {"format": "pt"})
+
+
+def _verify(folder: Path) -> None:
+    """Compare every file with its checksum, if there are checksums: older folders have none."""
+    if not (folder / CHECKSUMS).exists():
+        return
+    path = folder / CHECKSUMS
+    try:
+        for name, expected in read_json(path).items():
+            path = folder / name
+            if sha256(path) != expected:
+                raise ValueError("its checksum does not fit its content")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged: {error}. Delete {folder} and fit again.") from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     if not (folder / name).is_file():
         raise WeightsError(f"{folder} was saved from another adapter or backbone: it has no {name}.")
     try:
-        return load_file(folder / name)
+        state = load_file(folder / name)
     except SafetensorError as error:
         raise WeightsError(f"{folder / name} is damaged: {error}. Delete {folder} and fit again.") from error
+    for key, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise WeightsError(f"{folder / name} is damaged: {key} is not finite. Delete {folder} and fit again.")
+    return state

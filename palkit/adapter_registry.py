@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+LARGEST = 2**14  # rank: no backbone is wider
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """Which parameter-efficient method, how large and where.
@@ -45,8 +48,8 @@ class AdapterConfig:
         if self.name not in ADAPTERS:
             raise unknown_name("adapter", self.name, ADAPTERS)
         for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"adapter.{name} {getattr(self, name)}: must be at least 1.")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ConfigError(f"adapter.{name} {getattr(self, name)}: must be from 1 to {LARGEST}.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"adapter.dropout {self.dropout}: must be at least 0 and less than 1.")
         if not self.targets:

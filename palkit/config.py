@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +9,14 @@ from typing import Any
 
 from palkit.adapters import AdapterConfig
 from palkit.backbones import BackboneConfig
+from palkit.checks import checked
 from palkit.engine import ScoringConfig
-from palkit.errors import ConfigError, unknown_name
-from palkit.strategies.registry import STRATEGIES, check_options, get_strategy
+from palkit.errors import ConfigError, brief, unknown_name
+from palkit.scores import Dropout
+from palkit.strategies.registry import STRATEGIES, check_options, check_subsample, get_strategy
 from palkit.training import TrainingConfig
 
-STOCHASTIC = ("passes", "dropout_rate", "dropout_on")
+STOCHASTIC = {"passes": int, "dropout_rate": float, "dropout_on": str}
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        strategy = get_strategy(self.strategy)
-        ours = {"subsample", *STOCHASTIC} if strategy.dropout else {"subsample"}
-        check_options(strategy, self.balance, self.strategy_options.keys() - ours)
-        if not get_strategy(self.initial).cold_start:
-            raise unknown_name("cold-start strategy", self.initial, [n for n, s in STRATEGIES.items() if s.cold_start])
+        strategy, options = get_strategy(self.strategy), dict(self.strategy_options)
+        check_subsample(options.pop("subsample", None))
+        stochastic_passes(strategy.dropout, options)
+        check_options(strategy, self.balance, options)
+        if not self.dataset.strip():
+            raise ConfigError(f"dataset {self.dataset!r}: give the name of a data set, a folder or a manifest.")
+        starting = [name for name, one in STRATEGIES.items() if one.cold_start]
+        if self.initial not in starting:
+            raise ConfigError(f"initial: {unknown_name('cold-start strategy', self.initial, starting)}")
         for name, least in {"rounds": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be at least {least}.")
@@ -75,17 +80,29 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     Raises:
         ConfigError: a key or a type that does not fit, with the nearest valid key.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config is a mapping of fields to values, not {brief(values)}.")
     return _build(ExperimentConfig, nest(values), "")
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
+    """Dotted keys as nested mappings.
+
+    Raises:
+        ConfigError: a key that is no text, or one below another that has a plain value.
+    """
     nested: dict[str, Any] = {}
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"config field {brief(key)}: names of fields are text.")
         *parents, leaf = key.split(".")
         target = nested
         for parent in parents:
             target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise _both(parent, target)
+        if isinstance(target.get(leaf), dict) and not isinstance(value, Mapping):
+            raise _both(key, value)
         if isinstance(value, Mapping) and isinstance(target.get(leaf), dict):
             target[leaf].update(value)
         else:
@@ -93,41 +110,39 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _both(key: str, value: Any) -> ConfigError:
+    return ConfigError(
+        f"config field {brief(key)} is given as {brief(value)} and by parts. Give all of it by parts, as {key}.name."
+    )
+
+
 def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
         if name not in hints:
-            raise unknown_name("config field", prefix + name, [prefix + hint for hint in hints])
+            given = prefix + name if isinstance(name, str) else name
+            raise unknown_name("config field", given, [prefix + hint for hint in hints])
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, str) and "name" in typing.get_type_hints(hint):
             value = {"name": value}
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             arguments[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
         else:
-            arguments[name] = _checked(prefix + name, value, hint)
+            arguments[name] = checked(prefix + name, value, hint)
     return kind(**arguments)
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that the field declares, or a ConfigError that names both."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+def stochastic_passes(dropout: Dropout | None, options: dict[str, Any]) -> Dropout | None:
+    """How a strategy's stochastic passes are made, by its own values or by those among its options, which are removed.
+
+    Raises:
+        ConfigError: a value that does not fit.
+    """
+    if dropout is None:
         return None
-    if tuple[str, ...] in options and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    if bool in options and isinstance(value, bool):
-        return value
-    if float in options and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if int in options and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if str in options and isinstance(value, str):
-        return value
-    if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
-        return dict(value)
-    wanted = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); it must be {wanted}.")
+    changed = {key: checked(key, options.pop(key), hint) for key, hint in STOCHASTIC.items() if key in options}
+    return dataclasses.replace(dropout, **{key.removeprefix("dropout_"): value for key, value in changed.items()})
 
 
 def plain(config: ExperimentConfig) -> dict[str, Any]:

@@ -5,8 +5,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, OutOfMemoryError, unknown_name
-from palkit.files import cache_dir, write_text
+from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief, unknown_name
+from palkit.files import cache_dir, read_json, write_json
 
 VARIABLE = "PALKIT_DEVICE"
 MEMORY_VARIABLE = "PALKIT_MEMORY"
@@ -40,7 +40,14 @@ def choose_device(name: str | None = None) -> str:
     if torch.cuda.is_available():
         available.insert(0, "cuda")
     chosen = name or os.environ.get(VARIABLE) or available[0]
-    if chosen.split(":")[0] not in available:
+    try:
+        device = torch.device(chosen)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device {brief(chosen)} is not available on this machine; it has {', '.join(available)}."
+        ) from error
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in available or (device.index or 0) >= count:
         raise ConfigError(f"device {chosen!r} is not available on this machine; it has {', '.join(available)}.")
     return chosen
 
@@ -130,11 +137,9 @@ def probe(
     machine = device_name(device)
     key = hashlib.sha256(json.dumps([name, machine, torch.__version__]).encode()).hexdigest()[:16]
     path = cache_dir() / "probes" / f"{key}.json"
-    known = path.exists()
-    if known and not again:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
-        return Probe(stored["device"], rates, stored["precision"], stored["batch_size"])
+    known = _known_probe(path)
+    if known is not None and not again:
+        return known
     rates = {}
     for precision in PRECISIONS:
         with autocast(device, precision), torch.inference_mode():
@@ -147,9 +152,19 @@ def probe(
     precision = "bfloat16" if best["bfloat16"] >= WORTH * best["float32"] else "float32"
     batch_size = min(size for size, rate in rates[precision].items() if rate >= 0.95 * best[precision])
     result = Probe(machine, rates, precision, batch_size)
-    if not known:
-        write_text(path, json.dumps(asdict(result), indent=1))
+    if known is None:
+        write_json(path, asdict(result))
     return result
+
+
+def _known_probe(path: Path) -> Probe | None:
+    """The answer of an earlier time; None if there is none, or it is damaged."""
+    try:
+        stored = read_json(path)
+        rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
+        return Probe(stored["device"], rates, stored["precision"], stored["batch_size"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def _rates(forward: Callable[[Tensor], Any], image_size: int, device: torch.device) -> dict[int, float]:
@@ -159,7 +174,7 @@ def _rates(forward: Callable[[Tensor], Any], image_size: int, device: torch.devi
         pixels = torch.rand(size, 3, image_size, image_size, device=device)
         try:
             rates[size] = rate(partial(forward, pixels), size, device)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             break
@@ -180,10 +195,31 @@ def rate(call: Callable[[], Any], images: int, device: torch.device) -> float:
     return images / best
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device or the CPU allocator ran out of memory."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, the CPU allocator or Python ran out of memory."""
+    texts = ("can't allocate memory", "Cannot allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    what_else = ("could not create a primitive", "can't start new thread")  # all that oneDNN and Python say
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(text in str(error) for text in texts + what_else)
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Turn whatever is raised when memory runs out into an error that says what to do.
+
+    Raises:
+        OutOfMemoryError: in its place.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if isinstance(error, PalkitError) or not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out ({str(error)[:200] or type(error).__name__}). Free some, take fewer jobs at a time or a "
+            f"smaller backbone, image_size or pool_size, or set {MEMORY_VARIABLE} to keep less in memory; then start "
+            "again, it goes on where it was."
+        ) from error
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from palkit.adapters import first_trained_block
+from palkit.checks import checked
 from palkit.cluster import over_ray
 from palkit.devices import MEMORY_VARIABLE, memory_limit
 from palkit.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.experiment import setting
+from palkit.setting import setting
 from palkit.sweep import Sweep, Task, plan
 from palkit.watch import POLL_SECONDS, Board, Status, duration, live_table
 from palkit.worker import TRACEBACK, End, Job, attempt, attempt_numbered, begun_attempts
@@ -52,6 +53,11 @@ class DispatchConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
+        for name, hint in {"jobs": int | None, "gpus": float | None, "time_limit": float | None}.items():
+            checked(name, getattr(self, name), hint)
+        checked("address", self.address, str | None)
+        if self.gpus is not None and self.gpus < 0:
+            raise ConfigError(f"gpus {self.gpus}: must be at least 0.")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs {self.jobs}: must be at least 1.")
         if self.time_limit is not None and not self.time_limit > 0:
@@ -92,7 +98,7 @@ def run_sweep(
     """
     config = config or DispatchConfig()
     tasks = plan(sweep, device)
-    todo = [task for task in tasks if not task.is_complete and task.absent is None]
+    todo = [task for task in tasks if task.absent is None and not task.is_complete]
     for task in todo:
         task.attempts.unlink(missing_ok=True)
     without = {task.absent for task in tasks if task.absent is not None}
@@ -142,14 +148,23 @@ def run_sweep(
 def share_of_machine(jobs: int | None, runs: int, device: str) -> tuple[int, int]:
     """Runs at a time, and threads of each: one per CPU, but on a GPU one run that has all of them.
 
+    The variable OMP_NUM_THREADS is the most threads of a run: with 1, a run is the same bit for bit however many run
+    beside it.
+
     Args:
         jobs: runs at a time if they are given.
         runs: to do.
         device: cpu, cuda or mps.
+
+    Raises:
+        ConfigError: OMP_NUM_THREADS is no number.
     """
     cpus = os.cpu_count() or 1
     workers = min(jobs or (cpus if device == "cpu" else 1), runs)
-    return workers, max(1, cpus // workers)
+    most = os.environ.get(THREADS) or str(cpus)
+    if not most.isdecimal() or int(most) < 1:
+        raise ConfigError(f"{THREADS}={most}: it must be a number of threads, 1 or more, or not set.")
+    return workers, max(1, min(cpus // workers, int(most)))
 
 
 def _environment(device: str, workers: int, threads: int) -> dict[str, str]:
@@ -188,7 +203,7 @@ def _over_processes(jobs: Sequence[Job], workers: int, threads: int) -> Iterator
             if idle > 1:  # once may be chance: a process was killed between two runs
                 raise _nothing_begins(error) from error
             for number in begun:
-                left[number].attempts.unlink()
+                left[number].attempts.unlink(missing_ok=True)  # another sweep of the same run may have done so
                 yield _alone(number, left.pop(number), threads)
 
 

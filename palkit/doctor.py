@@ -12,8 +12,8 @@ import torch
 from palkit.config import ExperimentConfig
 from palkit.devices import WORTH, Probe, device_name, memory_limit, rate
 from palkit.engine import ScoringConfig
-from palkit.experiment import measured, probe_backbone, setting
 from palkit.files import cache_dir, runs_dir
+from palkit.setting import measured, probe_backbone, setting
 
 GIGABYTE = 2**30
 

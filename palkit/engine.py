@@ -99,7 +99,7 @@ class Halving:
             part = slice(begin, min(begin + self.size, rows))
             try:
                 work(part)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.size == 1:

@@ -11,7 +11,7 @@ from math import ceil, inf
 
 import psutil
 import torch
-from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 
 from palkit.adapters import AdaptedModel, attach, first_trained_block, merge
 from palkit.backbones import EMBEDDED, Backbone, load_backbone
@@ -103,8 +103,14 @@ def forecast(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str
     seconds, memory, caches = 0.0, 0.0, {}
     for members in _kinds(configs):
         first = members[0]
-        with ProcessPoolExecutor(max_workers=1) as process:
-            cost = process.submit(measure, first, device, threads, size_of(first).classes).result()
+        try:
+            with ProcessPoolExecutor(max_workers=1) as process:
+                cost = process.submit(measure, first, device, threads, size_of(first).classes).result()
+        except BrokenProcessPool as error:
+            raise PalkitError(
+                f"measuring {first.backbone.name} with {first.adapter.name} ended its process. Mostly memory is short: "
+                "lower training.batch_size, or take a smaller backbone."
+            ) from error
         spent = [run_seconds(config, size_of(config), cost) for config in members]
         megabytes = cost.base_mb + cost.image_mb * first.training.batch_size
         seconds, memory = seconds + sum(spent), max(memory, megabytes)
@@ -251,7 +257,7 @@ def _fit_seconds(
     labels = torch.arange(inputs.shape[1], device=inputs.device) % model.head.out_features
     config = TrainingConfig(
         optimizer=training.optimizer,
-        precision=training.precision,
+        precision="float32" if training.precision == "auto" else training.precision,
         batch_size=training.batch_size,
         calibration=training.calibration,
         epochs=epochs,

@@ -22,7 +22,8 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from palkit.errors import ConfigError, DataError
+from palkit.checks import parsed
+from palkit.errors import ConfigError, DataError, brief
 from palkit.files import atomic_path
 
 COLUMNS = ("id", "label", "annotator", "time")
@@ -46,7 +47,7 @@ def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
         ConfigError: the table is none of labels; names the column.
         DataError: the file cannot be written.
     """
-    _check_labels(table)
+    check_labels(table)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerows([COLUMNS, *table[list(COLUMNS)].itertuples(index=False)])
@@ -156,7 +157,7 @@ def write_label_studio(
         ConfigError: table, class names or predictions do not fit together; names the column.
         DataError: the file cannot be written.
     """
-    _check_labels(table)
+    check_labels(table)
     _check_classes(class_names)
     _check_known(table["label"][table["label"] != ""], class_names, "table: label")
     guesses = {} if predictions is None else _guesses(predictions, table, class_names)
@@ -221,19 +222,18 @@ def read_label_studio(path: Path) -> pd.DataFrame:
         DataError: the file cannot be read or used; names the task and what to do.
     """
     try:
-        content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}). Export it from Label Studio again."
-        ) from error
+        content = parsed(_read(path))
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)  # a number of thousands of digits has none
+        raise DataError(f"{path}, line {line}: not JSON ({error}). Export it from Label Studio again.") from error
     latest: dict[tuple[str, str], tuple[datetime, Row]] = {}
     for number, task in enumerate(content if isinstance(content, list) else [content], 1):
         place = f"{path}, task {number}"
         if not isinstance(task, Mapping):
             raise DataError(f"{place}: not a task but {task!r:.80}. Export it as JSON or JSON-MIN.")
         if "id" in task:
-            place += f" (id {task['id']})"
-        for row in _full(task, place) if "data" in task else _short(task, place):
+            place += f" (id {brief(task['id'])})"
+        for row in _rows(task, place):
             name, _, annotator, time = row
             moment = _moment(time, place) if time else datetime.min.replace(tzinfo=UTC)
             if (name, annotator) not in latest or moment >= latest[name, annotator][0]:
@@ -241,23 +241,29 @@ def read_label_studio(path: Path) -> pd.DataFrame:
     return _table([row for _, row in latest.values()])
 
 
+def _rows(task: Mapping[str, Any], place: str) -> list[Row]:
+    """Rows of a task."""
+    try:
+        return list(_full(task, place) if "data" in task else _short(task, place))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:  # what should be an object is text, and so on
+        raise DataError(
+            f"{place}: not as Label Studio exports tasks ({type(error).__name__}: {error}). Export it again as JSON or "
+            "JSON-MIN."
+        ) from error
+
+
 def _full(task: Mapping[str, Any], place: str) -> Iterator[Row]:
     """Rows of a task as it is exported as JSON."""
-    try:
-        for annotation in task.get("annotations", ()):
-            results = [result for result in annotation.get("result") or () if result["type"] == "choices"]
-            results = [result for result in results if result["from_name"] == CONTROL] or results
-            chosen = [choice for result in results for choice in result["value"]["choices"]]
-            if annotation.get("was_cancelled") or not chosen:
-                continue
-            annotator = results[0].get("meta", {}).get(ANNOTATOR)
-            if annotator is None:
-                annotator = _person(annotation.get("completed_by"))
-            yield _name(task["data"], place), _only(chosen, place), annotator, _time(annotation)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{place}: not as Label Studio exports tasks ({type(error).__name__}: {error}). Export it again as JSON."
-        ) from error
+    for annotation in task.get("annotations", ()):
+        results = [result for result in annotation.get("result") or () if result["type"] == "choices"]
+        results = [result for result in results if result["from_name"] == CONTROL] or results
+        chosen = [choice for result in results for choice in result["value"]["choices"]]
+        if annotation.get("was_cancelled") or not chosen:
+            continue
+        annotator = results[0].get("meta", {}).get(ANNOTATOR)
+        if annotator is None:
+            annotator = _person(annotation.get("completed_by"))
+        yield _name(task["data"], place), _only(chosen, place), _text(annotator), _time(annotation)
 
 
 def _short(task: Mapping[str, Any], place: str) -> Iterator[Row]:
@@ -274,7 +280,7 @@ def _short(task: Mapping[str, Any], place: str) -> Iterator[Row]:
 
 
 def _only(chosen: list, place: str) -> str:
-    if len(chosen) != 1 or not isinstance(chosen[0], str):
+    if len(chosen) != 1 or not isinstance(chosen[0], str) or not chosen[0]:
         raise DataError(
             f"{place}: an image here has one class, but this annotation has {chosen!r:.200}. Correct it in Label "
             'Studio, and set choice="single" in the labelling configuration.'
@@ -285,7 +291,7 @@ def _only(chosen: list, place: str) -> str:
 def _name(data: Mapping[str, Any], place: str) -> str:
     """Id of the image: ours, or else the path in its address."""
     if data.get(ID):
-        return str(data[ID])
+        return _text(data[ID])
     address = data.get(IMAGE)
     if not isinstance(address, str) or not address:
         raise DataError(f"{place}: there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image.")
@@ -303,7 +309,14 @@ def _person(who: Any) -> str:
     """Annotator of `completed_by`: a user's number, or an object with the e-mail address."""
     if isinstance(who, Mapping):
         who = who.get("email", who.get("id"))
-    return "" if who is None else str(who)
+    return "" if who is None else _text(who)
+
+
+def _text(value: Any) -> str:
+    """Text, or a number as text: users and tasks have numbers."""
+    if not isinstance(value, str | int):
+        raise TypeError(f"{brief(value)} is no text")
+    return brief(value) if isinstance(value, int) else value
 
 
 def _time(annotation: Mapping[str, Any]) -> str:
@@ -320,7 +333,18 @@ def _moment(time: str, place: str) -> datetime:
     return moment
 
 
-def _check_labels(table: pd.DataFrame) -> None:
+def check_labels(table: pd.DataFrame, *, distinct: bool = True) -> None:
+    """Refuse what is no table of labels.
+
+    Args:
+        table: of labels.
+        distinct: refuse two rows of an image by one annotator.
+
+    Raises:
+        ConfigError: names the column or the row.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise ConfigError(f"table: a table with the columns {', '.join(COLUMNS)} is needed, got {brief(table)}.")
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise ConfigError(f"table: the column {missing[0]!r} is missing.")
@@ -328,9 +352,9 @@ def _check_labels(table: pd.DataFrame) -> None:
     for number, row in enumerate(table[list(COLUMNS)].itertuples(index=False), 1):
         wrong = [name for name, value in zip(COLUMNS, row, strict=True) if not isinstance(value, str)]
         if wrong:
-            raise ConfigError(f"table, row {number}: {wrong[0]!r} must be text, got {getattr(row, wrong[0])!r}.")
+            raise ConfigError(f"table, row {number}: {wrong[0]!r} must be text, got {brief(getattr(row, wrong[0]))}.")
         try:
-            _check_row(row, seen, f"table, row {number}")
+            _check_row(row, seen if distinct else set(), f"table, row {number}")
         except DataError as error:
             raise ConfigError(str(error)) from None
 

@@ -2,123 +2,46 @@
 
 import dataclasses
 import hashlib
-import json
 import resource
+import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from palkit.adapter_files import save_adapter
 from palkit.adapters import (
-    ADAPTERS,
     AdaptedModel,
-    AdapterConfig,
-    adapted_blocks,
     attach,
     first_trained_block,
     merge,
     trainable_count,
 )
-from palkit.backbones import Backbone, BackboneConfig, load_backbone
-from palkit.config import STOCHASTIC, ExperimentConfig, plain
-from palkit.datasets import ImagePool, head, load_dataset
-from palkit.devices import Probe, memory_limit, probe
-from palkit.engine import Progress, ScoringConfig, silent
+from palkit.config import ExperimentConfig, plain, stochastic_passes
+from palkit.datasets import ImagePool
+from palkit.devices import memory_explained, memory_limit
+from palkit.engine import Progress, silent
 from palkit.errors import ConfigError
-from palkit.files import cache_dir
-from palkit.inputs import InputCache
+from palkit.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.kernels import Standardised, column_moments
 from palkit.metrics import confidence_table, evaluate
-from palkit.runs import Round, RunDirectory
+from palkit.runs import Round, RunDirectory, run_hash
 from palkit.scores import LabelledSet, PoolScores
 from palkit.scoring import score_pool
+from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
 from palkit.training import cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run works on: loaded once, shared by the runs of a process."""
-
-    pool: ImagePool
-    backbone: Backbone
-    cache: InputCache
-
-
-def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = silent) -> Setting:
-    """Load data and backbone of a config."""
-    pool = pool_of(config)
-    backbone = _backbone(config.backbone, device)
-    return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
-
-
-def pool_of(config: ExperimentConfig) -> ImagePool:
-    """The data set of a config, without a backbone."""
-    return _dataset(config.dataset, config.pool_size)
-
-
-@lru_cache(maxsize=8)
-def _dataset(name: str, pool_size: int | None) -> ImagePool:
-    pool = load_dataset(name)
-    return pool if pool_size is None else head(pool, pool_size)
-
-
-@lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
-def _backbone(config: BackboneConfig, device: str) -> Backbone:
-    return load_backbone(config, device)
-
-
-def probe_backbone(backbone: Backbone, *, again: bool = False) -> Probe:
-    """Measured speed of a backbone on its device, see `palkit.devices.probe`."""
-    name = json.dumps(dataclasses.asdict(backbone.config) | {"checkpoint": None}, sort_keys=True)
-    return probe(name, backbone, backbone.config.image_size, backbone.device, again=again)
-
-
-def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
-    """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
-    if config.precision != "auto" and config.batch_size is not None:
-        return config
-    found = probe_backbone(backbone)
-    precision = found.precision if config.precision == "auto" else config.precision
-    return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
-
-
-def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
-    """The config with everything filled in that hangs on the data, the backbone, the adapter or the machine.
-
-    Raises:
-        ConfigError: blocks that the backbone does not have.
-    """
-    adapter, training = config.adapter, config.training
-    if adapter.name == "linear_probe":
-        adapter = AdapterConfig(adapter.name)  # nothing else about it matters
-    else:
-        blocks = adapted_blocks(adapter, here.backbone.depth)
-        adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
-        adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
-        training = dataclasses.replace(training, adapter_lr=adapter_lr)
-    if training.precision == "auto":
-        training = dataclasses.replace(training, precision=probe_backbone(here.backbone).precision)
-    return dataclasses.replace(
-        config,
-        adapter=adapter,
-        training=training,
-        scoring=here.cache.config,
-        batch_size=config.batch_size or len(here.pool.class_names),
-    )
+SCORES = "scores-"  # how names of folders begin that hold scores of one process
 
 
 def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
@@ -129,11 +52,6 @@ def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
 
 def _resolved(settled: ExperimentConfig, here: Setting) -> dict[str, Any]:
     return plain(settled) | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
-
-
-def run_hash(resolved: Mapping[str, Any]) -> str:
-    """Name of the run directory: equal exactly for equal resolved configs."""
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress = silent) -> Iterator[Round]:
@@ -147,7 +65,15 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
     Raises:
         ConfigError: the config cannot work on this data set.
         DivergenceError: a loss is not finite. Complete rounds stay on disk.
+        DataError: what is stored of the run is damaged; says what to delete.
+        StorageError: a file cannot be written. Complete rounds stay on disk.
+        OutOfMemoryError: memory ran out. Complete rounds stay on disk.
     """
+    with memory_explained():
+        yield from _rounds(config, device, progress)
+
+
+def _rounds(config: ExperimentConfig, device: str, progress: Progress) -> Iterator[Round]:
     here = setting(config, device, progress)
     if not here.pool.is_labelled:
         raise ConfigError(
@@ -157,12 +83,12 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
     config = settle(config, here)
     resolved = _resolved(config, here)
     directory = RunDirectory(config.dataset, run_hash(resolved))
-    directory.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.path / ".lock"):
-        if directory.is_complete(config.rounds):
-            yield from directory.rounds()[: config.rounds]
-            return
-        yield from _compute(config, here, resolved, directory, progress)
+    if not directory.is_complete(config.rounds):  # a complete run may lie where nobody can write
+        with locked(directory.path / ".lock"):
+            if not directory.is_complete(config.rounds):
+                yield from _compute(config, here, resolved, directory, progress)
+                return
+    yield from directory.rounds()[: config.rounds]
 
 
 def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory:
@@ -191,7 +117,8 @@ def _compute(
             f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size, or raise pool_size."
         )
     done = directory.rounds()[: config.rounds]
-    directory.start(resolved, len(done))
+    directory.remove_leftovers()
+    directory.start(resolved, len(done), here.backbone.device)
     yield from done
 
     learner = Learner(config, here)
@@ -266,10 +193,7 @@ class Learner:
         self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
         self.blind = strategy.blind and config.balance is None
-        self.dropout = strategy.dropout
-        if self.dropout is not None:
-            changed = {key.removeprefix("dropout_"): self.options.pop(key) for key in STOCHASTIC if key in self.options}
-            self.dropout = dataclasses.replace(self.dropout, **changed)
+        self.dropout = stochastic_passes(strategy.dropout, self.options)
         if "labels" in strategy.options:  # an oracle
             self.options["labels"] = self.pool_labels
 
@@ -346,29 +270,38 @@ class Learner:
         """
         if self.dropout is None or self.dropout.on != "adapter":
             merge(model)
-        return score_pool(
+        folder = self._feature_folder()
+        scores = score_pool(
             model,
             self.inputs,
             self.here.cache.config,
             progress,
             dropout=self.dropout,
             rng=self._generator("dropout", number),
-            folder=self._feature_folder(),
+            folder=folder,
         )
+        if folder is not None:
+            weakref.finalize(scores.features, shutil.rmtree, folder, ignore_errors=True)
+        return scores
 
     def evaluate(self, model: AdaptedModel, progress: Progress = silent) -> Tensor:
         """(M, C) probabilities of the evaluation rows."""
         return score_pool(merge(model), self.eval_inputs, self.here.cache.config, progress).probs
 
     def _feature_folder(self) -> Path | None:
-        """Where the pool's features and stochastic passes go if they exceed memory; gone with this object."""
+        """Where features and stochastic passes of one scoring pass go if they exceed memory; gone with this object.
+
+        Each pass has its own: scores of an earlier one may still be read.
+        """
         passes = 0 if self.dropout is None else self.dropout.passes * len(self.here.pool.class_names)
         if 4 * len(self.pool_rows) * (self.here.backbone.width + passes) <= memory_limit():
             return None
         if self._folder is None:
-            cache_dir().mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(dir=cache_dir(), prefix="scores-")
-        return Path(self._folder.name)
+            with storing(cache_dir()):
+                cache_dir().mkdir(parents=True, exist_ok=True)
+                remove_orphans(cache_dir(), SCORES)
+                self._folder = tempfile.TemporaryDirectory(dir=cache_dir(), prefix=owned(SCORES))
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
 
     def selections(self, bought: list[np.ndarray]) -> pd.DataFrame:
         """Table of everything bought so far."""

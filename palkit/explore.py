@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from palkit.adapters import AdaptedModel, merge
+from palkit.checks import checked
 from palkit.config import ExperimentConfig, plain
 from palkit.datasets import ImagePool
 from palkit.engine import Progress, silent
-from palkit.errors import ConfigError, unknown_name
-from palkit.experiment import Learner, Setting, seed_of, setting, settle
+from palkit.errors import ConfigError, brief, unknown_name
+from palkit.experiment import Learner, seed_of
 from palkit.files import cache_dir
 from palkit.inputs import InputCache
 from palkit.maps import pca, tsne
 from palkit.proposals import Answer, propose
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.scoring import score_pool
+from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
 from palkit.strategies.registry import check_options
 
@@ -52,10 +54,12 @@ class Question:
     history: str = "random"
 
     def __post_init__(self) -> None:
+        for name, hint in {"config": ExperimentConfig, "strategies": tuple[str, ...], "round": int}.items():
+            checked(name, getattr(self, name), hint)
         if not 1 <= len(set(self.strategies)) == len(self.strategies) <= 2:
-            raise ConfigError(f"strategies {self.strategies}: give one, or two different ones.")
+            raise ConfigError(f"strategies {brief(self.strategies)}: give one, or two different ones.")
         for name in self.strategies:
-            check_options(get_strategy(name), self.config.balance, ())
+            check_options(get_strategy(name), self.config.balance, {})
         if self.round < 0:
             raise ConfigError(f"round {self.round}: must be at least 0.")
         if self.history not in HISTORIES:
@@ -185,11 +189,13 @@ class Exploration:
             learner, _ = self._begin(question, progress)
         here = learner.here
         backbone = plain(question.config)["backbone"] | {"checkpoint": here.backbone.checksum}
-        key = json.dumps([here.cache.data_checksum, backbone], sort_keys=True)
+        key = json.dumps([here.cache.pixels_checksum, backbone], sort_keys=True)
         if kind == "pca":
             return self._maps.get((kind, key), lambda: pca(learner.frozen[:]))
         path = cache_dir() / "maps" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-        if not path.exists():
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError):  # not there, or damaged
             tsne(learner.frozen[:].numpy(), path, progress)
         return np.load(path)
 

@@ -26,8 +26,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, special, stats
 
-from palkit.errors import ConfigError
+from palkit.checks import checked
+from palkit.errors import ConfigError, brief
 
+MOST = 2**53  # up to here floats tell whole numbers apart
 POINTS = 2  # fewer say nothing about how fast a curve rises
 
 # The constants below were chosen on digits only, for the mean log-likelihood of the next two rounds.
@@ -115,28 +117,37 @@ def forecast(
 def _checked(
     labels: ArrayLike, accuracy: ArrayLike, held_out: ArrayLike, at: ArrayLike, coverage: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    known, values, asked = (np.asarray(array, dtype=float) for array in (labels, accuracy, at))
+    known, values, asked = _numbers("labels", labels), _numbers("accuracy", accuracy), _numbers("at", at)
     counts = {"labels": known, "at": asked}
     for name, array in {**counts, "accuracy": values}.items():
         if array.ndim != 1 or not np.isfinite(array).all():
-            raise ConfigError(f"{name}: one finite number per round is needed, got {array.tolist()}.")
+            raise ConfigError(f"{name}: one finite number per round is needed, got {brief(array.tolist())}.")
     for name, array in counts.items():
-        if (array < 1).any() or (array % 1 != 0).any() or (np.diff(array) <= 0).any():
-            raise ConfigError(f"{name}: label counts are whole, positive and increase, got {array.tolist()}.")
+        if (array < 1).any() or (array > MOST).any() or (array % 1 != 0).any() or (np.diff(array) <= 0).any():
+            raise ConfigError(f"{name}: label counts are whole, positive and increase, got {brief(array.tolist())}.")
     if len(known) != len(values):
         raise ConfigError(f"accuracy: one value per label count is needed, got {len(values)} for {len(known)}.")
     if ((values < 0) | (values > 1)).any():
-        raise ConfigError(f"accuracy: values lie between 0 and 1, got {values.tolist()}.")
+        raise ConfigError(f"accuracy: values lie between 0 and 1, got {brief(values.tolist())}.")
     if len(known) and (not len(asked) or asked[0] <= known[-1]):
-        raise ConfigError(f"at: ask about more labels than there are, got {asked.tolist()} after {known.tolist()}.")
-    images = np.asarray(held_out, dtype=float)
+        more = f"got {brief(asked.tolist())} after {brief(known.tolist())}"
+        raise ConfigError(f"at: ask about more labels than there are, {more}.")
+    images = _numbers("held_out", held_out)
     if images.shape not in ((), values.shape):
-        raise ConfigError(f"held_out: one number, or one per round is needed, got {images.tolist()}.")
-    if not (images >= 1).all() or (images % 1 != 0).any():
-        raise ConfigError(f"held_out: the number of held-out images is whole and 1 or more, got {images.tolist()}.")
-    if not 0 < coverage < 1:
+        raise ConfigError(f"held_out: one number, or one per round is needed, got {brief(images.tolist())}.")
+    if not (images >= 1).all() or (images % 1 != 0).any() or (images > MOST).any():
+        given = brief(images.tolist())
+        raise ConfigError(f"held_out: the number of held-out images is whole and 1 or more, got {given}.")
+    if not 0 < checked("coverage:", coverage, float) < 1:
         raise ConfigError(f"coverage: a probability between 0 and 1 is needed, got {coverage}.")
     return known, values, np.broadcast_to(images, values.shape), asked
+
+
+def _numbers(name: str, values: ArrayLike) -> NDArray:
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{name}: numbers are needed, got {brief(values)}.") from error
 
 
 def _too_few(points: int) -> str:

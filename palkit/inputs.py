@@ -23,12 +23,13 @@ from palkit.datasets import Decoder, FileImages, ImagePool
 from palkit.devices import autocast, memory_limit
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import WeightsError
-from palkit.files import atomic_path, cache_dir
+from palkit.files import atomic_path, cache_dir, storing
+from palkit.formats import new_array
 from palkit.kernels import Rows, View
 from palkit.shards import (
-    MANIFEST,
     SHARD_BYTES,
     Shards,
+    are_whole,
     filled,
     is_shard,
     open_shards,
@@ -118,7 +119,7 @@ class Embedding:
 
         halving, done = Halving(self.config.rows), 0
         with torch.inference_mode(), atomic_path(path) as temporary:
-            output = np.lib.format.open_memmap(temporary, "w+", self.dtype, (len(rows), *self.row_shape))
+            output = new_array(temporary, self.dtype, (len(rows), *self.row_shape))
             for images in ahead(read, blocks):
                 halving(len(images), partial(work, output, done, images))
                 done += len(images)
@@ -163,6 +164,7 @@ class InputCache:
         self.config = config or ScoringConfig()
         self.progress = progress
         self.data_checksum = pool.checksum()
+        self.pixels_checksum = pool.pixels_checksum
 
     def rows(self, start_block: int, rows: np.ndarray) -> Rows:
         """Inputs of some rows, as stored: in RAM if they are within `memory_limit`, else read when asked for.
@@ -209,7 +211,7 @@ class InputCache:
         size = self.backbone.config.image_size
         if not isinstance(self.pool.images, FileImages):
             return self.pool.images
-        return decoded(self.pool.images, size, self.data_checksum, self.progress)
+        return decoded(self.pool.images, size, self.pixels_checksum, self.progress)
 
     def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
         """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
@@ -244,8 +246,8 @@ class InputCache:
 
     def _decoder(self, size: int) -> Decoder:
         """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
-        folder = decoded_folder(self.data_checksum, size)
-        there = isinstance(self.pool.images, FileImages) and (folder / MANIFEST).exists()
+        folder = decoded_folder(self.pixels_checksum, size)
+        there = isinstance(self.pool.images, FileImages) and are_whole(folder)
         return DecodedImages(open_shards(folder)) if there else self.pool.images
 
     @torch.inference_mode()
@@ -259,7 +261,7 @@ class InputCache:
     def _made_from(self, start_block: int) -> dict[str, Any]:
         config, depth = self.backbone.config, self.backbone.depth
         return {
-            "data_sha256": self.data_checksum,
+            "pixels_sha256": self.pixels_checksum,
             "weights_sha256": self.backbone.checksum,
             "backbone": config.name,
             "image_size": config.image_size,
@@ -312,10 +314,11 @@ def decoded(images: FileImages, size: int, checksum: str, progress: Progress = s
         DataError: a file is not an image; names it.
     """
     folder = decoded_folder(checksum, size)
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = 2 * 3 * size**2 * len(images) + SHARD_BYTES
-    if not (folder / MANIFEST).exists() and shutil.disk_usage(folder).free < needed:
-        return images
+    if not are_whole(folder):
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < 2 * 3 * size**2 * len(images) + SHARD_BYTES:
+            return images
     fill = partial(_decode_all, images, size, folder, progress)
     return DecodedImages(filled(folder, _decoded_from(checksum, size), fill))
 

@@ -3,8 +3,10 @@
 import json
 import os
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
@@ -15,12 +17,22 @@ import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import cohen_kappa_score
 
+from palkit.checks import parsed
 from palkit.errors import DataError
 
 ANSWERS = ("label", "unsure", "skip")
-ACTIONS = (*ANSWERS, "undo", "class")
+NEEDED = {
+    "label": ("annotator", "id", "label"),
+    "unsure": ("annotator", "id"),
+    "skip": ("annotator", "id"),
+    "undo": ("annotator",),
+    "class": ("annotator", "label"),
+}
+ACTIONS = tuple(NEEDED)
 INCOMPLETE = b" (incomplete)"  # ends a line whose writer was killed in the middle of it
 LONGEST = 2**16  # bytes of a line
+CHECKSUM = "crc"  # of a line, by which a damaged one is told
+SIZE = ".size"  # what the name of the file ends in that says how many bytes have been written
 FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
 COLUMNS = ("id", "annotator", "answer", "label", "time")
 
@@ -54,7 +66,7 @@ class LabelLog:
     """A file to which events are appended, one JSON object a line; several processes may do so at once.
 
     Attributes:
-        shortened: how often somebody has shortened the file; as long as nobody does, events are only added.
+        edited: how often somebody has changed the file by hand; as long as nobody does, events are only added.
 
     Args:
         path: of the file, which need not exist yet.
@@ -62,7 +74,7 @@ class LabelLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shortened = 0
+        self.edited = 0
         self._reading = threading.Lock()
         self._forget()
 
@@ -70,18 +82,20 @@ class LabelLog:
         self._events: list[Event] = []
         self._size = 0  # bytes that have been read
         self._lines = 0
+        self._modified = 0  # when, in nanoseconds
 
     def append(self, events: Sequence[Event]) -> None:
         """Write events; when this returns they are on the disk.
 
         Raises:
-            DataError: the file cannot be written; nothing of them is in it then.
+            DataError: the file cannot be written, or has lost its end; nothing of them is in it then.
         """
         lines = b"".join(_line(event) for event in events)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), open(self.path, "ab+") as file:
                 before = file.seek(0, os.SEEK_END)
+                self.check()
                 try:
                     file.write(_mend(file, before) + lines)
                     file.flush()
@@ -89,6 +103,7 @@ class LabelLog:
                 except OSError:
                     os.ftruncate(file.fileno(), before)  # a full disk must not keep half of a line
                     raise
+                self._record(file.tell())
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be written ({error}); what you did last is not stored. Make room on the disk, or "
@@ -102,10 +117,12 @@ class LabelLog:
             DataError: the file cannot be read, or a line is not an event; names it.
         """
         with self._reading:
-            size = self.path.stat().st_size if self.path.exists() else 0
-            if size < self._size:  # edited by hand
-                self.shortened += 1
+            state = self.path.stat() if self.path.exists() else None
+            size, modified = (state.st_size, state.st_mtime_ns) if state else (0, 0)
+            if self._is_edited(size, modified):
+                self.edited += 1
                 self._forget()
+            self._modified = modified
             if size > self._size:
                 new = self._read_from(self._size)
                 # What follows the last line break may still be being written.
@@ -119,6 +136,44 @@ class LabelLog:
                 self._lines += complete.count(b"\n")
                 self._size += len(complete)
             return list(self._events)
+
+    def _is_edited(self, size: int, modified: int) -> bool:
+        """Whether somebody has changed by hand what has been read already, as far as that can be seen cheaply."""
+        if size == self._size:
+            return modified != self._modified
+        return size < self._size or bool(self._size and self._read_from(self._size - 1)[:1] != b"\n")
+
+    def check(self) -> None:
+        """Compare the file's end with what has been written so far.
+
+        Raises:
+            DataError: something is missing.
+        """
+        written = self._written()
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there < written or (written and self._read_from(written - 1)[:1] != b"\n"):
+            raise DataError(
+                f"{self.path} has lost its end: {written} bytes had been written, {there} are there, and labels may be "
+                "missing. Restore the file from a backup. To go on with what is left, or if you shortened it yourself, "
+                f"delete {self._size_path}"
+            )
+
+    @property
+    def _size_path(self) -> Path:
+        return self.path.with_name(self.path.name + SIZE)
+
+    def _written(self) -> int:
+        """Bytes known to have been written; 0 if nobody knows."""
+        try:
+            return int(self._size_path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
+
+    def _record(self, size: int) -> None:
+        # A number of one length is overwritten in place: killed in between, it is the old or the new one. Without room
+        # for it the labels are stored all the same.
+        with suppress(OSError), open(os.open(self._size_path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+            file.write(b"%020d\n" % size)
 
     def _read_from(self, start: int) -> bytes:
         try:
@@ -143,18 +198,37 @@ def _mend(file: IO[bytes], size: int) -> bytes:
 
 
 def _line(event: Event) -> bytes:
-    plain = {name: value for name, value in asdict(event).items() if value}
-    return json.dumps(plain, ensure_ascii=False).encode(errors=FILE_NAMES) + b"\n"
+    return _packed({**_plain(event), CHECKSUM: _checksum(event)}) + b"\n"
+
+
+def _plain(event: Event) -> dict[str, str]:
+    return {name: value for name, value in asdict(event).items() if value}
+
+
+def _packed(values: dict[str, str]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode(errors=FILE_NAMES)
+
+
+def _checksum(event: Event) -> str:
+    return f"{zlib.crc32(_packed(_plain(event))):08x}"
 
 
 def _event(line: bytes, where: str) -> Event:
     try:
-        event = Event(**json.loads(line.decode(errors=FILE_NAMES)))
+        values = parsed(line.decode(errors=FILE_NAMES))
+        checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        event = Event(**values)
         if event.action not in ACTIONS:
             raise ValueError(f"action {event.action!r} is none of {', '.join(ACTIONS)}")
         if not all(isinstance(value, str) for value in asdict(event).values()):
             raise ValueError("all values must be text")
-        datetime.fromisoformat(event.time)
+        if datetime.fromisoformat(event.time).tzinfo is None:
+            raise ValueError(f"the time {event.time!r} has no offset")
+        lacking = [name for name in NEEDED[event.action] if not getattr(event, name)]
+        if lacking:
+            raise ValueError(f"action {event.action!r} needs {' and '.join(lacking)}")
+        if checksum is not None and checksum != _checksum(event):
+            raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
     except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
         raise DataError(
             f"{where}: this is not a line of a label log ({error}): {line[:200].decode(errors='replace')!r}. Mend or "
@@ -176,21 +250,26 @@ def standing(events: Iterable[Event]) -> pd.DataFrame:
         One row per image and annotator, in order of time of answering: id, annotator, answer ("label", "unsure" or
         "skip"), label ("" unless there is one), time.
     """
-    answers: dict[str, list[Event]] = {}
-    order: dict[int, int] = {}
-    for number, event in enumerate(events):
+    rows = [(event.id, event.annotator, event.action, event.label, event.time) for _, event in _last_answers(events)]
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def skipped(events: Iterable[Event]) -> dict[tuple[str, str], int]:
+    """Image and annotator of every "skip" that stands, and its place in the log: clocks can jump, the log cannot."""
+    return {(one.id, one.annotator): place for place, one in _last_answers(events) if one.action == "skip"}
+
+
+def _last_answers(events: Iterable[Event]) -> list[tuple[int, Event]]:
+    """Place and event of what stands for each image and annotator, in order."""
+    answers: dict[str, list[tuple[int, Event]]] = {}
+    for place, event in enumerate(events):
         mine = answers.setdefault(event.annotator, [])
         if event.action in ANSWERS:
-            mine.append(event)
-            order[id(event)] = number
+            mine.append((place, event))
         elif event.action == "undo" and mine:
             mine.pop()
-    last = {(event.id, event.annotator): event for mine in answers.values() for event in mine}
-    rows = [
-        (event.id, event.annotator, event.action, event.label, event.time)
-        for event in sorted(last.values(), key=lambda event: order[id(event)])
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    last = {(event.id, event.annotator): (place, event) for mine in answers.values() for place, event in mine}
+    return sorted(last.values(), key=lambda answer: answer[0])
 
 
 def last_answer(events: Iterable[Event], annotator: str) -> Event | None:

@@ -1,11 +1,13 @@
 """How good are these probabilities, and how far can their confidence be believed?"""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sk
+from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
 ECE_BINS = 15
@@ -30,12 +32,19 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy": float(sk.accuracy_score(y, predicted)),
         "balanced_accuracy": float(sk.recall_score(y, predicted, labels=np.unique(y), average="macro")),
         "macro_f1": float(sk.f1_score(y, predicted, labels=classes, average="macro", zero_division=0)),
-        "kappa": float(sk.cohen_kappa_score(y, predicted, labels=classes, weights="quadratic")),
+        "kappa": _kappa(y, predicted, classes),
         "nll": float(sk.log_loss(y, p, labels=classes)),
         "brier": float(np.square(p - np.eye(len(classes))[y]).sum(axis=1).mean()),
         "ece": calibration_error(reliability_of(confidence, correct)),
         "adaptive_ece": adaptive_calibration_error(confidence, correct),
     }
+
+
+def _kappa(y: NDArray, predicted: NDArray, classes: NDArray) -> float:
+    """Cohen's, with quadratic weights; NaN if all are of one class and predicted so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return float(sk.cohen_kappa_score(y, predicted, labels=classes, weights="quadratic"))
 
 
 def confidence_table(probs: Tensor, labels: Tensor) -> pd.DataFrame:

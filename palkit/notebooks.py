@@ -16,12 +16,14 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.utils import merge_kwargs, remove_args
 
 from palkit.errors import PalkitError
+from palkit.files import TEMPORARY, move_into_place, storing
 
 KERNEL = "python3"
 WARM = "palkit-warm"  # our engine's name in papermill
 QUIET_KERNEL = ["--IPKernelApp.log_level=50"]  # else every kernel start prints a warning to the console
 # What a kernel reads when it starts and cannot be told later.
 FIXED_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+FOLDERS = ("PALKIT_RUNS", "PALKIT_CACHE")
 # Names, figures and counters of the notebook before go; modules, data and backbones that are loaded stay.
 RESET = """
 get_ipython().reset(new_session=True)
@@ -123,6 +125,7 @@ def execute_notebook(
     parameters: Mapping[str, Any],
     *,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     warm: bool = False,
     time_limit: float | None = None,
 ) -> None:
@@ -132,7 +135,8 @@ def execute_notebook(
         source: notebook with a cell tagged `parameters`.
         target: where the executed copy goes, atomically.
         parameters: values for that cell.
-        environment: variables that the kernel gets besides those of this process.
+        environment: PALKIT variables that the kernel gets besides those of this process.
+        folder: that it works in, which relative paths are relative to; None for that of the notebook.
         warm: use the kernel that this process keeps, which has loaded what earlier notebooks needed. It is emptied
             first; only caches inside modules can tell.
         time_limit: seconds, if warm; the kernel is killed when they are over.
@@ -144,8 +148,8 @@ def execute_notebook(
     """
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it repeats what is raised
     target.parent.mkdir(parents=True, exist_ok=True)
-    running = target.with_name(f".running-{os.getpid()}-{target.name}")
-    options: dict[str, Any] = {"engine_name": WARM, "environment": environment or {}} if warm else {}
+    running = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+    options: dict[str, Any] = {"engine_name": WARM, "environment": _variables(environment or {})} if warm else {}
     try:
         with _limited(time_limit):
             papermill.execute_notebook(
@@ -154,13 +158,20 @@ def execute_notebook(
                 dict(parameters),
                 kernel_name=KERNEL,
                 progress_bar=False,
-                cwd=str(source.parent),
+                cwd=str(folder or source.parent),
                 extra_arguments=QUIET_KERNEL,
                 **options,
             )
     finally:
         if running.exists():
-            os.replace(running, target)
+            with storing(target):
+                move_into_place(running, target)
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Our variables for a kernel, which works in another folder: paths in them are made absolute."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith("PALKIT_")} | dict(environment)
+    return ours | {name: str(Path(ours[name]).resolve()) for name in FOLDERS if name in ours}
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import pandas as pd
 import torch
 
 from palkit.config import ExperimentConfig
-from palkit.experiment import Learner, setting, settle
+from palkit.experiment import Learner
 from palkit.kernels import distances
 from palkit.scores import PoolScores
+from palkit.setting import setting, settle
 from palkit.strategies.ranking import predicted_class
 from palkit.strategies.uncertainty import margin_scores
 

@@ -4,7 +4,6 @@ The page is complete in itself: images and styles are in it, there are no script
 a browser load nothing and run nothing. Formulas in the text stay as they are written.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +14,6 @@ import nbformat
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from palkit.errors import DataError
 from palkit.files import sha256, write_text
 from palkit.runs import RunDirectory
 
@@ -176,13 +174,7 @@ def _prepared(notebook: NotebookNode) -> NotebookNode:
 
 
 def _config(run: RunDirectory) -> dict[str, Any]:
-    path = run.path / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}). Delete the folder {run.path} to compute this run again."
-        ) from error
+    return run.config()
 
 
 def _code(git: Mapping[str, Any] | None) -> str:

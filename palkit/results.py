@@ -8,9 +8,10 @@ import pandas as pd
 
 from palkit.config import plain
 from palkit.errors import ConfigError, DataError
-from palkit.experiment import pool_of
-from palkit.files import REPOSITORY, atomic_path
+from palkit.files import REPOSITORY
+from palkit.formats import read_table, write_table
 from palkit.metrics import recalls_of, reliability_of
+from palkit.setting import pool_of
 from palkit.sweep import Sweep, plan
 
 FIGURES = REPOSITORY / "figures"
@@ -114,7 +115,12 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
         path = folder / f"{name}.parquet"
         if not path.exists():
             raise DataError(f"{path} is missing. Write it with `python -m palkit study {folder.name}`.")
-        tables.append(pd.read_parquet(path))
+        try:
+            tables.append(read_table(path))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} cannot be read ({error}). Write it again with `python -m palkit study {folder.name}`."
+            ) from error
     names = _names(tables[0])
     return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
 
@@ -148,6 +154,5 @@ def write_results(sweep: Sweep, device: str = "cpu") -> Path:
     """Store the tables of `collect` in `figures/<sweep>/`, and return that folder."""
     folder = FIGURES / sweep.name
     for name, table in collect(sweep, device).items():
-        with atomic_path(folder / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
+        write_table(table, folder / f"{name}.parquet")
     return folder

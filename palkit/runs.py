@@ -1,5 +1,6 @@
 """Run directories: what was asked, with what, and every complete round. Nothing here computes a round."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,8 +18,10 @@ import torch
 from pyarrow import parquet
 
 from palkit.adapter_files import adapter_is_saved
-from palkit.errors import DataError
-from palkit.files import REPOSITORY, atomic_path, runs_dir, write_text
+from palkit.devices import device_name
+from palkit.errors import DataError, OutOfMemoryError
+from palkit.files import REPOSITORY, read_json, remove_leftovers, runs_dir, storing, write_json, write_text
+from palkit.formats import read_table, write_table
 
 COSTS = ("fit_s", "score_s", "select_s", "peak_mb", "trainable")
 PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
@@ -46,7 +49,12 @@ class Round:
 
 def folder_name(dataset: str) -> str:
     """A data set's name, or path, as the name of a folder."""
-    return re.sub(r"[^\w.-]+", "_", dataset).strip("_")
+    return re.sub(r"[^\w.-]+", "_", dataset).strip("_.") or "dataset"
+
+
+def run_hash(resolved: Mapping[str, Any]) -> str:
+    """Name of the run directory: equal exactly for equal resolved configs."""
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class RunDirectory:
@@ -65,18 +73,37 @@ class RunDirectory:
         """Folder of the adapter and head of the last round."""
         return self.path / "adapter"
 
-    def start(self, config: Mapping[str, Any], from_round: int) -> None:
+    def start(self, config: Mapping[str, Any], from_round: int, device: torch.device | str) -> None:
         """Record the resolved config and where it is being computed, after whoever computed the rounds before."""
         path, earlier = self.path / "provenance.json", []
         if path.exists():
-            before = _guarded(lambda file: json.loads(file.read_text(encoding="utf-8")), path)
-            earlier = [*before.pop("earlier", []), before]
+            earlier = self.sessions()
         write_text(self.path / "config.json", json.dumps(config, indent=1))
-        write_text(path, json.dumps(provenance() | {"from_round": from_round, "earlier": earlier}, indent=1))
+        write_json(path, provenance(device) | {"from_round": from_round, "earlier": earlier})
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed processes left; to be called by who holds the lock of the run.
+
+        Counts of attempts are written without it.
+        """
+        with storing(self.path):
+            for suffix in (".parquet", ".json"):
+                remove_leftovers(self.path, suffix)
+            remove_leftovers(self.adapter)
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return _guarded(self._config, self.path / "config.json")
+
+    def _config(self, path: Path) -> dict[str, Any]:
+        config = read_json(path)
+        if run_hash(config) != self.run:
+            raise ValueError("it is not the config that the folder is named after")
+        return config
 
     def sessions(self) -> list[dict[str, Any]]:
         """Provenance of every process that worked on the run, in order, each with the round it went on from."""
-        last = _guarded(lambda file: json.loads(file.read_text(encoding="utf-8")), self.path / "provenance.json")
+        last = _guarded(read_json, self.path / "provenance.json")
         return [*last.pop("earlier", []), last]
 
     def rounds(self) -> list[Round]:
@@ -125,8 +152,7 @@ class RunDirectory:
         table = pd.DataFrame([{"round": r.number, "labels": r.labels, **r.metrics, **r.costs} for r in rounds])
         files = {"selections": selections, "predictions": pd.concat(predictions, ignore_index=True), "rounds": table}
         for name, content in files.items():
-            with atomic_path(self.path / f"{name}.parquet") as temporary:
-                content.to_parquet(temporary, index=False)
+            write_table(content, self.path / f"{name}.parquet")
 
     def is_complete(self, rounds: int) -> bool:
         """Whether that many rounds are stored and the final adapter with them."""
@@ -134,20 +160,25 @@ class RunDirectory:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return _guarded(pd.read_parquet, path)
+    return _guarded(read_table, path)
 
 
 def _guarded(reader: Callable[[Path], Any], path: Path) -> Any:
     try:
         return reader(path)
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"{path} does not fit into memory ({error}). Free some and start again. If there is plenty, the file is "
+            f"damaged: delete the folder {path.parent} to compute this run again."
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read ({error}). Delete the folder {path.parent} to compute this run again."
         ) from error
 
 
-def provenance() -> dict[str, Any]:
-    """Software, hardware and source state that produced a run."""
+def provenance(device: torch.device | str) -> dict[str, Any]:
+    """Software, hardware and source state that produced a run, computed on a device."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
@@ -156,7 +187,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(device),
     }
 
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, unknown_name
+from palkit.errors import ConfigError, brief, unknown_name
 from palkit.kernels import Rows
 
 DROPPED = ("features", "head", "adapter")
+PASSES = 10_000  # more would not fit anywhere
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Dropout:
     on: str = "features"
 
     def __post_init__(self) -> None:
-        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or self.passes < 1:
-            raise ConfigError(f"dropout passes must be a whole number >= 1, got {self.passes!r}.")
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or not 1 <= self.passes <= PASSES:
+            raise ConfigError(f"dropout passes must be a whole number from 1 to {PASSES:,}, got {brief(self.passes)}.")
         if not 0 < self.rate < 1:
             raise ConfigError(f"dropout rate must be in (0, 1), got {self.rate!r}.")
         if self.on not in DROPPED:
@@ -52,10 +53,19 @@ class PoolScores:
     stochastic_probs: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(self.features.shape) != 2 or self.probs.ndim != 2:
+        for name, axes in {"features": 2, "probs": 2, "stochastic_probs": 3}.items():
+            rows = getattr(self, name)
+            if rows is None and name == "stochastic_probs":
+                continue
+            if not isinstance(getattr(rows, "device", None), torch.device):
+                raise ConfigError(f"scores: {name} must be a tensor, got {brief(rows)}.")
+            if len(rows.shape) != axes or 0 in rows.shape[1:]:
+                raise ConfigError(f"scores need {axes}-D {name} that are not empty, got shape {tuple(rows.shape)}.")
+        passes = self.stochastic_probs
+        if passes is not None and (passes.shape[1:] != self.probs.shape or not len(passes)):
             raise ConfigError(
-                f"scores need 2-D features and probs, got shapes {tuple(self.features.shape)} "
-                f"and {tuple(self.probs.shape)}."
+                f"scores: stochastic_probs of shape {tuple(passes.shape)} do not fit probs of shape "
+                f"{tuple(self.probs.shape)}."
             )
         if len(self.features) != len(self.probs):
             raise ConfigError(

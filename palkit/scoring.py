@@ -11,6 +11,8 @@ from palkit.adapters import AdaptedModel, adapter_dropout
 from palkit.devices import autocast
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import ConfigError
+from palkit.files import storing
+from palkit.formats import new_array
 from palkit.kernels import Rows
 from palkit.scores import Dropout, PoolScores
 from palkit.shards import Shards
@@ -113,5 +115,7 @@ def _storage(folder: Path | None, name: str, shape: tuple[int, ...]) -> Tensor:
     """Float32 memory, or a file that serves as memory."""
     if folder is None:
         return torch.empty(shape)
-    folder.mkdir(parents=True, exist_ok=True)
-    return torch.from_numpy(np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape))
+    path = folder / f"{name}.npy"
+    with storing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        return torch.from_numpy(new_array(path, np.float32, shape))

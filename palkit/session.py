@@ -1,6 +1,8 @@
 """Label images round by round: propose, label, fit. For a notebook, a script, or whatever else asks an expert."""
 
 import dataclasses
+import hashlib
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -11,17 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from palkit.answers import Answers
+from palkit.checks import checked
 from palkit.config import ExperimentConfig, config_from_dict
-from palkit.datasets import UNLABELLED, ImagePool
+from palkit.datasets import DATASETS, UNLABELLED
+from palkit.devices import choose_device, memory_explained
 from palkit.engine import Progress, silent
 from palkit.errors import ConfigError, unknown_name
-from palkit.experiment import pool_of, seed_of
+from palkit.experiment import seed_of
 from palkit.extrapolation import Forecast, forecast
 from palkit.files import runs_dir
-from palkit.labels import Event, LabelLog, agreed, agreement, classes, disagreements, last_answer, now, standing
+from palkit.labels import now
 from palkit.runs import folder_name, provenance
 from palkit.session_file import SessionFile, SessionRound, curve_of
 from palkit.session_learner import Fit, SessionLearner
+from palkit.setting import pool_of
 
 OURS = ("classes", "budget", "held_out", "folder", "device")
 PROPOSAL = ("id", "rank", "predicted", "probability", "purpose")
@@ -40,12 +46,16 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
         ConfigError: a field that does not exist or does not fit.
         DataError: the images or the labels stored before cannot be used.
     """
+    known = [*OURS, *(field.name for field in dataclasses.fields(ExperimentConfig))]
+    for name in fields:
+        if name.partition(".")[0] not in known:
+            raise unknown_name("field of a session", name, known)
     ours = {name: fields.pop(name) for name in OURS if name in fields}
     defaults = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
     return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
 
 
-class Session:
+class Session(Answers):
     """Labels of one pool as they grow, the models fitted to them, and what to label next.
 
     All that matters is on disk: `labels.jsonl`, to which every answer is appended before the call returns (see
@@ -57,9 +67,8 @@ class Session:
     to be labelled and never trained on.
 
     Attributes:
-        pool: the images; labels are those known without anybody's answer.
-        row_of: row of the pool by image.
-        log, file, folder: where all is kept.
+        pool, row_of, log: see `palkit.answers.Answers`.
+        file, folder: where all is kept.
 
     Args:
         config: backbone, adapter, strategy, batch size and seed; `rounds` means nothing here.
@@ -67,7 +76,7 @@ class Session:
         classes: names beyond those of the data set; more may be added at any time.
         budget: labels wanted in all, or None.
         held_out: images of the pool to set aside, drawn at random when the session begins.
-        folder: where it is kept; None for `runs/labels/<data set>`.
+        folder: where it is kept; None for `runs/labels/<data set>`, with a mark of the place for own images.
         device: as for `palkit.experiment.rounds`.
 
     Raises:
@@ -86,20 +95,21 @@ class Session:
         folder: Path | str | None = None,
         device: str = "cpu",
     ) -> None:
+        checked("budget", budget, int | None)
+        checked("held_out", held_out, int)
+        checked("classes", classes, tuple[str, ...])
+        checked("folder", folder, str | Path | None)
         if budget is not None and budget < 1:
             raise ConfigError(f"budget {budget}: must be at least 1, or nothing.")
-        self.config, self.budget, self.annotator = config, budget, _name("annotator", annotator)
+        self.config, self.budget = config, budget
         pool = pool_of(config)
         known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
-        self.pool: ImagePool = dataclasses.replace(pool, labels=known)
-        self.learner = SessionLearner(config, self.pool, device)
-        self.folder = Path(folder) if folder is not None else runs_dir() / "labels" / folder_name(config.dataset)
-        self.log = LabelLog(self.folder / "labels.jsonl")
+        hidden = dataclasses.replace(pool, labels=known)
+        self.learner = SessionLearner(config, hidden, choose_device(device))
+        self.folder = Path(folder) if folder is not None else runs_dir() / "labels" / _folder_name(config.dataset)
         self.file = SessionFile(self.folder / "session.json")
-        self.row_of = {str(pool.ids[row]): int(row) for row in self.learner.rows}
-        self._known = (*pool.class_names, *(_name("class", name) for name in classes))
         self._fit: tuple[int, Fit] | None = None
-        self._standing: tuple[tuple[int, int], pd.DataFrame] | None = None
+        super().__init__(hidden, self.learner.rows, annotator, classes, self.folder / "labels.jsonl")
         self._begin(held_out)
         self._report_strangers()
 
@@ -110,7 +120,10 @@ class Session:
                 f"held_out {held_out}: must lie between 0 and half of the {len(free)} images without a label."
             )
         rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
-        self.file.begin(self.config.dataset, [free[place] for place in rng.permutation(len(free))[:held_out]])
+        self.file.begin(
+            str(_place(self.config.dataset) or self.config.dataset),
+            [free[place] for place in rng.permutation(len(free))[:held_out]],
+        )
 
     def _report_strangers(self) -> None:
         missing = [name for name in self.answers()["id"].unique() if name not in self.row_of]
@@ -121,26 +134,7 @@ class Session:
                 stacklevel=3,
             )
 
-    # What people have said
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """All classes: those of the data set, those given, those added."""
-        return classes(self.log.events(), self._known)
-
-    def answers(self) -> pd.DataFrame:
-        """What stands, one row per image and annotator, see `palkit.labels.standing`."""
-        events = self.log.events()
-        state = self.log.shortened, len(events)
-        if self._standing is None or self._standing[0] != state:
-            self._standing = state, standing(events)
-        return self._standing[1]
-
-    def labels(self) -> dict[str, str]:
-        """Label of each image on which annotators agree, in order of labelling; those of the data set come first."""
-        names = self.pool.label_names()
-        known = {name: str(names[row]) for name, row in self.row_of.items() if names[row]}
-        return known | {name: label for name, label in agreed(self.answers()).items() if name in self.row_of}
+    # What models are fitted to
 
     def training_labels(self) -> dict[str, str]:
         """Those of `labels` that models are fitted to."""
@@ -152,104 +146,9 @@ class Session:
         """Images of the pool set aside for evaluation."""
         return self.file.read()["held_out"]
 
-    def label(self, ids: str | Sequence[str], labels: str | Sequence[str]) -> None:
-        """Record labels; they are on the disk when this returns.
-
-        Args:
-            ids: one image or several.
-            labels: class name of each.
-
-        Raises:
-            ConfigError: an image or a class that is not there (see `add_class`), or numbers that differ.
-            DataError: the file cannot be written.
-        """
-        names, wanted = _listed(ids), _listed(labels)
-        if len(names) != len(wanted):
-            raise ConfigError(f"{len(wanted)} labels for {len(names)} images; give one each.")
-        known = self.class_names
-        for label in wanted:
-            if label not in known:
-                raise unknown_name("class", label, known)
-        self._answer("label", names, wanted)
-
-    def unsure(self, ids: str | Sequence[str]) -> None:
-        """Record that no label can be given; the images are not proposed again."""
-        names = _listed(ids)
-        self._answer("unsure", names, [""] * len(names))
-
-    def skip(self, ids: str | Sequence[str]) -> None:
-        """Leave images for later: they may be proposed again after the next fit."""
-        names = _listed(ids)
-        self._answer("skip", names, [""] * len(names))
-
-    def undo(self) -> Event | None:
-        """Take back the last answer of this annotator that still stands; returns it, or None if there is none."""
-        last = last_answer(self.log.events(), self.annotator)
-        if last is not None:
-            self.log.append([Event(now(), self.annotator, "undo")])
-        return last
-
-    def add_class(self, name: str) -> None:
-        """Add a class, for everybody who works on this folder.
-
-        Raises:
-            ConfigError: an empty name, or one that exists.
-        """
-        if _name("class", name) in self.class_names:
-            raise ConfigError(f"class {name!r} exists already.")
-        self.log.append([Event(now(), self.annotator, "class", label=name.strip())])
-
-    def _answer(self, action: str, ids: Sequence[str], labels: Sequence[str]) -> None:
-        for name in ids:
-            if name not in self.row_of:
-                raise ConfigError(f"there is no image {name!r} in the pool of {self.config.dataset!r}.")
-        moment = now()
-        self.log.append(
-            [Event(moment, self.annotator, action, name, label) for name, label in zip(ids, labels, strict=True)]
-        )
-
-    def label_table(self) -> pd.DataFrame:
-        """Everybody's labels, for `palkit.exchange`. Columns id, label, annotator, time."""
-        answers = self.answers()
-        return answers.loc[answers["answer"] == "label", ["id", "label", "annotator", "time"]].reset_index(drop=True)
-
-    def import_labels(self, table: pd.DataFrame, *, add_classes: bool = False) -> int:
-        """Take over labels from elsewhere; those that stand already and images without one are left out.
-
-        Args:
-            table: of `palkit.exchange`: id, label, annotator and time, "" where that is not known.
-            add_classes: add classes that do not exist, instead of refusing them.
-
-        Returns:
-            How many were new.
-
-        Raises:
-            ConfigError: an image or a class that is not there; nothing is taken over then.
-        """
-        known, standing_ = self.class_names, self.label_table()
-        there = set(zip(standing_["id"], standing_["label"], standing_["annotator"], strict=True))
-        moment, events = now(), []
-        for one in table[table["label"] != ""].to_dict("records"):
-            annotator = one["annotator"] or self.annotator
-            if one["id"] not in self.row_of:
-                raise ConfigError(f"there is no image {one['id']!r} in the pool of {self.config.dataset!r}.")
-            if one["label"] not in known and not add_classes:
-                raise unknown_name("class", one["label"], known)
-            if (one["id"], one["label"], annotator) not in there:
-                events.append(Event(one["time"] or moment, annotator, "label", one["id"], one["label"]))
-        self.log.append(events)
-        return len(events)
-
-    def disagreements(self) -> pd.DataFrame:
-        """Images with different labels, which are not trained on; see `palkit.labels.disagreements`."""
-        return disagreements(self.answers())
-
-    def agreement(self) -> pd.DataFrame:
-        """Agreement of every two annotators; see `palkit.labels.agreement`."""
-        return agreement(self.answers())
-
     # What to label next
 
+    @memory_explained()
     def propose(self, batch_size: int | None = None, progress: Progress = silent) -> pd.DataFrame:
         """Images to label now: those set aside, and what was proposed and not answered yet, else a new batch.
 
@@ -264,6 +163,7 @@ class Session:
         Raises:
             ConfigError: a batch size below 1.
         """
+        checked("batch_size", batch_size, int | None)
         size = self.learner.batch_size(self.class_names) if batch_size is None else batch_size
         if size < 1:
             raise ConfigError(f"batch_size {size}: must be at least 1.")
@@ -274,23 +174,30 @@ class Session:
             size = min(size, self.budget - len(self.training_labels()))
         if size > 0:
             chosen = self._choose(size, progress)
-            self.file.change(lambda state: state | {"proposed": [*state["proposed"], *chosen]})
+
+            def add(state: dict[str, Any]) -> dict[str, Any]:
+                # Another annotator may have proposed a batch meanwhile: then everybody has that one.
+                if (self.open()["purpose"] == "train").any():
+                    return state
+                return state | {"proposed": [*state["proposed"], *chosen]}
+
+            self.file.change(add)
         return self.open()
 
     def open(self) -> pd.DataFrame:
         """What was proposed and still waits for an answer; computes nothing. Columns as of `propose`."""
-        state, answers = self.file.read(), self.answers()
+        state, (answers, skips) = self.file.read(), self._stands()
         done = set(answers.loc[answers["answer"] != "skip", "id"])
-        mine = answers[(answers["answer"] == "skip") & (answers["annotator"] == self.annotator)]
-        skipped = dict(zip(mine["id"], mine["time"], strict=True))
+        mine = {name: place for (name, annotator), place in skips.items() if annotator == self.annotator}
+        fitted_at = max((one.get("events", 0) for one in state["rounds"]), default=0)
         held_out = [
-            {"id": name, "rank": rank, "predicted": "", "probability": None, "purpose": "held out", "time": ""}
+            {"id": name, "rank": rank, "predicted": "", "probability": None, "purpose": "held out", "events": fitted_at}
             for rank, name in enumerate(state["held_out"], start=1)
         ]
         waiting = [
             one
             for one in [*held_out, *state["proposed"]]
-            if one["id"] in self.row_of and one["id"] not in done and skipped.get(one["id"], "") <= one["time"]
+            if one["id"] in self.row_of and one["id"] not in done and mine.get(one["id"], -1) < one.get("events", 0)
         ]
         table = pd.DataFrame(waiting, columns=list(PROPOSAL))
         table.insert(1, "row", [self.row_of[one["id"]] for one in waiting])
@@ -305,15 +212,16 @@ class Session:
         return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
 
     def _choose(self, size: int, progress: Progress) -> list[dict[str, Any]]:
-        rounds, labels, answers = self.rounds(), self.training_labels(), self.answers()
+        rounds, labels, (answers, skips) = self.rounds(), self.training_labels(), self._stands()
         # What was skipped since the last fit is not asked again before the next.
-        asked_again = (answers["answer"] == "skip") & (answers["time"] <= (rounds[-1].time if rounds else ""))
-        refused = {*answers.loc[~asked_again, "id"], *self.held_out}
+        since = rounds[-1].events if rounds else 0
+        lately = {name for (name, _), place in skips.items() if place >= since}
+        refused = {*answers.loc[answers["answer"] != "skip", "id"], *lately, *self.held_out}
         fit = self._restored(rounds[-1], progress) if rounds else None
         positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
-        moment = now()
+        moment, events = now(), len(self.log.events())
         return [
-            {"rank": rank, "time": moment, "purpose": "train", **self._guess(position, fit)}
+            {"rank": rank, "time": moment, "events": events, "purpose": "train", **self._guess(position, fit)}
             for rank, position in enumerate(positions, start=1)
         ]
 
@@ -333,6 +241,7 @@ class Session:
 
     # Rounds
 
+    @memory_explained()
     def fit(self, progress: Progress = silent) -> SessionRound:
         """Fit a model to all labels so far, evaluate it, and forget what was proposed and not labelled.
 
@@ -369,7 +278,8 @@ class Session:
             first_guess=sum(right) / len(right) if right else None,
             seconds=round(time.perf_counter() - began, 3),
             config=self.learner.record(),
-            provenance=provenance(),
+            provenance=provenance(self.learner.device),
+            events=len(self.log.events()),
         )
 
         def add(state: dict[str, Any]) -> dict[str, Any]:
@@ -392,6 +302,7 @@ class Session:
 
     def forecast(self, more: int | None = None) -> Forecast:
         """What `more` labels would bring; None for another batch. See `palkit.extrapolation.forecast`."""
+        checked("more", more, int | None)
         curve = self.curve()
         # Labels may have been taken back since, or a fit repeated: of each number of labels the last one counts.
         measured = curve[curve["held_out"] > 0].drop_duplicates("labels", keep="last").sort_values("labels")
@@ -400,12 +311,15 @@ class Session:
         return forecast(measured["labels"], measured["accuracy"], measured["held_out"].clip(lower=1), at)
 
 
-def _listed(values: str | Sequence[str]) -> list[str]:
-    return [values] if isinstance(values, str) else [str(value) for value in values]
+def _place(dataset: str) -> Path | None:
+    """Where own images lie, however they were called; None for a data set with a name."""
+    path = Path(dataset).expanduser()
+    return path.resolve() if dataset not in DATASETS and path.exists() else None
 
 
-def _name(what: str, value: str) -> str:
-    name = value.strip()
-    if not name:
-        raise ConfigError(f"{what} {value!r}: give a name.")
-    return name
+def _folder_name(dataset: str) -> str:
+    """Folder of a session: two projects may both have a folder `images`."""
+    place = _place(dataset)
+    if place is None:
+        return folder_name(dataset)
+    return f"{folder_name(place.name)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"

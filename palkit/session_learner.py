@@ -12,10 +12,11 @@ from palkit.config import ExperimentConfig, plain
 from palkit.datasets import UNLABELLED, ImagePool
 from palkit.engine import Progress
 from palkit.errors import ConfigError
-from palkit.experiment import Learner, seed_of, setting, settle
+from palkit.experiment import Learner, seed_of
 from palkit.kernels import Rows, View
 from palkit.metrics import evaluate
 from palkit.scores import LabelledSet, PoolScores
+from palkit.setting import setting, settle
 from palkit.strategies import get_strategy, select
 
 BATCH = 10  # labels per round where there are no classes yet to go by
@@ -154,7 +155,8 @@ class SessionLearner:
         code = {name: number for number, name in enumerate(class_names)}
         known = self.pool.labels.copy()
         known[self.rows] = UNLABELLED
-        known[self.rows[self._positions(labels)]] = [code[label] for label in labels.values()]
+        # An image may have gone since it was labelled.
+        known[self.rows[self._positions(labels)]] = [code[labels[name]] for name in labels if name in self.position]
         # Cold-start strategies look at no class, but scores have to have one.
         names = tuple(class_names) or ("",)
         self._learner.relabel(dataclasses.replace(self.pool, labels=known, class_names=names))

@@ -1,17 +1,18 @@
 """Arrays larger than memory: `.npy` shards, read through the page cache as they are needed."""
 
-import json
+import errno
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from palkit.errors import DataError
-from palkit.files import remove_leftovers, sha256, write_text
+from palkit.files import locked, read_json, remove_leftovers, sha256, write_json
 
 MANIFEST = "manifest.json"
 SHARD_BYTES = 2**26  # a shard is lost and written as a whole: about a second's work
@@ -87,8 +88,10 @@ class Shards:
 
 def _mapped(path: str | Path) -> np.memmap:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        return np.lib.format.open_memmap(path, mode="r")  # of an array only: no pickle, no archive
+    except Exception as error:  # the parser of a damaged header may raise anything
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            raise  # nothing is wrong with the file
         raise DataError(f"{path} cannot be read as a shard ({error}). Delete it to have it computed again.") from error
 
 
@@ -109,8 +112,8 @@ def shard_path(folder: Path, number: int) -> Path:
 def is_shard(path: Path, rows: int, row_shape: tuple[int, ...], dtype: np.dtype) -> bool:
     """Whether the file is a whole shard of that many rows."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        array = _mapped(path)
+    except DataError:
         return False
     return array.shape == (rows, *row_shape) and array.dtype == dtype
 
@@ -124,25 +127,74 @@ def write_manifest(folder: Path, shards: int, made_from: Mapping[str, Any]) -> N
         for path, array in zip(paths, rows.maps, strict=True)
     ]
     content = {"shape": list(rows.shape), "dtype": rows.stored.name, "shards": files, "made_from": dict(made_from)}
-    write_text(folder / MANIFEST, json.dumps(content, indent=1))
+    write_json(folder / MANIFEST, content)
 
 
 def filled(folder: Path, made_from: Mapping[str, Any], fill: Callable[[], int]) -> Shards:
-    """The shards of a folder, written by the first process that needs them while others wait.
+    """The shards of a folder, written by the first process that needs them while others wait; damaged ones anew.
 
     Args:
         folder: created if need be.
         made_from: what its content depends on, for the manifest.
         fill: writes the shards that are not there and returns how many there are in all.
     """
-    if not (folder / MANIFEST).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not (folder / MANIFEST).exists():
+    if not are_whole(folder):
+        with locked(folder / ".lock"):
+            if not are_whole(folder):
+                _remove_damaged(folder)
                 shards = fill()
                 remove_leftovers(folder)
                 write_manifest(folder, shards, made_from)
     return open_shards(folder)
+
+
+def are_whole(folder: Path) -> bool:
+    """Whether a folder is complete and every shard what was written, read and compared once per process."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        entries = _entries(folder)
+    except (OSError, ValueError):
+        return False
+    with ThreadPoolExecutor() as threads:
+        return all(threads.map(_is_whole, entries, entries.values()))
+
+
+def _entries(folder: Path) -> dict[Path, str]:
+    """Checksum of every shard in the manifest; ValueError if that is damaged."""
+    try:
+        return {folder / entry["file"]: str(entry["sha256"]) for entry in read_json(folder / MANIFEST)["shards"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks {error}") from error
+
+
+def _is_whole(path: Path, checksum: str) -> bool:
+    try:
+        status = path.stat()
+        return _known_sha256(path, status.st_ino, status.st_size, status.st_mtime_ns) == checksum
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=2**14)
+def _known_sha256(path: Path, inode: int, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Delete shards that are not what was written, so that they are computed again; all if nobody can tell.
+
+    The manifest stays until there is a new one: without it, what is there would be taken for the good work of a
+    process that was killed.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        damaged = [path for path, checksum in _entries(folder).items() if not _is_whole(path, checksum)]
+    except (OSError, ValueError):
+        damaged = list(folder.glob("*.npy"))
+    for path in damaged:
+        path.unlink(missing_ok=True)
 
 
 def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:
@@ -153,7 +205,7 @@ def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         shards = Shards([folder / entry["file"] for entry in content["shards"]], dtype)
         expected = tuple(content["shape"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,14 +154,21 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
         target = source if in_place else _folder(sweep.name) / source.name
         stamp = target.with_suffix(".json")
         written = SWEEPS / f"{sweep.name}.md"
-        files = {path.name: sha256(path) for path in (source, results, written) if path.exists()}
-        state = json.dumps({**files, "parameters": values})
-        if in_place or not (target.exists() and stamp.exists() and stamp.read_text() == state):
+        # With the executed copy's own checksum: a damaged one is executed again.
+        files = (source, results, written, target)
+        if in_place or not (stamp.exists() and stamp.read_text(errors="replace") == _state(files, values)):
             with console.status(f"executing {source.name}"):
-                execute_notebook(source, target, values, warm=not in_place)
+                # Own images may be named as seen from here; committed notebooks know only their own folder.
+                execute_notebook(source, target, values, folder=None if in_place else Path.cwd(), warm=not in_place)
             if not in_place:
-                write_text(stamp, state)
+                write_text(stamp, _state(files, values))
         yield target
+
+
+def _state(files: Sequence[Path], parameters: Mapping[str, str]) -> str:
+    """Checksums of the files that exist, and parameters."""
+    sums = [[path.name, sha256(path)] for path in files if path.exists()]
+    return json.dumps({"files": sums, "parameters": parameters})
 
 
 def report(name: str, *, device: str) -> Path:

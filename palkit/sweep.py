@@ -2,23 +2,25 @@
 
 import hashlib
 import itertools
-import json
+import math
+import os
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
-from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, unknown_name
-from palkit.experiment import directory_of, setting, settle
+from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
+from palkit.experiment import directory_of
 from palkit.files import REPOSITORY
+from palkit.plain_yaml import read_yaml
 from palkit.runs import RunDirectory
+from palkit.setting import setting, settle
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 KEYS = ("base", "grid", "variants")
+RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ def load_sweep(name: str | Path) -> Sweep:
     path = Path(name)
     if path.suffix != ".yaml":
         path = SWEEPS / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike the method, it takes a name that no file can have
         raise unknown_name("sweep", str(name), [file.stem for file in SWEEPS.glob("*.yaml")])
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Save it as UTF-8 text.") from error
+    content = read_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a mapping with the keys base and grid.")
     for key in content:
@@ -69,15 +72,18 @@ def load_sweep(name: str | Path) -> Sweep:
             raise unknown_name(f"key in {path.name}", key, KEYS)
     for key in KEYS:
         if not isinstance(content.get(key) or {}, dict):
-            raise ConfigError(f"{path}: {key} must be a mapping, got {content[key]!r}.")
+            raise ConfigError(f"{path}: {key} must be a mapping, got {brief(content[key])}.")
     grid = content.get("grid") or {}
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: grid.{key} must be a list of values, got {values!r}.")
+            raise ConfigError(f"{path}: grid.{key} must be a list of values, got {brief(values)}.")
     variants = {str(name): values or {} for name, values in (content.get("variants") or {}).items()}
     for name, values in variants.items():
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {values!r}.")
+            raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {brief(values)}.")
+    runs = math.prod(map(len, grid.values())) * max(1, len(variants))
+    if runs > RUNS:
+        raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
     return Sweep(path.stem, content.get("base") or {}, grid, variants)
 
 
@@ -106,7 +112,11 @@ class Task:
 
     @property
     def is_complete(self) -> bool:
-        return self.config is not None and self.directory.is_complete(self.config.rounds)
+        """Whether all is there; a run whose files are damaged is not complete, and says so itself when it is begun."""
+        try:
+            return self.config is not None and self.directory.is_complete(self.config.rounds)
+        except DataError:
+            return False
 
     @property
     def label(self) -> str:
@@ -141,7 +151,7 @@ def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
             reason = None
             if isinstance(error, DataError | WeightsError):
                 absent[inputs], reason = error, f"{type(error).__name__}: {error}"
-            digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()
+            digest = hashlib.sha256(repr(parameters).encode()).hexdigest()
             tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant, reason))
     runs = Counter(task.directory.run for task in tasks)
     for task in tasks:

@@ -17,6 +17,8 @@ from palkit.errors import ConfigError, DivergenceError, unknown_name
 OPTIMIZERS = ("adamw", "sgd")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
+LARGEST_RATE = 1e6  # float32 overflows soon after
+MOST_VIEWS = 1000  # all of an image's are held in memory
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
 
 
@@ -92,6 +94,11 @@ class TrainingConfig:
         for name in ("label_smoothing", "early_stopping"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0 and less than 1.")
+        for name in ("head_lr", "adapter_lr", "weight_decay"):
+            if (getattr(self, name) or 0) > LARGEST_RATE:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at most {LARGEST_RATE:g}.")
+        if self.views > MOST_VIEWS:
+            raise ConfigError(f"training.views {self.views}: {MOST_VIEWS} are the most.")
         if self.temperature_folds == 1:
             raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
 
@@ -273,7 +280,9 @@ class _Loop:
             for rows in rows_to_learn[order].split(config.batch_size):
                 with autocast(view.device, config.precision):
                     logits = forward(view[rows]).float()
-                loss = mistake = self._cross_entropy(logits, labels[rows])
+                loss = self._cross_entropy(logits, labels[rows])
+                # Smoothed targets cannot be met, so what they cost tells nothing of divergence.
+                mistake = F.cross_entropy(logits.detach(), labels[rows], self.weight)
                 if calibration:
                     loss = loss + calibration * calibration_loss(logits, labels[rows], config.calibration_weighting)
                 penalty = None if model is None else model.penalty()

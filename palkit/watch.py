@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from palkit.errors import DataError
 from palkit.sweep import Task
 
 POLL_SECONDS = 0.5
@@ -63,9 +64,12 @@ class Board:
         """Read what is new; returns the runs that are complete since the last call."""
         completed = []
         for run in self.runs:
-            if run.rounds >= run.wanted or (count := run.task.directory.count_rounds()) == run.rounds:
+            try:
+                if run.rounds >= run.wanted or (count := run.task.directory.count_rounds()) == run.rounds:
+                    continue
+                table = run.task.directory.table().head(run.wanted)
+            except DataError:  # whoever computes the run says so
                 continue
-            table = run.task.directory.table().head(run.wanted)
             run.rounds, run.accuracy = min(count, len(table)), float(table["accuracy"].iloc[-1])
             run.seconds = float(table[SECONDS].sum().sum())
             if run.rounds >= run.wanted:

@@ -62,6 +62,7 @@ def attempt(job: Job) -> End:
             with _in_environment(job.environment):
                 _execute(job) if job.notebook else _compute(job)
             error = None
+            (job.folder / TRACEBACK).unlink(missing_ok=True)
             break
         except PapermillExecutionError as failure:
             error = f"{failure.ename}: {failure.evalue}"
@@ -83,13 +84,21 @@ def attempt(job: Job) -> End:
 
 def begun_attempts(attempts: Path) -> int:
     """How often a process has begun a run and not come to an end with it."""
-    return int(attempts.read_text()) if attempts.exists() else 0
+    try:
+        return int(attempts.read_text())
+    except (FileNotFoundError, ValueError):  # another sweep of the same run may have ended with it
+        return 0
 
 
 def _execute(job: Job) -> None:
-    target = job.folder / "notebook.ipynb"
     execute_notebook(
-        RUN_NOTEBOOK, target, job.parameters, environment=job.environment, warm=True, time_limit=job.time_limit
+        RUN_NOTEBOOK,
+        job.folder / "notebook.ipynb",
+        job.parameters,
+        environment=job.environment,
+        folder=Path.cwd(),
+        warm=True,
+        time_limit=job.time_limit,
     )
 
 

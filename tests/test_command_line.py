@@ -9,7 +9,7 @@ import yaml
 from palkit import devices
 from palkit.__main__ import main
 from palkit.config import config_from_dict
-from palkit.experiment import setting
+from palkit.setting import setting
 
 
 @pytest.fixture

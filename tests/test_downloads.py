@@ -236,7 +236,7 @@ def test_a_kill_while_unpacking_is_not_taken_for_complete(tmp_path: Path) -> Non
     (tmp_path / "set.zip").write_bytes(zipped(**{"a.txt": "1", "b.txt": "2"}))
     code = (
         "import os, sys; from pathlib import Path; from palkit.datasets import download\n"
-        "download.os.replace = lambda *paths: os._exit(9)\n"
+        "os.replace = lambda *paths: os._exit(9)\n"
         "download.unpack(Path('set.zip').absolute(), Path('target').absolute())"
     )
     root = Path(download.__file__).parents[2]

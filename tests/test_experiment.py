@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from palkit import experiment
 from palkit.adapters import ADAPTERS
@@ -20,6 +22,7 @@ from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError
 from palkit.experiment import resolve, rounds, run_directory, run_hash
 from palkit.runs import COSTS
+from palkit.setting import pool_of
 from palkit.strategies import STRATEGIES
 
 
@@ -51,7 +54,7 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     assert run_hash(stored) == directory.run
     assert config_from_dict({k: v for k, v in stored.items() if not k.endswith("sha256")}).seed == 0
     selections = directory.selections()
-    pool = experiment.setting(config_from_dict(tiny_run)).pool
+    pool = pool_of(config_from_dict(tiny_run))
     rows = pool.rows("pool")[selections["position"]]
     assert selections["id"].tolist() == pool.ids[rows].tolist()
     assert selections["label"].tolist() == pool.labels[rows].tolist()
@@ -154,7 +157,8 @@ def test_lost_adapter_is_fitted_again(tiny_run: dict[str, Any]) -> None:
     list(rounds(config_from_dict(tiny_run)))
     adapter = run_directory(config_from_dict(tiny_run)).adapter
     content = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    assert content.keys() == {"adapter_config.json", "adapter_model.safetensors", "head.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "checksums.json", "head.safetensors"}
+    assert content.keys() == files
     (adapter / "head.safetensors").unlink()
     assert len(list(rounds(config_from_dict(tiny_run)))) == 3
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == content
@@ -204,6 +208,32 @@ def test_hash_depends_on_every_field(tiny_run: dict[str, Any]) -> None:
     hashes = {run_hash(resolve(config_from_dict({**tiny_run, **change}))) for change in changes}
     assert len(hashes | {base}) == len(changes) + 1
     assert run_hash(resolve(config_from_dict({**tiny_run, "batch_size": 10}))) == base, "10 is the default here"
+
+
+def test_what_a_linear_probe_does_not_use_is_not_in_its_hash(tiny_run: dict[str, Any]) -> None:
+    probe = {**tiny_run, "adapter": "linear_probe"}
+    hashes = {
+        run_hash(resolve(config_from_dict({**probe, "training.adapter_lr": rate}))) for rate in (None, 1e-3, 1e-4)
+    }
+    assert len(hashes) == 1
+
+
+def test_images_that_come_and_go_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under a name that means another folder from elsewhere."""
+    for number in range(20):
+        folder = tmp_path / "one" / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    config = config_from_dict({"dataset": "images", "pool_size": None})
+    monkeypatch.chdir(tmp_path / "one")
+    assert len(pool_of(config)) == 20
+    assert pool_of(config) is pool_of(config)
+    Image.new("L", (8, 8), 99).save(tmp_path / "one" / "images" / "a" / "99.png")
+    assert len(pool_of(config)) == 21
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    (tmp_path / "other" / "images" / "a" / "0.png").unlink()
+    monkeypatch.chdir(tmp_path / "other")
+    assert len(pool_of(config)) == 20
 
 
 def test_metrics_against_scikit_learn_and_by_hand() -> None:

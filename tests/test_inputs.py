@@ -1,5 +1,6 @@
 """Cached inputs: computed once, in shards that survive a kill, the same however they are read."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -67,6 +68,12 @@ def test_other_pixels_precision_or_batches_other_cache(tiny: Backbone, pool: Ima
     folders |= {InputCache(head(pool, 100), tiny).folder(2), InputCache(pool, tiny).folder(3)}
     assert len(folders) == 6
     assert InputCache(pool, tiny).folder(2) in folders
+
+
+def test_other_labels_same_cache(tiny: Backbone, pool: ImagePool) -> None:
+    corrected = dataclasses.replace(pool, labels=(pool.labels + 1) % 10)
+    assert corrected.checksum() != pool.checksum()
+    assert InputCache(corrected, tiny).folder(2) == InputCache(pool, tiny).folder(2)
 
 
 def test_tokens_are_half_precision_and_features_are_not(tiny: Backbone, pool: ImagePool) -> None:

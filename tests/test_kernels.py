@@ -1,14 +1,14 @@
 """Kernels against direct numpy, in the regimes where a shortcut would lose digits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
-from palkit import kernels
+from palkit import kernels, kmeans
 
 Array = NDArray[Any]
 
@@ -74,79 +74,6 @@ def test_draw_follows_the_weights() -> None:
     assert abs(counts[3] - 3000) < 5 * np.sqrt(4000 * 0.75 * 0.25)
 
 
-def test_outer_kmeanspp_leaves_copies_for_last() -> None:
-    """Three distinct rows, ten copies of each: the first three picks are one of each kind."""
-    left = torch.randn(3, 4, generator=generator()).repeat(10, 1)
-    right = torch.randn(3, 50, generator=generator(1)).repeat(10, 1) * 100
-    for seed in range(20):
-        picks = kernels.outer_kmeanspp(left, right, torch.arange(30), 12, generator(seed))
-        assert sorted(int(p) % 3 for p in picks[:3]) == [0, 1, 2]
-        assert len(set(picks.tolist())) == 12
-
-
-def test_outer_kmeanspp_of_equal_rows_is_uniform() -> None:
-    """No distance is left to weigh by: later picks must not favour the head of the pool."""
-    left, right = torch.ones(40, 2), torch.ones(40, 3)
-    picks = [kernels.outer_kmeanspp(left, right, torch.arange(40), 2, generator(s))[1] for s in range(200)]
-    assert len({int(p) for p in picks}) > 30
-
-
-def blobs(n: int, d: int, clusters: int, seed: int = 0) -> torch.Tensor:
-    rng = generator(seed)
-    middle = 3 * torch.randn(clusters, d, generator=rng)
-    return middle[torch.randint(clusters, (n,), generator=rng)] + torch.randn(n, d, generator=rng)
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e3])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_kmeans_ends_at_a_fixed_point(weighted: bool, offset: float) -> None:
-    """Every row with its nearest centre, every centre the mean of its rows: skipped work changes nothing."""
-    rows = blobs(3000, 8, 25) + offset
-    weight = torch.rand(3000, generator=generator(1)) if weighted else torch.ones(3000)
-    centres, label = kernels.kmeans(rows, 25, generator(), weight, tolerance=0)
-    x, w = rows.double().numpy(), weight.double().numpy()
-    gap = ((x[:, None] - centres.numpy()[None]) ** 2).sum(2)
-    assert (gap[np.arange(3000), label] <= gap.min(1) * (1 + (1e-3 if offset else 1e-5))).all()
-    for c in range(25):
-        mine = label.numpy() == c
-        mean = np.average(x[mine], axis=0, weights=w[mine])
-        np.testing.assert_allclose(centres[c].numpy(), mean, atol=1e-4)
-
-
-def test_kmeans_is_as_good_as_scikit_learns() -> None:
-    """The mean over seeds, as single runs end in better and worse optima."""
-    ours, peers = [], []
-    for seed in range(8):
-        rows = blobs(2000, 10, 40, seed)
-        centres, label = kernels.kmeans(rows, 40, generator(seed))
-        ours.append(float((rows - centres[label]).square().sum()))
-        peers.append(KMeans(40, n_init=1, random_state=seed).fit(rows.numpy()).inertia_)
-    assert np.mean(ours) < 1.02 * np.mean(peers)
-
-
-def test_kmeans_heeds_the_weights() -> None:
-    """Rows of weight 0 do not move centres, wherever they lie."""
-    rows = torch.cat([blobs(300, 3, 4), 100 + torch.randn(50, 3, generator=generator(5))])
-    weight = torch.cat([torch.ones(300), torch.zeros(50)])
-    centres, _ = kernels.kmeans(rows, 4, generator(), weight)
-    assert centres.abs().max() < 20
-
-
-def test_kmeans_of_fewer_distinct_rows_than_clusters() -> None:
-    rows = torch.eye(3).repeat(10, 1)
-    centres, label = kernels.kmeans(rows, 8, generator())
-    assert centres.shape == (8, 3)
-    np.testing.assert_allclose(centres[label].numpy(), rows.numpy(), atol=1e-6)
-
-
-def test_group_sum_is_the_same_either_way() -> None:
-    """The product that stands in for index_add_ on a GPU gives the same sums."""
-    rows, group = torch.randn(50, 4, generator=generator()), torch.randint(7, (50,), generator=generator())
-    expected = np.stack([rows.numpy()[group.numpy() == g].sum(0) for g in range(7)])
-    np.testing.assert_allclose(kernels.group_sum(rows, group, 7).numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(kernels.group_product(rows, group, 7).numpy(), expected, atol=1e-5)
-
-
 def test_nearest_rows_are_distinct() -> None:
     """Three centres want row 2: the later ones go to the next best."""
     rows = torch.tensor([[0.0], [5.0], [1.0], [1.5], [9.0]])
@@ -189,3 +116,154 @@ def test_view_gathers_and_scales() -> None:
     assert view[0:3].tolist() == [[0, 1], [0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]
     assert view[torch.tensor([2])].tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
     assert torch.equal(kernels.View(rows)[1:3], rows[1:3])
+
+
+@pytest.mark.parametrize("n", [1, 2, 90])
+def test_moments_are_numpys(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 64)
+    rows = torch.randn(n, 7, generator=generator()) + 1e3
+    x = rows.double().numpy()
+    mean, variance = kernels.column_moments(rows)
+    np.testing.assert_allclose(mean.numpy(), x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(variance.numpy(), x.var(0, ddof=1) if n > 1 else np.zeros(7), rtol=1e-9)
+
+
+def test_standardised_rows() -> None:
+    rows, index = torch.randn(9, 4, generator=generator()) * 3 + 5, torch.tensor([8, 0, 3])
+    view = kernels.Standardised(rows, torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 3]))
+    expected = (rows.numpy() - [1, 2, 3, 4]) / [0.5, 1, 2, 3]
+    assert (len(view), view.shape) == (9, (9, 4))
+    np.testing.assert_allclose(view[2:5].numpy(), expected[2:5], rtol=1e-5)
+    np.testing.assert_allclose(view[index].numpy(), expected[index], rtol=1e-5)
+
+
+class Recorded:
+    """Rows that note how many of them are read at a time."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        self.rows, self.shape, self.device = rows, rows.shape, rows.device
+        self.reads: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
+        block = self.rows[index]
+        self.reads.append(len(block))
+        return block
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("column_mean", 6),
+        ("column_moments", 6),
+        ("square_norms", 6),
+        ("nearest", 6 + 5),
+        ("nearest_rows", 6 + 5),
+        ("knn", 6),
+        ("kmeans", 6 + 4),
+    ],
+)
+def test_chunks_fill_their_memory_and_no_more(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of rows and what is computed of it, `width` numbers a row, are at most CHUNK_ELEMENTS."""
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 400)
+    rows, others = Recorded(torch.randn(300, 6, generator=generator())), torch.eye(5, 6) * 9
+    calls: dict[str, Callable[[], Any]] = {
+        "column_mean": lambda: kernels.column_mean(rows),
+        "column_moments": lambda: kernels.column_moments(rows),
+        "square_norms": lambda: kernels.square_norms(rows),
+        "nearest": lambda: kernels.nearest(rows, others),
+        "nearest_rows": lambda: kernels.nearest_rows(rows, others),
+        "knn": lambda: kernels.knn(others[:1], rows, 3),
+        "kmeans": lambda: kmeans.kmeans(rows, 4, generator()),
+    }
+    monkeypatch.setattr(kmeans, "SEEDING_ROWS", (20, 1))
+    calls[name]()
+    full = [400 // size for size in ({width, 6} if name in ("knn", "kmeans") else {width})]  # column means too
+    assert set(rows.reads) <= {*full, *(300 % step for step in full), 20}
+    assert full[0] in rows.reads
+
+
+def test_matvec_and_k_center_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 60)
+    rows = Recorded(torch.randn(400, 6, generator=generator()))
+    product = kernels.matvec(rows, torch.arange(6.0))
+    np.testing.assert_allclose(product.numpy(), rows.rows.numpy() @ np.arange(6), rtol=1e-4, atol=1e-5)
+    assert set(rows.reads) == {80}, "eight times as many, as nothing is computed of them but the product"
+    rows.reads.clear()
+    kernels.k_center(rows, torch.tensor([], dtype=torch.int64), torch.arange(400), 40)
+    assert max(rows.reads) <= 60 // 6
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("seed", range(30))
+def test_lazy_argmax_asks_only_for_what_may_be_the_largest(seed: int, stale: bool) -> None:
+    """Values fall from their bounds; the largest is found as by looking at all, with few looks.
+
+    In one case nothing is known at first, and there are hardly more rows than are asked for at once.
+    """
+    rng, now, n = generator(seed), 3, 6 if stale else 60
+    bound = torch.rand(n, generator=rng) * (stale or torch.rand(n, generator=rng) < 0.8)
+    seen = torch.randint(0, now if stale else now + 1, (n,), generator=rng)
+    value = torch.where(seen == now, bound, bound * torch.rand(n, generator=rng) ** 0.2)
+    taken = torch.randperm(n, generator=rng)[: 5 if stale else 10]
+    bound[taken], value[taken] = -1.0, -1.0
+    old, past, asked, sizes = bound.clone(), seen.clone(), list[int](), list[int]()
+
+    def refresh(index: torch.Tensor) -> torch.Tensor:
+        known = value[[*(past == now).nonzero().squeeze(1).tolist(), *asked]]
+        assert (old[index] >= max([1e-30, *known.tolist()])).all()
+        assert (past[index] < now).all()
+        asked.extend(index.tolist())
+        sizes.append(len(index))
+        return value[index]
+
+    assert kernels.lazy_argmax(bound, seen, now, refresh, first=2) == int(value.argmax())
+    assert len(asked) == len(set(asked))
+    assert all(size <= 2 ** (turn + 1) for turn, size in enumerate(sizes))
+
+
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (1 - 2**-53, 3)])
+def test_draw_at_the_ends_of_the_uniform_numbers(
+    uniform: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number, however close to 0 or 1, draws what has weight 0."""
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, uniform, dtype=torch.float64))
+    weight = torch.tensor([0.0, 0.1, 0.0, 0.3, 0.0], dtype=torch.float64)
+    assert kernels.draw(weight, generator(), 2).tolist() == [expected, expected]
+    nothing = torch.zeros(5)
+    assert kernels.draw(nothing, generator(), 2, otherwise=weight).tolist() == [expected, expected]
+    assert kernels.draw(nothing, generator(), 1).tolist() == [0 if uniform == 0 else 4]
+
+
+def first_free_nearest(rows: Array, centres: Array) -> list[int]:
+    picks: list[int] = []
+    for centre in centres:
+        gap = ((rows - centre) ** 2).sum(1)
+        gap[picks] = np.inf
+        picks.append(int(np.flatnonzero(gap <= gap.min() * (1 + 1e-6))[0]))
+    return picks
+
+
+@pytest.mark.parametrize("kind", ["normal", "grid", "nearly a grid"])
+def test_nearest_rows_that_many_centres_want(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 centres between few of 300 rows, against taking them one by one; on a grid ties are everywhere."""
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 500)
+    rng = generator(2)
+    rows = torch.randn(300, 3, generator=rng)
+    centres = 0.1 * torch.randn(40, 3, generator=rng)
+    if kind != "normal":
+        rows, centres = (3 * rows).round(), (20 * centres).round() / 2
+    if kind == "nearly a grid":
+        centres = centres + 1e-9 * torch.randn(40, 3, generator=rng, dtype=torch.float64)
+    picks = kernels.nearest_rows(rows, centres, spare=300)
+    assert picks.tolist() == first_free_nearest(rows.double().numpy(), centres.double().numpy())
+    if kind == "normal":
+        assert torch.equal(picks, kernels.nearest_rows(rows, centres))
+
+
+def test_nearest_rows_of_copies_in_different_chunks_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 12)
+    rows = torch.randn(5, 2, generator=generator()).repeat(10, 1)
+    assert kernels.nearest_rows(rows, rows[[3, 1]].double()).tolist() == [3, 1]

@@ -23,6 +23,7 @@ from palkit.labels import (
     disagreements,
     last_answer,
     now,
+    skipped,
     standing,
 )
 
@@ -65,9 +66,52 @@ def test_the_file_is_for_people_too(tmp_path: Path) -> None:
     first, second = log.path.read_text(encoding="utf-8").splitlines()
     assert json.loads(first) == {
         "time": TIME, "annotator": "Zoë", "action": "label", "id": "a/b.png", "label": "tumor",
+        "crc": json.loads(first)["crc"],
     }  # fmt: skip
     assert "Zoë" in first
-    assert json.loads(second) == {"time": TIME, "annotator": "Zoë", "action": "undo"}
+    assert json.loads(second) == {"time": TIME, "annotator": "Zoë", "action": "undo", "crc": json.loads(second)["crc"]}
+
+
+def test_a_line_that_was_changed_is_named_until_its_checksum_is_removed(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat"), says("a", "2", "cat")])
+    first, second = log.path.read_text().splitlines()
+    changed = second.replace('"cat"', '"cas"')
+    log.path.write_text(f"{first}\n{changed}\n")
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 2: .*it was changed: if that was you, remove its 'crc'"):
+        LabelLog(log.path).events()
+    mended = {name: value for name, value in json.loads(changed).items() if name != "crc"}
+    log.path.write_text(f"{first}\n{json.dumps(mended)}\n")
+    assert [one.label for one in LabelLog(log.path).events()] == ["cat", "cas"]
+
+
+@pytest.mark.parametrize("left", [0, 1, 0.5, -1], ids=["nothing", "a byte", "half", "all but the line break"])
+def test_a_file_that_lost_its_end_is_named(tmp_path: Path, left: float) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat")])
+    log.append([says("a", "2", "dog")])
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole[: int(left * len(whole)) if 0 < left < 1 else int(left)])
+    for touch in (log.check, lambda: log.append([says("a", "3", "owl")])):
+        with pytest.raises(DataError, match=r"labels\.jsonl has lost its end.*Restore.*delete \S+labels\.jsonl\.size$"):
+            touch()
+    log.path.write_bytes(whole)
+    log.check()
+
+
+def test_who_goes_on_with_what_is_left_deletes_the_size(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat"), says("a", "2", "dog")])
+    log.path.write_bytes(log.path.read_bytes().splitlines(keepends=True)[0])
+    (tmp_path / "labels.jsonl.size").unlink()
+    LabelLog(log.path).append([says("a", "3", "owl")])
+    assert [one.id for one in LabelLog(log.path).events()] == ["1", "3"]
+
+
+def test_skips_have_places_in_the_log_and_no_times() -> None:
+    events = [says("a", "1", "cat"), event("a", "skip", "2"), event("b", "skip", "1"), event("a", "skip", "3")]
+    assert skipped(events) == {("2", "a"): 1, ("1", "b"): 2, ("3", "a"): 3}
+    assert skipped([*events, event("a", "undo"), says("b", "1", "cat")]) == {("2", "a"): 1}
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
@@ -76,6 +120,7 @@ def test_a_torn_line_costs_only_itself(tmp_path: Path, cut: int) -> None:
     log.append([says("a", "1", "cat"), says("a", "2", "dog")])
     whole = log.path.read_bytes()
     log.path.write_bytes(whole[:-cut])
+    (tmp_path / "labels.jsonl.size").unlink()  # whoever was killed did not come to that
     LabelLog(log.path).append([says("a", "3", "owl")])
     # One byte less is the line break alone: the line is complete and counts.
     expected = ["1", "2", "3"] if cut == 1 else ["1", "3"]

@@ -40,3 +40,14 @@ def test_lock_has_the_pins_of_the_project_and_a_hash_for_each() -> None:
             locked[canonicalize_name(match[1])] = match[2]
     direct = direct_pins()
     assert {name: locked.get(name) for name in direct} == direct
+
+
+def test_the_licence_page_lists_what_the_lock_has() -> None:
+    """Made by .ci/licences.py. Packages for other systems only are not on it."""
+    lock, page = (ROOT / "requirements.lock").read_text(), (ROOT / "docs" / "dependencies.md").read_text()
+    listed = dict(re.findall(r"^\| ([a-z0-9._-]+) \| (\S+) \| \S.* \|$", page, re.MULTILINE))
+    del listed["package"], listed["---"]
+    locked = re.findall(r"^([a-z0-9._-]+)==(\S+)( ;)?", lock, re.MULTILINE)
+    everywhere = {name: version for name, version, marker in locked if not marker}
+    assert {name: listed.get(name) for name in everywhere} == everywhere
+    assert listed.items() <= {(name, version) for name, version, _ in locked}

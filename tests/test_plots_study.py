@@ -104,6 +104,15 @@ def test_cost_areas_draw_every_configuration_and_the_front() -> None:
     assert legend == ["random", "BADGE", "entropy", "margin", "linear probe", "LoRA", "class balance", "front"]
 
 
+def test_the_best_comes_first_where_lower_is_better() -> None:
+    rounds = study("a")
+    for metric, best in (("accuracy", "max"), ("nll", "min")):
+        summary = statistics.summarise(rounds.assign(nll=1 - rounds["accuracy"]), metric)
+        (axes, _) = plots.area_under_curves(summary).axes
+        shown = [line.get_xdata()[0] for container in axes.containers for line in [container.lines[0]]]
+        assert shown[-1] == getattr(summary["aubc"], best)(), "the last row is on top"
+
+
 def recalls() -> pd.DataFrame:
     rows = itertools.product(STRATEGIES, range(2), (10, 20, 30), [f"class {number}" for number in range(10)])
     table = pd.DataFrame(rows, columns=["strategy", "seed", "labels", "class"])

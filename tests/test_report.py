@@ -16,7 +16,7 @@ from nbformat import v4 as nb
 from palkit import study
 from palkit.errors import DataError
 from palkit.report import provenance_of, render, write_report
-from palkit.runs import RunDirectory
+from palkit.runs import RunDirectory, run_hash
 from palkit.sweep import Sweep, Task
 
 EVIL = "<script>alert(1)</script>"
@@ -64,14 +64,15 @@ class Elements(HTMLParser):
 
 def run_directory(name: str, dataset: str = "toy", **session: Any) -> RunDirectory:
     """A run's config and provenance, as written by the run."""
-    directory = RunDirectory(dataset, name)
-    directory.path.mkdir(parents=True)
     config = {
+        "name": name,
         "dataset": dataset,
         "data_sha256": f"sum-of-{dataset}",
         "backbone": {"name": "vit"},
         "weights_sha256": "w",
     }
+    directory = RunDirectory(dataset, run_hash(config))
+    directory.path.mkdir(parents=True)
     provenance = {
         "started": "2026-01-02T03:04:05+00:00",
         "git": {"commit": "abc", "dirty": False},
@@ -196,7 +197,7 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
     """Of three runs, one is complete; the sweep comes from a file outside the repository."""
     directories = [run_directory("a"), run_directory("b", dataset="not-complete")]
     tasks = [Task({}, None, directory) for directory in (*directories, RunDirectory("toy", "c"))]
-    monkeypatch.setattr(Task, "is_complete", property(lambda task: task.directory.run == "a"))
+    monkeypatch.setattr(Task, "is_complete", property(lambda task: task.directory.run == directories[0].run))
     monkeypatch.setattr(study, "load_sweep", lambda name: Sweep("mine"))
     monkeypatch.setattr(study, "plan", lambda sweep, device: tasks)
     folder = tmp_path / "runs" / "studies" / "mine"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from test_strategies import generator, make_labelled, make_pool
 from test_strategies_reference import SEEDS, largest, problem
 
-from palkit import kernels
+from palkit import kmeans
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies import clustered, coverage, select, uncertainty
 
@@ -172,7 +172,7 @@ def test_probcover(seed: int, normalize: bool) -> None:
 def test_purity_radius_is_the_largest_pure_one(seed: int) -> None:
     rows = torch.randn(200, 3, generator=generator(seed))
     radius = coverage.purity_radius(rows, 4, 0.9, generator(seed))
-    label = kernels.kmeans(rows, 4, generator(seed))[1].numpy()
+    label = kmeans.kmeans(rows, 4, generator(seed))[1].numpy()
     distance = np.sqrt(squared_distances(rows.double().numpy()))
     enemy = np.where(label[:, None] == label[None], np.inf, distance)
 
@@ -194,7 +194,7 @@ def test_herding_a_pool_beyond_its_limit() -> None:
 def centres_and_labels(rows: Array, clusters: int, seed: int, weight: Array | None = None) -> tuple[Array, Array]:
     """palkit's own k-means, which test_kernels checks."""
     mass = None if weight is None else torch.from_numpy(weight)
-    centres, label = kernels.kmeans(torch.from_numpy(rows).float(), clusters, generator(seed), mass)
+    centres, label = kmeans.kmeans(torch.from_numpy(rows).float(), clusters, generator(seed), mass)
     return centres.numpy(), label.numpy()
 
 
@@ -346,44 +346,6 @@ def test_falcun(seed: int) -> None:
         d = np.minimum(d, np.abs(p - p[picks[-1]]).sum(1))
         d = (d - d.min()) / (d.max() - d.min())
     assert select("falcun", pool, labelled, 12, generator(seed)).tolist() == [free[i] for i in picks]
-
-
-def fisher(h: Array, p: Array) -> Array:
-    return np.kron(np.diag(p) - np.outer(p, p), np.outer(h, h))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("batch", [4, 20])
-def test_bait(seed: int, batch: int) -> None:
-    """Every candidate's matrix inverted afresh; a batch of more than half of what is left included."""
-    n, c = 30, 3
-    pool, labelled = make_pool(n, 4, c, seed), make_labelled(n, 6, c, seed)
-    h, p = pool.features.double().numpy(), pool.probs.double().numpy()
-    single = [fisher(h[i], p[i]) for i in range(n)]
-    target = np.mean(single, axis=0)
-    matrix = np.eye(len(target)) + sum(single[i] for i in labelled.positions.tolist()) / (6 + batch)
-    share, free, picks = batch / (6 + batch), labelled.unlabelled(n).tolist(), list[int]()
-    for _ in range(min(2 * batch, len(free))):
-        trace = {i: -np.trace(np.linalg.solve(matrix + share * single[i], target)) for i in free if i not in picks}
-        picks += largest(trace, 1)
-        matrix = matrix + share * single[picks[-1]]
-    while len(picks) > batch:
-        trace = {i: -np.trace(np.linalg.solve(matrix - share * single[i], target)) for i in picks}
-        worst = largest(trace, 1)[0]
-        picks.remove(worst)
-        matrix = matrix - share * single[worst]
-    assert select("bait", pool, labelled, batch, generator()).tolist() == picks
-
-
-def test_bait_in_fewer_dimensions_keeps_what_matters() -> None:
-    """Features of rank 3 in 12 dimensions: 3 principal axes give the picks of all 12."""
-    rng = generator(4)
-    features = torch.randn(40, 3, generator=rng) @ torch.linalg.qr(torch.randn(12, 3, generator=rng)).Q.T
-    pool, labelled = make_pool(40, 12, 3, 4, features), make_labelled(40, 6, 3, 4)
-    full = select("bait", pool, labelled, 5, generator())
-    assert torch.equal(full, select("bait", pool, labelled, 5, generator(), max_size=9))
-    assert torch.equal(full, select("bait", pool, labelled, 5, generator(), max_rank=3))
-    assert len(select("bait", pool, labelled, 5, generator(), max_rank=1)) == 5
 
 
 def test_oracle_evens_out_the_true_classes() -> None:

@@ -180,6 +180,15 @@ def test_ending_worse_than_guessing_is_a_divergence(tiny: Backbone) -> None:
         fit(model, inputs, labels, config, seed=0)
 
 
+def test_smoothed_targets_of_many_classes_are_no_divergence(tiny: Backbone) -> None:
+    """Three of a hundred classes are seen: the smoothed loss stays high however well they are learnt."""
+    model, inputs, labels = model_and_data(tiny, "linear_probe", classes=100)
+    report = fit(model, inputs, labels, TrainingConfig(label_smoothing=0.4, head_lr=0.05), seed=0)
+    assert report.losses[-1] > 1.2 * torch.tensor(3.0).log()
+    with torch.inference_mode():
+        assert torch.equal(model(inputs[0])[1].argmax(1), labels)
+
+
 def test_early_stopping_holds_out_and_keeps_the_best(tiny: Backbone) -> None:
     """Labels at random: nothing to learn, so held-out loss is best early and training stops."""
     model, inputs, _ = model_and_data(tiny, "lora")

@@ -1,5 +1,6 @@
 """Data sets by name, by folder, by manifest, by id on the Hugging Face Hub. Knows no model."""
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from palkit.datasets.embedded import digits, digits_lt, fashion_mnist, fashion_m
 from palkit.datasets.files import DECODING, IMAGE_SUFFIXES, FileImages, StoredImages, read_image, unreadable
 from palkit.datasets.hub import PREFIX, from_hub
 from palkit.datasets.libraries import MEDMNIST_SETS, dtd, flowers102, food101
-from palkit.datasets.own import LAYOUT, MANIFEST_SUFFIXES, from_folder, from_manifest
+from palkit.datasets.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
 from palkit.datasets.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, Images, head, long_tail, take
 from palkit.datasets.published import aptos2019, eurosat, histology
 from palkit.datasets.sizes import published_size
@@ -92,12 +93,12 @@ def _load(name: str, group: str | None, unlabelled: bool) -> ImagePool:
         return DATASETS[name]() if name in DATASETS else from_hub(name)
     path = Path(name).expanduser()
     is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
-    if path.is_file() and is_manifest:
+    if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
         return from_manifest(path, group)
-    if path.exists():
+    if os.path.exists(path):
         return from_folder(path, group, unlabelled)
     if len(path.parts) > 1 or is_manifest:
-        raise DataError(f"there is no folder or manifest {path}. {LAYOUT}")
+        raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")
     raise unknown_name("dataset", name, DATASETS)
 
 

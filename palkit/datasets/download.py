@@ -1,13 +1,12 @@
 """Downloads that continue where they were cut, are verified, and unpack completely or not at all."""
 
-import os
+import errno
 import shutil
 import stat
 import tarfile
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from palkit.errors import DataError
-from palkit.files import TEMPORARY, cache_dir
+from palkit.files import TEMPORARY, cache_dir, move_folder_into_place, move_into_place, storing
 
 ATTEMPTS = 5  # in a row that bring nothing, before a download is given up
 BACKOFF_SECONDS = 1.0  # before the second attempt, doubled before each further one
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 2**16  # what a cut connection loses at most
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 console = Console(stderr=True)
@@ -95,7 +95,7 @@ def fetched(remote: Remote, folder: Path) -> Path:
             raise DataError(
                 f"{remote.name} from {remote.url} is not the published file ({wrong}). Try again, {by_hand}"
             )
-        os.replace(part, path)
+        move_into_place(part, path)
     return path
 
 
@@ -178,6 +178,8 @@ def _attempt(url: str, part: Path, progress: Callable[[int, int | None], None]) 
                     progress(done, total)
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise Interrupted(str(error)) from error
+    except OSError as error:  # requests' own are among them: a loop of redirects, say; or the disk is full
+        raise Refused(str(error)) from error
 
 
 def _check_room(part: Path, needed: int) -> None:
@@ -217,9 +219,11 @@ def unpack(archive: Path, target: Path) -> Path:
             else:
                 with tarfile.open(archive) as tar:
                     tar.extractall(temporary, filter="data")
-            temporary.chmod(0o755)
-            os.replace(temporary, target)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+            move_folder_into_place(temporary, target)
+        except Exception as error:  # a damaged archive may raise anything in the libraries that read it
+            if isinstance(error, OSError) and error.errno in DISK:
+                with storing(target):  # the archive is not to blame
+                    raise
             reason = " ".join(str(error).split())
             raise DataError(f"{archive} cannot be unpacked ({reason}). Delete it and try again.") from error
         finally:

@@ -17,6 +17,8 @@ from palkit.datasets.pool import pixel_hash
 from palkit.errors import DataError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+BLOCK = 2**20  # pixels of grey that are scaled at a time
+LONGEST = 100  # times its short side: what is further out is not looked at
 # Of what `read_image` makes of a file: raise it when that changes, and whatever was computed from files is made anew.
 DECODING = 2
 
@@ -82,6 +84,8 @@ def read_image(source: Path | BytesIO) -> Image.Image:
         Exception: whatever PIL raises; see `explain`.
     """
     with Image.open(source) as file:
+        if file.format == "EPS":
+            raise ValueError("it is a PostScript program, which is not executed")
         # A TIFF turns itself when it is loaded, and its tag goes: it must not be turned again by a copy of the tag.
         file.load()
         return _as_rgb(ImageOps.exif_transpose(file))
@@ -89,12 +93,11 @@ def read_image(source: Path | BytesIO) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return _from_grey(np.asarray(image).astype(np.float64), 0, 65_535)
+        return _from_grey(np.asarray(image), 0.0, 65_535.0)
     if image.mode in {"I", "F"}:
-        values = np.asarray(image).astype(np.float64)
+        values = np.asarray(image)
         finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
-        return _from_grey(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high)
+        return _from_grey(values, *((float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -102,8 +105,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_grey(values: np.ndarray, low: float, high: float) -> Image.Image:
-    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+    grey = np.zeros(values.shape, np.uint8)
+    rows = max(1, BLOCK // values.shape[1])  # all at once they would take eight times the image
+    for start in range(0, len(values) if high > low else 0, rows):
+        block = np.nan_to_num(values[start : start + rows].astype(np.float64), nan=low, posinf=high, neginf=low)
+        grey[start : start + rows] = ((block - low) * (255 / (high - low))).round().astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def explain(error: Exception) -> str:
@@ -120,11 +127,21 @@ def _decode_file(path: Path, size: int) -> np.ndarray:
             "`python -m palkit manifest SOURCE OUT.csv` lists all such files, and with --skip-unreadable writes a "
             'manifest without them; in Python, load_dataset("SOURCE", skip_unreadable=True) leaves them out.'
         ) from error
+    image = _middle(image)
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The image without its ends if it is extremely long: scaled by its short side it would not fit into memory."""
+    width, height = (min(side, LONGEST * min(image.size)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def unreadable(paths: Sequence[Path]) -> pd.DataFrame:

@@ -8,10 +8,10 @@ from hashlib import sha256 as of_text
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from palkit.errors import DataError
-from palkit.files import atomic_path, cache_dir, sha256
+from palkit.files import cache_dir, locked, sha256
+from palkit.formats import read_table, write_table
 
 RACY_NS = 2 * 10**9  # a file this young may change again within the same tick of the clock, so it is not kept
 KEY = ("path", "size", "mtime_ns", "ctime_ns")  # the last tells files that changed places
@@ -32,8 +32,7 @@ def file_hashes(paths: Sequence[Path]) -> list[str]:
     absolute = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
     table = cache_dir() / "hashes" / f"{of_text(common.encode()).hexdigest()[:16]}.parquet"
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(table.with_suffix(".lock")):
+    with locked(table.with_suffix(".lock")):
         keys = [_key(path) for path in absolute]
         known = _read(table)
         new = sorted(set(keys) - known.keys())
@@ -66,14 +65,13 @@ def _hash(path: str) -> str:
 def _read(table: Path) -> dict[Key, str]:
     """What is kept; nothing if the table is missing or damaged, since it can be computed again."""
     try:
-        columns = pd.read_parquet(table, columns=[*KEY, "sha256"])
+        columns = read_table(table)
+        keys = zip(*(columns[name].tolist() for name in KEY), strict=True)
+        return dict(zip(keys, columns["sha256"], strict=True))
     except (OSError, ValueError, KeyError):
         return {}
-    keys = zip(*(columns[name].tolist() for name in KEY), strict=True)
-    return dict(zip(keys, columns["sha256"], strict=True))
 
 
 def _write(table: Path, known: dict[Key, str]) -> None:
     rows = [(*key, digest) for key, digest in known.items()]
-    with atomic_path(table) as temporary:
-        pd.DataFrame(rows, columns=[*KEY, "sha256"]).to_parquet(temporary, index=False)
+    write_table(pd.DataFrame(rows, columns=[*KEY, "sha256"]), table)

@@ -18,7 +18,7 @@ from palkit.datasets.files import explain
 from palkit.datasets.own import from_table
 from palkit.datasets.pool import UNLABELLED, ImagePool, carve
 from palkit.errors import DataError
-from palkit.files import TEMPORARY
+from palkit.files import TEMPORARY, move_folder_into_place
 
 PREFIX = "hf:"
 VALIDATION = ("validation", "val", "valid", "dev")
@@ -41,21 +41,25 @@ def from_hub(name: str) -> ImagePool:
     with FileLock(folder / ".lock"):
         if not table.exists():
             _export(name, _loaded(name, folder / "arrow"), folder)
+        if (folder / "arrow").exists():
             shutil.rmtree(folder / "arrow")  # the same images once more
-    rows = pd.read_parquet(table)
-    names = list(rows.pop("classes")[0])
+    try:
+        rows = pd.read_parquet(table)
+        names = list(rows.pop("classes")[0])
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
+        raise DataError(f"{table} is damaged ({explain(error)}). Delete {folder} to have it made again.") from error
     return from_table(name, rows, table, class_names=names)
 
 
 def _folder(source: str) -> Path:
     """Of the exported images: a readable name and a checksum, of the name or of what a local folder holds."""
     identity, local = source, Path(source.partition("@")[0])
-    if local.is_dir():
+    if os.path.isdir(local):
         files = sorted(path for path in local.rglob("*") if path.is_file())
         identity = f"{local.resolve()}@{source}" + "".join(
             f"{p}{p.stat().st_size}{p.stat().st_mtime_ns}" for p in files
         )
-    readable = re.sub(r"[^\w.@-]+", "_", source)
+    readable = re.sub(r"[^\w.@-]+", "_", source)[:200]  # file systems take no more than 255 bytes
     return dataset_dir("hf") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -101,8 +105,7 @@ def _export(name: str, splits: Mapping[str, Any], folder: Path) -> None:
         table = table.drop(columns="split")  # nothing official: split like a folder
     table["classes"] = [class_names] * len(table)
     table.to_parquet(temporary / "table.parquet")
-    temporary.chmod(0o755)
-    os.replace(temporary, folder / "images")
+    move_folder_into_place(temporary, folder / "images")
 
 
 def _encoded() -> Any:

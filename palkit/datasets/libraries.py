@@ -16,6 +16,7 @@ from palkit.datasets.files import FileImages, StoredImages
 from palkit.datasets.pool import SPLITS, ImagePool, carve, make_pool
 from palkit.errors import DataError
 from palkit.files import atomic_path
+from palkit.formats import new_array
 
 PARTS = ("train", "val", "test")  # what both libraries call SPLITS
 MEDMNIST = ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
@@ -130,7 +131,7 @@ def _copy_images(archive: Path, target: Path) -> None:
         shapes = [_shape(file, part) for part in PARTS]
         with atomic_path(target) as temporary:
             rows = sum(shape[0] for shape in shapes)
-            output = np.lib.format.open_memmap(temporary, "w+", np.uint8, (rows, *shapes[0][1:]))
+            output = new_array(temporary, np.uint8, (rows, *shapes[0][1:]))
             flat, position = output.reshape(-1), 0
             for part, shape in zip(PARTS, shapes, strict=True):
                 with file.open(f"{part}_images.npy") as member:

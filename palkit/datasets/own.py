@@ -19,6 +19,7 @@ LAYOUT = (
     "or a CSV or Parquet file with the columns path, label and optionally split (pool, val or test) and group."
 )
 MANIFEST_SUFFIXES = (".csv", ".parquet")
+PATH_MAX = 4096  # of Linux: no file has a longer path
 COLUMNS = ("path", "label", "split", "group")
 
 
@@ -119,7 +120,8 @@ def _read(manifest: Path) -> pd.DataFrame:
     """The known columns as text, "" where there is nothing: a class may well be called NA."""
     try:
         if manifest.suffix.lower() == ".csv":
-            table = pd.read_csv(manifest, dtype=str, na_filter=False, encoding="utf-8-sig")
+            # A comma at the end of each line must not make an index of the paths.
+            table = pd.read_csv(manifest, dtype=str, na_filter=False, encoding="utf-8-sig", index_col=False)
         else:
             stored = parquet.read_table(manifest)
             names = [name for name in COLUMNS if name in stored.column_names]
@@ -144,12 +146,13 @@ def from_table(name: str, table: pd.DataFrame, manifest: Path, class_names: Sequ
     Raises:
         DataError: see `from_manifest`.
     """
-    first = 2 if manifest.suffix == ".csv" else 1
+    first = 2 if manifest.suffix.lower() == ".csv" else 1
     paths = [manifest.parent / path for path in table["path"]]
     for row, path in enumerate(paths):
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike the method, it takes a name that no file can have
             raise DataError(
-                f"{manifest}, line {row + first}: there is no file {path}. Paths are relative to the manifest."
+                f"{manifest}, line {row + first}: there is no file {str(path)[:PATH_MAX]}. "
+                "Paths are relative to the manifest."
             )
     twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():

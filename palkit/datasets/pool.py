@@ -140,8 +140,13 @@ class ImagePool:
         return self._checksum
 
     @cached_property
+    def pixels_checksum(self) -> str:
+        """SHA-256 over pixels alone: what does not change when a label is corrected."""
+        return self.images.checksum()
+
+    @cached_property
     def _checksum(self) -> str:
-        total = sha256(self.images.checksum().encode())
+        total = sha256(self.pixels_checksum.encode())
         total.update(self.labels.astype(np.int64).tobytes())
         total.update("".join(self.split).encode())
         return total.hexdigest()

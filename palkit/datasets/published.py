@@ -61,7 +61,10 @@ def aptos2019() -> ImagePool:
     table, images = root / "train.csv", root / "train_images"
     if not table.exists() or not images.is_dir():
         raise DataError(_aptos_help(dataset_dir("aptos2019")))
-    rows = pd.read_csv(table, dtype=str, na_filter=False)
+    try:
+        rows = pd.read_csv(table, dtype=str, na_filter=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table} cannot be read as a table ({error}). {_aptos_help(root)}") from error
     if not {"id_code", "diagnosis"} <= set(rows) or not set(rows["diagnosis"]) <= APTOS_GRADES.keys():
         raise DataError(f"{table} lacks the columns id_code and diagnosis (0 to 4). {_aptos_help(root)}")
     listed = pd.DataFrame(

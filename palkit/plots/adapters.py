@@ -17,7 +17,7 @@ from palkit.plots.style import (
     styled,
     title_of,
 )
-from palkit.statistics import pareto_front
+from palkit.statistics import pareto_front, sign_of
 
 COSTS = {"trainable": "trainable numbers in the backbone", "seconds": "seconds per round (fit and score)"}
 
@@ -53,7 +53,7 @@ def cost_quality(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
                 elinewidth=0.5,
                 alpha=0.9,
             )
-        _front(axes, table[cost], table["mean"])
+        _front(axes, table[cost], table["mean"], sign_of(metric))
         axes.set_xlabel(label)
         axes.grid()
         metric_axis(axes, "y", metric, labelled=cost == "trainable")
@@ -76,8 +76,8 @@ def _handle(colour: str, marker: str, name: str) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5, label=name)
 
 
-def _front(axes: Axes, cost: pd.Series, value: pd.Series) -> None:
-    best = pd.DataFrame({"cost": cost, "value": value})[pareto_front(cost, value)].sort_values("cost")
+def _front(axes: Axes, cost: pd.Series, value: pd.Series, sign: int) -> None:
+    best = pd.DataFrame({"cost": cost, "value": value})[pareto_front(cost, sign * value)].sort_values("cost")
     axes.plot(best["cost"], best["value"], color=INK, linewidth=0.8, linestyle=":", marker="", drawstyle="steps-post")
 
 

@@ -34,7 +34,7 @@ from palkit.plots.style import (
     title_of,
     value_of,
 )
-from palkit.statistics import curves, iqm_curves
+from palkit.statistics import curves, iqm_curves, sign_of
 
 AXIS_LABELS = {"labels": "labels bought", "fraction": "share of all labels bought (%)"}
 
@@ -140,7 +140,7 @@ def area_under_curves(summary: pd.DataFrame) -> Figure:
     intervals = [f"{value}{end}" for value in ("aubc", "final") for end in ("", "_low", "_high")]
     check_table(summary, ["adapter", "strategy", "metric", *intervals], "summary")
     metric = summary["metric"].iloc[0]
-    table = summary.sort_values("aubc", kind="stable")
+    table = summary.sort_values("aubc", kind="stable", key=lambda areas: sign_of(metric) * areas)
     figure, panels = side_by_side(2, 0.8 + 0.19 * len(table))
     for axes, value, title in zip(
         panels, ("aubc", "final"), ("area under the budget curve", "after the last round"), strict=True

@@ -267,6 +267,7 @@ def filling(adapter: str, colour: str) -> str:
 
 
 def seeds_of(counts: pd.Series) -> str:
+    """How many seeds the curves of a figure are means of, in words."""
     low, high = counts.min(), counts.max()
     if low < high:
         return f"{low} to {high} seeds"
@@ -274,14 +275,17 @@ def seeds_of(counts: pd.Series) -> str:
 
 
 def title_of(name: str) -> str:
+    """A data set or adapter as readers know it."""
     return NAMES.get(name, name.replace("_", " "))
 
 
 def random_first(name: str) -> tuple[bool, str]:
+    """Sorting key of strategies: the reference, then the others by name."""
     return name != "random", name
 
 
 def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:
+    """Label the x or y axis with the name of a metric, and show shares as per cent."""
     label = METRIC_LABELS.get(metric, metric)
     axis = axes.xaxis if which == "x" else axes.yaxis
     if labelled:
@@ -299,6 +303,7 @@ def value_of(metric: str, value: float) -> str:
 
 
 def legend_below(figure: Figure, handles: Sequence) -> None:
+    """One legend for all axes, below them, in as many columns as the figure is wide."""
     columns = min(len(handles), int(figure.get_figwidth() / 1.1))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2)
 
@@ -328,6 +333,7 @@ def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:
 
 
 def check_table(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """A ConfigError unless the table has these columns, and rows."""
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ConfigError(f"the {name} to draw lacks the columns {', '.join(missing)}.")

@@ -22,7 +22,7 @@ from palkit.statistics.intervals import area_under_curve, bootstrap_interval, cu
 from palkit.statistics.pairs import against, gains, penalty_matrix, selection_overlap
 from palkit.statistics.ranks import Ranking, block_areas, rank_strategies
 from palkit.statistics.saving import label_saving, label_saving_intervals
-from palkit.statistics.tables import GROUP, LOWER_IS_BETTER, REFERENCE, SETTING, TIE
+from palkit.statistics.tables import GROUP, LOWER_IS_BETTER, REFERENCE, SETTING, TIE, sign_of
 
 __all__ = [
     "GROUP",
@@ -51,5 +51,6 @@ __all__ = [
     "probability_of_improvement",
     "rank_strategies",
     "selection_overlap",
+    "sign_of",
     "summarise",
 ]

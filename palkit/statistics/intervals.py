@@ -190,6 +190,7 @@ def paired_difference(
 
 
 def areas_of(table: pd.DataFrame) -> NDArray:
+    """(S,) area under the curve of each column, a seed, over the index, labels."""
     return np.array([area_under_curve(table.index, table[seed]) for seed in table])
 
 

@@ -17,14 +17,17 @@ TIE = 1e-12
 
 
 def sign_of(metric: str) -> int:
+    """1 if larger values are better, -1 if smaller ones are."""
     return -1 if metric in LOWER_IS_BETTER else 1
 
 
 def name_of(config: Mapping[str, Hashable]) -> str:
+    """Column values in one line, for messages."""
     return ", ".join(f"{column}={value}" for column, value in config.items())
 
 
 def validate(rounds: pd.DataFrame, columns: Sequence[str], metric: str) -> None:
+    """A ConfigError unless the table has these columns, one row per run and round, and finite values of the metric."""
     needed = dict.fromkeys(["run", "seed", "round", "labels", *columns, metric])
     missing = [column for column in needed if column not in rounds.columns]
     if missing:
@@ -56,6 +59,7 @@ def some(items: Iterable[str], most: int = 5) -> str:
 
 
 def pick(rounds: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
+    """The rows with these column values; a ConfigError that lists what there is if there are none."""
     rows = rounds
     for column, value in config.items():
         if value not in set(rounds[column]):

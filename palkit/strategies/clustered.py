@@ -120,7 +120,8 @@ def cluster_margin(
     if len(candidates) < 2:
         return candidates
     rows = scores.features[candidates.to(scores.features.device)].double().cpu().numpy()
-    label = fcluster(linkage(rows, "average"), clusters or batch_size, criterion="maxclust")
+    wanted = min(clusters or batch_size, len(rows))
+    label = fcluster(linkage(rows, "average"), wanted, criterion="maxclust")
     groups = [candidates[torch.from_numpy(label == c)] for c in sorted(set(label.tolist()))]
     groups = [group[torch.randperm(len(group), generator=rng)] for group in sorted(groups, key=len)]
     rounds = [torch.stack([g[i] for g in groups if len(g) > i]) for i in range(len(groups[-1]))]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import View, chunks, kmeans, nearest, square_gaps
+from palkit.kernels import View, chunks, nearest, square_gaps
+from palkit.kmeans import kmeans
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import margin_gap, per_row
 from palkit.strategies.registry import require_positive, strategy

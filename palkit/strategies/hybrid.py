@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import Rows, chunks, draw, outer_kmeanspp
+from palkit.kernels import Rows, chunks, draw
+from palkit.kmeans import outer_kmeanspp
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import margin_gap, per_row, predicted_class
 from palkit.strategies.registry import strategy
@@ -60,4 +61,4 @@ def falcun(
         chosen = scores.probs[free[picks[-1:]]]
         gap = [torch.cdist(scores.probs[part], chosen, p=1)[:, 0] for part in chunks(*scores.probs.shape)]
         distance = torch.minimum(distance, torch.cat(gap)[free].double())
-        distance = (distance - distance.min()) / (distance.max() - distance.min()).clamp(min=1e-12)
+        distance = distance / distance.max().clamp(min=1e-12)  # the smallest is 0, the pick's own

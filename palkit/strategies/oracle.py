@@ -25,7 +25,7 @@ def class_balanced_oracle(
         scores, labelled, batch_size, rng: as for every strategy.
         labels: (N,) int64 true class of every pool row. Required, so that nobody cheats unawares.
     """
-    if labels is None or labels.shape != (len(scores),):
+    if labels is None or labels.shape != (len(scores),) or labels.dtype != torch.int64 or labels.min() < 0:
         raise ConfigError(
             "class_balanced_oracle reads the true labels: pass labels, an int64 tensor with one class "
             f"per pool row ({len(scores)})."

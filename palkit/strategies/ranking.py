@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from palkit.kernels import Rows, chunks, group_sum, kmeans, nearest_rows
+from palkit.kernels import Rows, chunks, nearest_rows
+from palkit.kmeans import group_sum, kmeans
 from palkit.scores import LabelledSet, PoolScores
 
 RowScore = Callable[[Tensor], Tensor]

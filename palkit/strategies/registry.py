@@ -1,15 +1,16 @@
 """The registry of strategies and the one entry point through which they are called."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, PalkitError, unknown_name
+from palkit.checks import checked
+from palkit.errors import ConfigError, PalkitError, brief, unknown_name
 from palkit.kernels import Rows, chunks
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.balance import BALANCES
@@ -65,7 +66,7 @@ def strategy(
 
 def get_strategy(name: str) -> Strategy:
     """The registered strategy `name`; ConfigError with the nearest valid name if there is none."""
-    if name not in STRATEGIES:
+    if name not in tuple(STRATEGIES):  # unlike the dictionary, it may be asked for what has no hash
         raise unknown_name("strategy", name, STRATEGIES)
     return STRATEGIES[name]
 
@@ -121,13 +122,17 @@ def select(
     own, wrapping = check_options(chosen, balance, options)
     wrapper = BALANCES[balance] if balance else None
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size must be a whole number >= 1, got {batch_size!r}.")
+        raise ConfigError(f"batch_size must be a whole number >= 1, got {brief(batch_size)}.")
+    check_subsample(subsample)
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
             raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
     _check_finite("features", scores.features)
     _check_finite("probs", scores.probs)
+    if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
+        for passed in scores.stochastic_probs:
+            _check_finite("stochastic_probs", passed)
 
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
@@ -135,8 +140,6 @@ def select(
     size = min(batch_size, len(unlabelled))
     shown: Tensor | None = None
     if subsample is not None:
-        if isinstance(subsample, bool) or not isinstance(subsample, int) or subsample < 1:
-            raise ConfigError(f"subsample must be a whole number >= 1 or None, got {subsample!r}.")
         drawn = torch.randperm(len(unlabelled), generator=rng)[: max(subsample, size)]
         shown = torch.cat([unlabelled[drawn], labelled.positions.cpu()]).sort().values
         scores, labelled, options = _restrict(scores, labelled, options, shown)
@@ -170,21 +173,39 @@ def _restrict(
     return part, LabelledSet(positions, labelled.labels.cpu()), {**options, **per_row}
 
 
-def check_options(chosen: Strategy, balance: str | None, options: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Names of the options of a strategy and of a balance; ConfigError if one of `options` is neither's."""
-    if balance is not None and balance not in BALANCES:
+def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Names of the options of a strategy and of a balance.
+
+    Raises:
+        ConfigError: one of `options` is neither's, or is not what its annotation declares.
+    """
+    if balance is not None and balance not in tuple(BALANCES):
         raise unknown_name("balance", balance, BALANCES)
+    hints = get_type_hints(chosen.function) | (get_type_hints(BALANCES[balance]) if balance else {})
     own = set(chosen.options)
     wrapping = set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
-    for option in set(options) - own - wrapping:
-        if not own | wrapping:
-            raise ConfigError(f"unknown {what} {option!r}: it takes no options.")
-        raise unknown_name(what, option, own | wrapping)
+    for option, value in options.items():
+        if option in own | wrapping:
+            checked(f"{what} {option!r}", value, hints[option])
+        elif own | wrapping:
+            raise unknown_name(what, option, own | wrapping)
+        else:
+            raise ConfigError(f"unknown {what} {brief(option)}: it takes no options.")
     return own, wrapping
 
 
+def check_subsample(subsample: object) -> None:
+    """ConfigError if it is neither None nor a number of rows."""
+    if subsample is not None and (isinstance(subsample, bool) or not isinstance(subsample, int) or subsample < 1):
+        raise ConfigError(f"subsample must be a whole number >= 1 or None, got {brief(subsample)}.")
+
+
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
+    for name in ("positions", "labels"):
+        value = getattr(labelled, name)
+        if not isinstance(value, Tensor) or value.dtype != torch.int64:
+            raise ConfigError(f"labelled {name} must be a tensor of int64, got {brief(value)}.")
     positions, pool = labelled.positions.cpu(), len(scores)
     if positions.shape != labelled.labels.shape or positions.ndim != 1:
         raise ConfigError(

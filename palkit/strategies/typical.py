@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from palkit.kernels import View, distances, kmeans, knn
+from palkit.errors import ConfigError
+from palkit.kernels import View, distances, knn
+from palkit.kmeans import kmeans
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import cluster_centres
 from palkit.strategies.registry import strategy
@@ -45,6 +47,10 @@ def typiclust(
         neighbours: nearest neighbours that typicality looks at, or as many as the cluster has.
         normalize: scale features to unit length first, as the authors do.
     """
+    if max_clusters < 1 or neighbours < 1:
+        raise ConfigError(
+            f"typiclust needs max_clusters >= 1 and neighbours >= 1, got {max_clusters} and {neighbours}."
+        )
     rows = View(scores.features, unit=normalize)
     clusters = min(len(labelled) + batch_size, max_clusters)
     cluster = kmeans(rows, clusters, rng)[1].cpu()

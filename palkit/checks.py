@@ -1,0 +1,63 @@
+"""Values that come from outside: what a field declares is what it gets, or an error names both."""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from palkit.errors import ConfigError, brief, unknown_name
+
+WHOLE = 2**63  # what torch and numpy hold
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        JSONDecodeError: it is none, or is nested too deeply for anybody to have written it.
+        ValueError: it holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise json.JSONDecodeError("it is nested too deeply", text[:1], 0) from error
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type that a field declares.
+
+    Args:
+        name: of the field, for the error.
+        value: from outside.
+        hint: the field's annotation: bool, int, float, str, None, tuple[str, ...], a Mapping, another class, or a
+            union of them; or a Literal of texts.
+
+    Raises:
+        ConfigError: another type, or a number that is not finite or has more than 63 bits.
+    """
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise unknown_name(name, value, typing.get_args(hint))
+        return value
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None and type(None) in options:
+        return None
+    if tuple[str, ...] in options and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if bool in options and isinstance(value, bool):
+        return value
+    if number and (float in options or (int in options and isinstance(value, int))):
+        if not (abs(value) < WHOLE if isinstance(value, int) else math.isfinite(value)):
+            raise ConfigError(f"{name} is {brief(value)}; it must be a finite number of at most 63 bits.")
+        return float(value) if float in options else value
+    if str in options and isinstance(value, str):
+        return value
+    if any(isinstance(o, type) and o not in (bool, int, float, str) and isinstance(value, o) for o in options):
+        return value
+    if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
+        return {checked(f"a key of {name}", key, str): inner for key, inner in value.items()}
+    wanted = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise ConfigError(f"{name} is {brief(value)} ({type(value).__name__}); it must be {wanted}.")

@@ -1,0 +1,102 @@
+"""What a run works on, and the config with everything filled in that hangs on it."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from palkit.adapters import ADAPTERS, AdapterConfig, adapted_blocks
+from palkit.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.config import ExperimentConfig
+from palkit.datasets import DATASETS, ImagePool, head, load_dataset
+from palkit.devices import Probe, probe
+from palkit.engine import Progress, ScoringConfig, silent
+from palkit.inputs import InputCache
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run works on: loaded once, shared by the runs of a process."""
+
+    pool: ImagePool
+    backbone: Backbone
+    cache: InputCache
+
+
+def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = silent) -> Setting:
+    """Load data and backbone of a config."""
+    pool = pool_of(config)
+    backbone = _backbone(config.backbone, device)
+    return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
+
+
+def pool_of(config: ExperimentConfig) -> ImagePool:
+    """The data set of a config, without a backbone."""
+    return _dataset(config.dataset, config.pool_size)
+
+
+def _dataset(name: str, pool_size: int | None) -> ImagePool:
+    return _loaded(name, pool_size, *_version(name))
+
+
+@lru_cache(maxsize=8)
+def _loaded(name: str, pool_size: int | None, *version: object) -> ImagePool:
+    pool = load_dataset(name)
+    return pool if pool_size is None else head(pool, pool_size)
+
+
+def _version(name: str) -> list[object]:
+    """Where own images lie, and when something came or went there last: nothing for a data set with a name."""
+    path = Path(name).expanduser()
+    if name in DATASETS or not os.path.exists(path):  # unlike the method, it takes a name that no file can have
+        return []
+    places = [folder for folder, _, _ in os.walk(path)] if path.is_dir() else [path]
+    return [path.resolve(), *(os.stat(place).st_mtime_ns for place in places)]
+
+
+@lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
+def _backbone(config: BackboneConfig, device: str) -> Backbone:
+    return load_backbone(config, device)
+
+
+def probe_backbone(backbone: Backbone, *, again: bool = False) -> Probe:
+    """Measured speed of a backbone on its device, see `palkit.devices.probe`."""
+    name = json.dumps(dataclasses.asdict(backbone.config) | {"checkpoint": None}, sort_keys=True)
+    return probe(name, backbone, backbone.config.image_size, backbone.device, again=again)
+
+
+def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
+    """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
+    if config.precision != "auto" and config.batch_size is not None:
+        return config
+    found = probe_backbone(backbone)
+    precision = found.precision if config.precision == "auto" else config.precision
+    return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
+
+
+def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
+    """The config with everything filled in that hangs on the data, the backbone, the adapter or the machine.
+
+    Raises:
+        ConfigError: blocks that the backbone does not have.
+    """
+    adapter, training = config.adapter, config.training
+    if adapter.name == "linear_probe":
+        adapter = AdapterConfig(adapter.name)  # nothing else about it matters
+        training = dataclasses.replace(training, adapter_lr=None)
+    else:
+        blocks = adapted_blocks(adapter, here.backbone.depth)
+        adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
+        adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
+        training = dataclasses.replace(training, adapter_lr=adapter_lr)
+    if training.precision == "auto":
+        training = dataclasses.replace(training, precision=probe_backbone(here.backbone).precision)
+    return dataclasses.replace(
+        config,
+        adapter=adapter,
+        training=training,
+        scoring=here.cache.config,
+        batch_size=config.batch_size or len(here.pool.class_names),
+    )

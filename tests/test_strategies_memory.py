@@ -1,0 +1,51 @@
+"""No strategy ever holds more than a chunk beside N (C + D) numbers: the largest tensor that a selection makes."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_strategies import NAMES, choose, generator, make_labelled, make_pool
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from palkit import kernels
+from palkit.strategies import bait, coverage
+
+HERDING = {"maxherding", "uherding", "probcover"}  # their kernel matrix is cached up to a limit of its own
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers of any tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self.size = max(self.size, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return made
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in HERDING])
+def test_largest_tensor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 rows of 6 features and 4 classes in 5 passes, 30 labelled."""
+    pool, labelled = make_pool(400, 6, 4, 0), make_labelled(400, 30, 4, 0)
+    limit = 400 * 16 if name == "bait" else 5 * 400 * 4  # a matrix of C x C per row; the passes themselves
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", limit)
+    monkeypatch.setattr(bait, "CHUNK", limit)
+    options: dict[str, Any] = {"batchbald": {"samples": 200}}.get(name, {})
+    with Largest() as largest:
+        choose(name, pool, labelled, 20, generator(), **options)
+    assert largest.size <= limit
+
+
+@pytest.mark.parametrize("cache", [0, 100_000])
+def test_largest_tensor_of_coverage(cache: int) -> None:
+    """Blocks of a tile by a tile, or by the sample that sorts the rows; kept kernel values up to the limit."""
+    rows, tile = torch.randn(1000, 4, generator=generator()), 40
+    similar = coverage.rbf(0.5)
+    with Largest() as largest:
+        coverage.greedy_coverage(rows, similar, torch.ones(1000), torch.zeros(1000), 50, cache, tile)
+    assert largest.size <= max(cache, tile * 334)

@@ -1,0 +1,165 @@
+"""What strategies declare about themselves, against what they do; their defaults and the limits of their options."""
+
+from inspect import signature
+from typing import Any
+
+import pytest
+import torch
+from test_strategies import NAMES, NEEDS_LABELS, check_contract, generator, make_labelled, make_pool
+
+from palkit import kernels
+from palkit.errors import ConfigError
+from palkit.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies import STRATEGIES, select
+
+
+def picks_of(name: str, pool: PoolScores, labelled: LabelledSet) -> list[int]:
+    truth: dict[str, Any] = {"labels": torch.arange(len(pool)) % 3} if name == "class_balanced_oracle" else {}
+    return select(name, pool, labelled, 6, generator(), **truth).tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blind_strategies_are_those_that_look_at_no_score(name: str) -> None:
+    labelled, pools = make_labelled(50, 6, 3, 0), [make_pool(50, 4, 3, seed) for seed in range(4)]
+    batches = {tuple(picks_of(name, pool, labelled)) for pool in pools}
+    assert STRATEGIES[name].blind == (len(batches) == 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cold_start_strategies_are_those_that_need_no_labels_and_no_probs(name: str) -> None:
+    """Without labels there is no head: probabilities must not matter."""
+    empty, pool = make_labelled(50, 0, 3, 0), make_pool(50, 4, 3, 0)
+    if name in NEEDS_LABELS:
+        assert not STRATEGIES[name].cold_start
+        return
+    others = [make_pool(50, 4, 3, seed) for seed in range(4)]
+    batches = {tuple(picks_of(name, PoolScores(pool.features, o.probs, o.stochastic_probs), empty)) for o in others}
+    assert STRATEGIES[name].cold_start == (len(batches) == 1)
+
+
+def test_defaults_are_the_papers() -> None:
+    """Values of the papers and of their authors' code, as the docstrings say; a changed one changes every result."""
+    defaults = {
+        "alfamix": {"eps": 0.2},
+        "bait": {"regulariser": 1.0, "max_size": 4096, "max_rank": 10},
+        "batchbald": {"samples": 1000},
+        "cluster_margin": {"factor": 10, "clusters": None},
+        "falcun": {"exponent": 10.0},
+        "featdist": {"reference": "nearest", "unseen_share": 0.0},
+        "maxherding": {"bandwidth": 1.0, "max_rows": 35_000},
+        "probcover": {"delta": None, "purity": 0.95, "normalize": True, "max_rows": 35_000},
+        "typiclust": {"max_clusters": 500, "min_size": 5, "neighbours": 20, "normalize": True},
+        "uherding": {"bandwidth": None, "temperature": 1.0, "max_rows": 35_000},
+        **{f"power_{name}": {"beta": 1.0} for name in ("bald", "entropy", "least_confidence", "margin")},
+    }
+    for name in NAMES:
+        parameters = signature(STRATEGIES[name].function).parameters
+        found = {option: parameters[option].default for option in STRATEGIES[name].options if option != "labels"}
+        assert found == defaults.get(name, {}), name
+    head = {name: STRATEGIES[name].dropout for name in NAMES if STRATEGIES[name].dropout}
+    half = Dropout(passes=20, rate=0.5)
+    assert head == {
+        "bald": half,
+        "power_bald": half,
+        "batchbald": half,
+        "dropquery": Dropout(passes=3, rate=0.75),
+    }
+
+
+NAN = float("nan")
+LIMITS: list[tuple[str, str, list[Any], list[Any]]] = [
+    ("alfamix", "eps", [1e-6, 0.5, 50.0], [0.0, -0.5, NAN]),
+    ("bait", "regulariser", [1e-6, 0.5], [0.0, -0.5, NAN]),
+    ("bait", "max_size", [1, 2], [0, -1]),
+    ("bait", "max_rank", [1, 2], [0, -1]),
+    ("batchbald", "samples", [1, 2], [0, -1]),
+    ("cluster_margin", "factor", [1, 2], [0, -1]),
+    ("cluster_margin", "clusters", [None, 1, 2, 100], [0, -1]),
+    ("falcun", "exponent", [0.0, 0.5], [-0.5, NAN]),
+    ("featdist", "unseen_share", [0.0, 0.5, 1.0], [-0.5, 1.5, NAN]),
+    ("maxherding", "bandwidth", [1e-6, 0.5], [0.0, -0.5, NAN]),
+    ("maxherding", "max_rows", [1, 2], [0, -1]),
+    ("power_margin", "beta", [0.0, 0.5], [-0.5, NAN]),
+    ("probcover", "delta", [None, 1e-6, 0.5], [0.0, -0.5, NAN]),
+    ("probcover", "purity", [1e-6, 0.5, 1 - 1e-6], [0.0, -0.5, 1.0, 1.5, NAN]),
+    ("typiclust", "max_clusters", [1, 2], [0, -1]),
+    ("typiclust", "neighbours", [1, 2], [0, -1]),
+    ("uherding", "temperature", [1e-2, 0.5, 50.0], [0.0, -0.5, NAN]),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "good", "bad"), LIMITS, ids=[f"{row[0]}-{row[1]}" for row in LIMITS])
+def test_limits_of_options(name: str, option: str, good: list[Any], bad: list[Any]) -> None:
+    """Up to the limit an option is heeded, from there on refused by name."""
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    for value in good:
+        check_contract(select(name, pool, labelled, 5, generator(), **{option: value}), pool, labelled, 5)
+    for value in bad:
+        with pytest.raises(ConfigError, match=option):
+            select(name, pool, labelled, 5, generator(), **{option: value})
+
+
+def test_limits_of_the_balance() -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    for gamma in (1e-6, 0.5, 1.0):
+        picks = select("margin", pool, labelled, 5, generator(), balance="pcb", gamma=gamma)
+        check_contract(picks, pool, labelled, 5)
+    for gamma in (0.0, -0.5, 1.5, NAN):
+        with pytest.raises(ConfigError, match="gamma"):
+            select("margin", pool, labelled, 5, generator(), balance="pcb", gamma=gamma)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.zeros(39).long(),
+        torch.zeros(41).long(),
+        torch.zeros(40, 1).long(),
+        torch.zeros(40),
+        -torch.ones(40).long(),
+    ],
+    ids=["short", "long", "two dimensions", "float", "negative"],
+)
+def test_the_oracle_refuses_what_are_no_labels(labels: torch.Tensor) -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    with pytest.raises(ConfigError, match="labels"):
+        select("class_balanced_oracle", pool, labelled, 5, generator(), labels=labels)
+
+
+def test_rows_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk by chunk; five are named, of more it is said that there are more."""
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 40)
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    pool.features[[1, 17, 30, 31, 59], 2] = NAN
+    with pytest.raises(ConfigError, match=r"features of 5 pool rows are not finite \(rows 1, 17, 30, 31, 59\)"):
+        select("random", pool, labelled, 5, generator())
+    pool.features[58] = NAN
+    with pytest.raises(ConfigError, match=r"features of 6 pool rows are not finite \(rows 1, 17, 30, 31, 58, \.\.\.\)"):
+        select("random", pool, labelled, 5, generator())
+
+
+@pytest.mark.parametrize(
+    ("positions", "labels", "message"),
+    [
+        ([0, 39], [0, 2], ""),
+        ([0, 40], [0, 2], "position 40 is outside the pool of 40 rows"),
+        ([-1, 0], [0, 2], "position -1 is outside"),
+        ([0, 39], [-1, 2], "label -1 is outside the 3 classes"),
+        ([0, 39], [0, 3], "label 3 is outside the 3 classes"),
+        ([[0, 39]], [[0, 2]], "two vectors of one length"),
+        ([7, 3, 7, 3, 3], [0, 0, 0, 0, 0], "position 3 is labelled twice"),
+    ],
+)
+def test_labelled_rows_are_checked(positions: list[Any], labels: list[Any], message: str) -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), LabelledSet(torch.tensor(positions), torch.tensor(labels))
+    if message:
+        with pytest.raises(ConfigError, match=message):
+            select("random", pool, labelled, 5, generator())
+    else:
+        check_contract(select("random", pool, labelled, 38, generator()), pool, labelled, 38)
+
+
+def test_a_subsample_smaller_than_the_batch_is_the_batch() -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    for name in ("coreset", "margin"):
+        check_contract(select(name, pool, labelled, 9, generator(), subsample=3), pool, labelled, 9)
