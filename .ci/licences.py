@@ -22,8 +22,8 @@ BY_HAND = {"cuda-toolkit": "NVIDIA Proprietary Software"}
 HEAD = """# Dependencies
 
 Every package of `requirements.lock` that is installed on Linux, with the licence its metadata states. The lock has a
-SHA-256 for each file, and pip is told to require them. None is under the GPL; NVIDIA's libraries, which torch brings along
-on Linux, are proprietary and free of charge. Made by `.ci/licences.py`; a test holds page and lock together.
+SHA-256 for each file, and pip is told to require them. None is under the GPL; NVIDIA's libraries, which torch brings
+along on Linux, are proprietary and free of charge. Made by `.ci/licences.py`; a test holds page and lock together.
 
 Known vulnerabilities: `pipx run pip-audit --require-hashes -r requirements.lock`.
 

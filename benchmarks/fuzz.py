@@ -4,11 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py --only images --seed 1   # other images
     OMP_NUM_THREADS=1 python benchmarks/fuzz.py --list                   # what went wrong, case by case
 
-The cases are those of tests/bad_files.py and tests/bad_input.py, which say what an explanation is. Each entry is tried
-in a process of its own, with a bound on its address space and a time limit per case, so that a hang, a crash of a
-parser or a memory bomb is counted too. Writes figures/trust/bad_input.json (with --only, the row of that entry) and
-exits with 1 if a case was accepted that should not have been, or refused without saying why, or took more than a case
-may.
+The cases are those of tests/bad_entries.py; tests/bad_input.py says what an explanation is. Each entry is tried in a
+process of its own, with a bound on its address space and a time limit per case, so that a hang, a crash of a parser or
+a memory bomb is counted too. Writes figures/trust/bad_input.json (with --only, the row of that entry) and exits with 1
+if a case was accepted that should not have been, or refused without saying why, or took more than a case may.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def status(field: str) -> float:
 
 def try_entry(name: str, cases: int, seed: int) -> None:
     """Print a JSON line for each kind of outcome of an entry, the last one a summary; in a process of its own."""
-    from bad_files import ENTRIES
+    from bad_entries import ENTRIES
     from bad_input import Case, World, judge
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -126,7 +125,7 @@ def main() -> int:
     if options.entry:
         try_entry(options.entry, options.cases, options.seed)
         return 0
-    from bad_files import ENTRIES
+    from bad_entries import ENTRIES
 
     shares = {name: share for name, (_, _, share) in ENTRIES.items() if options.only in (None, name)}
     if not shares:

@@ -9,10 +9,10 @@ The changes are cosmic-ray's, but for those that any run would notice: annotatio
 arithmetic operator replaced by one of bits, which tensors of floats do not have. Nothing is written to the sources:
 each mutant lives in a fork of a process that has imported and collected the tests, and there the code of the module's
 functions is exchanged. A mutant outside functions, or in one that the import calls, gets a fork that imports palkit
-anew. Tests that never reach the changed statement are left out; those that killed a neighbour and those that are
-quick go first. A test that takes much longer than it did counts as failed ("timeout").
+anew. Tests that never reach the changed statement are left out, those that killed a neighbour and quick ones go first,
+and a test that takes much longer than it did counts as failed ("timeout").
 
-Writes figures/trust/mutants.csv after a full run; `mutants.md` says why survivors survive.
+Writes figures/trust/mutants.csv if it ran all modules; `mutants.md` says why survivors survive.
 """
 
 import argparse
@@ -34,6 +34,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import spec_from_file_location
@@ -58,7 +59,7 @@ ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 SECONDS, TIMES = 5, 10  # CPU time that a test may take: so much, and so many times what it took before
 ENOUGH = 8.0  # a mutant that outlives so many CPU seconds of tests that reach it has survived
 SMALLEST = 40  # mutants to draw of a module at least
-MEMORY = 4 * 2**30
+MEMORY = 4 * 2**30  # bytes that a fork may take
 STORE = REPOSITORY / "artefacts" / "mutants.jsonl"
 
 Reached = dict[str, tuple[float, set[tuple[str, int]]]]  # of each test: CPU seconds, (module, line)
@@ -98,25 +99,14 @@ def mutants_of(module: str) -> Iterator[Mutant]:
             if in_annotation(tree, line, column) or getattr(node.parent, "type", "") == "parameters":
                 continue  # the star before keyword-only parameters is no operator
             changed = mutate_code(source, operator, number)
-            if changed is None or changed == source or not compiles(changed):
-                continue
-            lines, function = place(tree, line)
-            yield Mutant(module, name, line, lines, function, difference(source, changed), changed)
+            with suppress(SyntaxError):
+                compile(changed, module, "exec")
+                yield Mutant(module, name, line, *place(tree, line), difference(source, changed), changed)
 
 
 def in_annotation(tree: ast.AST, line: int, column: int) -> bool:
-    found = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
-    return any(
-        (a.lineno, a.col_offset) <= (line, column) < (a.end_lineno, a.end_col_offset) for a in found if a is not None
-    )
-
-
-def compiles(source: str) -> bool:
-    try:
-        compile(source, "", "exec")
-    except SyntaxError:
-        return False
-    return True
+    notes = [getattr(node, field, None) for node in ast.walk(tree) for field in ("annotation", "returns")]
+    return any(a and (a.lineno, a.col_offset) <= (line, column) < (a.end_lineno, a.end_col_offset) for a in notes)
 
 
 def place(tree: ast.Module, line: int) -> tuple[range, str]:
@@ -209,22 +199,17 @@ def baseline(session: pytest.Session, modules: list[str]) -> tuple[Reached, list
     session.config._tmp_path_factory._basetemp = Path(tempfile.mkdtemp())  # type: ignore[attr-defined]
     lines: set[tuple[str, int]] = set()
 
-    def on_call(frame: Any, event: str, arg: object) -> Any:
+    def trace(frame: Any, event: str, arg: object) -> Any:
         module = names.get(frame.f_code.co_filename)
-        if module is None:
-            return None
-
-        def on_line(frame: Any, event: str, arg: object) -> Any:
+        if module:
             lines.add((module, frame.f_lineno))
-            return on_line
-
-        return on_line
+        return trace if module else None
 
     found, failed = {}, list[str]()
     for item, after in zip(session.items, [*session.items[1:], None], strict=True):
         lines.clear()
         began = time.process_time()
-        sys.settrace(on_call)
+        sys.settrace(trace)
         reports = runtestprotocol(item, log=False, nextitem=after)
         sys.settrace(None)
         if any(report.failed for report in reports):
@@ -241,27 +226,19 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
-class MutatedLoader(SourceFileLoader):
-    def __init__(self, name: str, path: str, source: str) -> None:
-        super().__init__(name, path)
-        self.source = source
+class Changed(SourceFileLoader):
+    """Finds and loads one module from a changed source."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        name = mutant.module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        super().__init__(name, str(REPOSITORY / mutant.module))
+        self.source = mutant.source
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
+        return spec_from_file_location(name, self.path, loader=self) if name == self.name else None
 
     def get_code(self, fullname: str) -> CodeType:
         return compile(self.source, self.path, "exec")
-
-
-class MutatedFinder:
-    """Imports one module from a changed source."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
-        self.name = mutant.module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        if name != self.name:
-            return None
-        file = str(REPOSITORY / self.mutant.module)
-        return spec_from_file_location(name, file, loader=MutatedLoader(name, file, self.mutant.source))
 
 
 class Run:
@@ -275,7 +252,6 @@ class Run:
         self.reached: Reached = {}
         self.killers: dict[str, Counter[str]] = {}
         self.at_import: set[tuple[str, str]] = set()
-        STORE.parent.mkdir(exist_ok=True)
         STORE.write_text("".join(f"{json.dumps(row)}\n" for row in self.outcomes.values()))
 
     def tests_of(self, mutant: Mutant, reaching: bool) -> dict[str, float]:
@@ -293,6 +269,8 @@ class Run:
     def add(self, mutant: Mutant, killer: str | None, ended_by: int) -> None:
         if killer:
             self.killers[f"{mutant.module} {mutant.function}"][killer] += 1
+        elif killer is None and not ended_by:
+            raise RuntimeError(f"the fork of {mutant.module}:{mutant.line} {mutant.change} broke")
         outcome = "timeout" if ended_by == signal.SIGPROF else "survived" if killer == "" else "killed"
         row = {name: getattr(mutant, name) for name in ("key", "module", "line", "function", "operator", "change")}
         self.outcomes[mutant.key] = row | {"outcome": outcome, "by": killer or ended_by}
@@ -305,11 +283,10 @@ class Run:
         """Measure the tests, then run every mutant whose function can be exchanged in place."""
         if session.testsfailed:
             return
-        began = time.time()
         (self.reached, failed), _ = in_fork(lambda: baseline(session, self.modules))
         seconds = sum(took for took, _ in self.reached.values())
         print(f"{len(self.reached)} tests, {seconds:.0f} s; {len(self.mutants)} mutants", flush=True)
-        print("left out, as they fail without any mutant:", *failed, flush=True)
+        print("left out, as they fail without any mutant:", *failed or ["none"], flush=True)
         functions = [f for f in gc.get_objects() if isinstance(f, FunctionType) and "palkit" in f.__code__.co_filename]
         gc.freeze()  # a collection in a fork would copy all memory
         for number, mutant in enumerate(self.mutants):
@@ -327,7 +304,7 @@ class Run:
 
             self.add(mutant, *in_fork(work))
             if number % 100 == 99:
-                print(f"  {number + 1} of {len(self.mutants)}, {time.time() - began:.0f} s", flush=True)
+                print(f"  {number + 1} of {len(self.mutants)}", flush=True)
 
     def at_module_level(self) -> None:
         """Run every other mutant, in a process that imports the changed module."""
@@ -337,7 +314,7 @@ class Run:
             tests = self.tests_of(mutant, reaching=False)
 
             def work(mutant: Mutant = mutant, tests: dict = tests) -> str:
-                sys.meta_path.insert(0, MutatedFinder(mutant))  # type: ignore[arg-type]
+                sys.meta_path.insert(0, Changed(mutant))  # type: ignore[arg-type]
                 failed = ["collection"]
                 collect(lambda session: failed.append(first_failure(session, tests)))
                 return failed[-1]
@@ -354,36 +331,24 @@ def called_by_the_import() -> set[tuple[str, str]]:
     return {(str(file.relative_to(REPOSITORY)), name.replace("<locals>.", "")) for file, name in mine}
 
 
-def sample(mutants: list[Mutant], share: float) -> list[Mutant]:
-    """The first of a fixed random order: a larger share holds a smaller one."""
-    order = list(mutants)
-    random.Random(0).shuffle(order)
-    return order[: max(SMALLEST, math.ceil(share * len(order)))]
-
-
 def table_of(outcomes: list[dict[str, Any]], total: dict[str, int]) -> pd.DataFrame:
-    """Scores by module and, weighted by all their mutants, together; with Wilson's interval where some were drawn."""
+    """Scores by module and, weighted by all their mutants, together, with Wilson's interval if some were drawn."""
     counts = pd.DataFrame(outcomes).groupby("module")["outcome"].value_counts().unstack(fill_value=0)
     counts = counts.reindex(columns=["killed", "timeout", "survived"], fill_value=0)
-    tested = counts.sum(axis=1)
-    counts.insert(0, "mutants", pd.Series(total))
+    tested, every = counts.sum(axis=1), pd.Series(total)
+    counts.insert(0, "mutants", every)
     counts.insert(1, "tested", tested)
-    score = 1 - counts["survived"] / tested
-    share = counts["mutants"] / counts["mutants"].sum()
-    whole = float((share * score).sum())
-    variance = float((share**2 * score * (1 - score) / tested * (1 - tested / counts["mutants"])).sum())
+    score, share = 1 - counts["survived"] / tested, every / every.sum()
     counts.loc["all"] = counts.sum()
-    rows = [*zip(score, tested, tested < counts["mutants"][:-1], strict=True)]
-    rows.append((whole, whole * (1 - whole) / variance if variance else math.inf, variance > 0))
-    counts["score"] = [round(p, 4) for p, _, _ in rows]
-    for name, sign in (("low", -1), ("high", 1)):
-        counts[name] = [round(wilson(p, n, sign) if drawn else p, 4) for p, n, drawn in rows]
+    whole = p = float((share * score).sum())
+    counts["score"] = [*score.round(4), round(whole, 4)]
+    variance = float((share**2 * score * (1 - score) / tested * (1 - tested / every)).sum())
+    if variance:
+        n, z = p * (1 - p) / variance, 1.96
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        low, high = ((p + z * z / (2 * n) + sign * half) / (1 + z * z / n) for sign in (-1, 1))
+        print(f"score of all mutants {whole:.1%}, 95 % interval {low:.1%} to {high:.1%}")
     return counts.reset_index()
-
-
-def wilson(p: float, n: float, sign: int) -> float:
-    z = 1.96
-    return (p + z * z / (2 * n) + sign * z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
 
 
 def main() -> None:
@@ -394,22 +359,25 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="only mutants that are new or survived the last run")
     arguments = parser.parse_args()
     os.chdir(REPOSITORY)
+    STORE.parent.mkdir(exist_ok=True)
     sys.path.insert(0, str(REPOSITORY))
     every = sorted(str(path.relative_to(REPOSITORY)) for pattern in MODULES for path in REPOSITORY.glob(pattern))
     modules = arguments.modules or every
     mutants = {module: list(mutants_of(module)) for module in modules}
-    drawn = [mutant for found in mutants.values() for mutant in sample(found, arguments.share)]
+    drawn = []
+    for found in mutants.values():  # the first of a fixed random order: a larger share holds a smaller one
+        random.Random(0).shuffle(found)
+        drawn += found[: max(SMALLEST, math.ceil(arguments.share * len(found)))]
     run = Run(drawn, modules, arguments.again)
 
     for name in HEAVY:
         importlib.import_module(name)
-    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # no shrinking
     hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
     hypothesis.settings.load_profile("mutants")
     # The tests are collected in a fork, so that this process can start others without palkit.
     reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
+    if not (child := os.fork()):
         run.at_import = called_by_the_import()
         collect(run.in_functions)
         with os.fdopen(writer, "wb") as file:

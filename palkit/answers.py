@@ -190,6 +190,7 @@ def _listed(what: str, values: str | Sequence[str]) -> list[str]:
 
 
 def named(what: str, value: str) -> str:
+    """A name without spaces around it; a ConfigError if nothing is left."""
     name = checked(what, value, str).strip()
     if not name:
         raise ConfigError(f"{what} {value!r}: give a name.")

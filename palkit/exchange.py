@@ -395,8 +395,5 @@ def _write(path: Path, text: str) -> None:
         raise DataError(
             f"{path}: {text[error.start - 20 : error.end]!r} has bytes that are no text. Rename the file."
         ) from error
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}). Choose another place.") from error
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)

@@ -209,6 +209,8 @@ def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:
         shards = Shards([folder / entry["file"] for entry in content["shards"]], dtype)
         expected = tuple(content["shape"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise  # nothing is wrong with the files
         raise DataError(
             f"{path} is no manifest of shards ({error!r}). Delete {folder} to have it computed again."
         ) from error

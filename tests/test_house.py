@@ -85,7 +85,7 @@ def test_no_module_needs_itself() -> None:
 
 def test_no_file_is_long() -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.js", "*.css", "*.sh"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "palkit", "tests"],
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
     ).stdout.split()  # fmt: skip
     lengths = {

@@ -116,21 +116,22 @@ def test_batchbald_outcomes_stand_for_the_joint_distribution(samples: int) -> No
 
 
 @pytest.mark.parametrize("samples", [9, 10, 30])
-def test_batchbald_is_exact_up_to_its_limit_and_then_unbiased(samples: int) -> None:
+@pytest.mark.parametrize("sharpness", [2.0, -2.0, 0.0])
+def test_batchbald_is_exact_up_to_its_limit_and_then_unbiased(samples: int, sharpness: float) -> None:
     """Two rows of 3 classes have 9 outcomes. The mean posterior over outcomes is the prior, drawn or not."""
-    passes = (2 * torch.randn(4, 3, 3, generator=generator(1))).softmax(2).double()
+    passes = (sharpness * torch.randn(4, 3, 3, generator=generator(1)).sort().values).softmax(2).double()
     means = []
-    for seed in range(300):
+    for seed in range(200):
         rng = generator(seed)
         posterior, weight = torch.full((1, 4), 0.25, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        for row in range(3):
+        for row, outcomes in enumerate((3, 9, 27)):
             posterior, weight = bayesian.condition(posterior, weight, passes[:, row], samples, rng)
-            if row == 1:
-                assert len(weight) == 9
+            assert len(weight) == min(outcomes, samples)
+            if outcomes <= samples:
                 torch.testing.assert_close(weight @ posterior, torch.full((4,), 0.25, dtype=torch.float64))
         means.append((weight @ posterior).numpy())
     error = np.abs(np.mean(means, axis=0) - 0.25)
-    assert (error <= 4 * np.std(means, axis=0) / np.sqrt(300) + 1e-6).all()
+    assert (error <= 4 * np.std(means, axis=0) / np.sqrt(200) + 1e-6).all()
 
 
 @pytest.mark.parametrize(("uniform", "label"), [(0.0, 1), (0.3, 1), (0.7, 2), (1 - 2**-53, 2)])
@@ -200,6 +201,20 @@ def test_featdist_class_mean_of_any_batch(batch: int) -> None:
     picks = select("featdist", PoolScores(features, probs), labelled, batch, generator(), reference="class_mean")
     assert picks[:2].tolist() == [2, 1][:batch]
     assert len(set(picks.tolist())) == batch
+
+
+def test_linear_head_of_as_few_rows_as_can_tell() -> None:
+    """Six weights and an intercept from seven rows: all of them are needed."""
+    pool, weight, _ = linear_pool(0, n=7)
+    assert np.abs(clustered.linear_head(pool).numpy() - (weight - weight.mean(0))).max() < 1e-2
+
+
+@pytest.mark.parametrize(("batch", "factor"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)])
+def test_cluster_margin_of_few_candidates(batch: int, factor: int) -> None:
+    pool, labelled = make_pool(30, 4, 3, 0), make_labelled(30, 5, 3, 0)
+    picks = select("cluster_margin", pool, labelled, batch, generator(), factor=factor).tolist()
+    assert len(picks) == batch
+    assert set(picks) <= set(select("margin", pool, labelled, batch * factor, generator()).tolist())
 
 
 def test_linear_head_from_some_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

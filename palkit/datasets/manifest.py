@@ -10,7 +10,7 @@ import pandas as pd
 from palkit.datasets.files import FileImages, unreadable
 from palkit.datasets.own import MANIFEST_SUFFIXES
 from palkit.datasets.pool import ImagePool, take
-from palkit.errors import ConfigError, DataError
+from palkit.errors import ConfigError
 from palkit.files import atomic_path
 
 
@@ -115,14 +115,11 @@ def write_manifest(pool: ImagePool, path: Path) -> Path:
             "group": groups,
         }
     )
-    try:
-        with atomic_path(path) as temporary:
-            if path.suffix.lower() == ".csv":
-                table.to_csv(temporary, index=False)
-            else:
-                table.to_parquet(temporary, index=False)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}). Choose another place for the manifest.") from error
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
     return path
 
 
