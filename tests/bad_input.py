@@ -1,7 +1,7 @@
 """What counts as an answer to bad input, with its judge; odd values, and the files and models that cases begin with.
 
-Every public entry has cases that are drawn at random (hypothesis strategies, so that a failure shrinks) and
-cases that are known to be nasty, see `bad_entries`. A case is answered well if the input is accepted, or refused by an error of
+Every public entry has cases that are drawn at random (hypothesis strategies, so that a failure shrinks) and cases that
+are known to be nasty, see `bad_entries`. A case is answered well if the input is accepted, or refused by an error of
 `palkit.errors` (on the command line: by a usage or error line) whose text names what was given.
 """
 
