@@ -34,7 +34,7 @@ def test_lock_has_the_pins_of_the_project_and_a_hash_for_each() -> None:
     entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())
     locked = {}
     for entry in entries:
-        match = re.match(r"([a-z0-9._-]+)==([^\s;]+)", entry)
+        match = re.match(r"([a-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)", entry)
         if match:
             assert "--hash=sha256:" in entry, f"{match[1]} has no hash"
             locked[canonicalize_name(match[1])] = match[2]
@@ -47,7 +47,7 @@ def test_the_licence_page_lists_what_the_lock_has() -> None:
     lock, page = (ROOT / "requirements.lock").read_text(), (ROOT / "docs" / "dependencies.md").read_text()
     listed = dict(re.findall(r"^\| ([a-z0-9._-]+) \| (\S+) \| \S.* \|$", page, re.MULTILINE))
     del listed["package"], listed["---"]
-    locked = re.findall(r"^([a-z0-9._-]+)==(\S+)( ;)?", lock, re.MULTILINE)
+    locked = re.findall(r"^([a-z0-9._-]+)(?:\[[^\]]*\])?==(\S+)( ;)?", lock, re.MULTILINE)
     everywhere = {name: version for name, version, marker in locked if not marker}
     assert {name: listed.get(name) for name in everywhere} == everywhere
     assert listed.items() <= {(name, version) for name, version, _ in locked}

@@ -212,7 +212,7 @@ def test_every_package_of_the_lock_has_a_hash_and_an_exact_version() -> None:
     entries = re.split(r"\n(?=[A-Za-z0-9])", lock[re.search(r"^[A-Za-z0-9]", lock, re.MULTILINE).start() :])  # type: ignore[union-attr]
     assert len(entries) > 100
     for entry in entries:
-        assert re.match(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^\s;]+", entry), entry[:60]
+        assert re.match(r"[A-Za-z0-9._-]+(\[[^\]]*\])?==[^\s;]+", entry), entry[:60]
         assert "--hash=sha256:" in entry, entry[:60]
     assert "--require-hashes" in (REPOSITORY / "run_all.sh").read_text()
 
