@@ -62,7 +62,8 @@ def score_pool(
         rows = pinned(inputs[begin : begin + config.rows], device)
         if dropout is None or dropout.on != "features":
             return rows, None
-        return rows, torch.rand(dropout.passes, len(rows), model.backbone.width, generator=rng) >= dropout.rate
+        # Row by row, so that what is drawn for a row does not depend on the batches.
+        return rows, torch.rand(len(rows), dropout.passes, model.backbone.width, generator=rng) >= dropout.rate
 
     def work(begin: int, block: Tensor, masks: Tensor | None, part: slice) -> None:
         rows = slice(begin + part.start, begin + part.stop)
@@ -75,8 +76,8 @@ def score_pool(
         if stochastic is None or dropout is None:
             return
         if masks is not None:
-            kept = chunk * masks[:, part].to(device) / (1 - dropout.rate)  # (T, B, D)
-            stochastic[:, rows] = model.logits(kept).softmax(dim=2).cpu()
+            kept = chunk[:, None] * masks[part].to(device) / (1 - dropout.rate)  # (B, T, D)
+            stochastic[:, rows] = model.logits(kept).softmax(dim=2).transpose(0, 1).cpu()
         elif heads is not None:
             logits = torch.einsum("bd,tcd->tbc", chunk, heads) + model.head.bias
             stochastic[:, rows] = (logits / model.temperature).softmax(dim=2).cpu()
