@@ -201,13 +201,9 @@ def test_paths_that_lead_out_are_refused(tmp_path: Path, path: str, form: str) -
     else:
         with tarfile.open(archive, "w") as tar:
             tar.addfile(tarfile.TarInfo(path), BytesIO())
-    if form == "tar" and path.startswith("/"):
-        unpack(archive, tmp_path / "target")  # the data filter takes the leading slash away
-        assert (tmp_path / "target" / "tmp" / "palkit-out.txt").exists()
-    else:
-        with pytest.raises(DataError, match=r"bad\.\w+ cannot be unpacked"):
-            unpack(archive, tmp_path / "target")
-        assert visible(tmp_path) == [archive.name]
+    with pytest.raises(DataError, match=r"bad\.\w+ cannot be unpacked"):
+        unpack(archive, tmp_path / "target")
+    assert visible(tmp_path) == [archive.name]
     assert not Path("/tmp/palkit-out.txt").exists()
 
 
@@ -223,6 +219,22 @@ def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
     for archive in ("bad.zip", "bad.tar"):
         with pytest.raises(DataError, match=f"{archive} cannot be unpacked"):
             unpack(tmp_path / archive, tmp_path / "target")
+
+
+def test_a_python_without_tar_filters_unpacks_and_refuses_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TAR_FILTER", {})
+    for name in ("good.txt", "../bad.txt"):
+        with tarfile.open(tmp_path / "set.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("folder/first.txt"), BytesIO())
+            tar.addfile(tarfile.TarInfo(name), BytesIO())
+        if name == "good.txt":
+            assert visible(unpack(tmp_path / "set.tar", tmp_path / "target")) == ["folder", "good.txt"]
+        else:
+            with pytest.raises(DataError, match="leads out of the folder"):
+                unpack(tmp_path / "set.tar", tmp_path / "other")
+    assert visible(tmp_path) == ["set.tar", "target"]
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path) -> None:

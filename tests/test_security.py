@@ -62,7 +62,7 @@ def dangers(code: str) -> Iterator[str]:
                 value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 if keyword.arg in DANGEROUS and value is DANGEROUS[keyword.arg]:
                     yield f"{name}({keyword.arg}={value})"
-            if name.endswith(".extractall") and "tar" in name and "filter" not in {k.arg for k in node.keywords}:
+            if name == "tar.extractall" and "TAR_FILTER" not in ast.unparse(node):
                 yield f"{name} without a filter"
 
 

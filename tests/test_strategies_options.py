@@ -1,5 +1,6 @@
 """What strategies declare about themselves, against what they do; their defaults and the limits of their options."""
 
+from dataclasses import FrozenInstanceError
 from inspect import signature
 from typing import Any
 
@@ -8,9 +9,9 @@ import torch
 from test_strategies import NAMES, NEEDS_LABELS, check_contract, generator, make_labelled, make_pool
 
 from palkit import kernels
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, PalkitError
 from palkit.scores import Dropout, LabelledSet, PoolScores
-from palkit.strategies import STRATEGIES, select
+from palkit.strategies import STRATEGIES, registry, select
 
 
 def picks_of(name: str, pool: PoolScores, labelled: LabelledSet) -> list[int]:
@@ -35,6 +36,11 @@ def test_cold_start_strategies_are_those_that_need_no_labels_and_no_probs(name: 
     others = [make_pool(50, 4, 3, seed) for seed in range(4)]
     batches = {tuple(picks_of(name, PoolScores(pool.features, o.probs, o.stochastic_probs), empty)) for o in others}
     assert STRATEGIES[name].cold_start == (len(batches) == 1)
+
+
+def test_what_is_registered_stays_as_it_is() -> None:
+    with pytest.raises(FrozenInstanceError):
+        STRATEGIES["badge"].cold_start = True  # type: ignore[misc]
 
 
 def test_defaults_are_the_papers() -> None:
@@ -147,10 +153,15 @@ def test_rows_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -
         ([0, 39], [-1, 2], "label -1 is outside the 3 classes"),
         ([0, 39], [0, 3], "label 3 is outside the 3 classes"),
         ([[0, 39]], [[0, 2]], "two vectors of one length"),
-        ([7, 3, 7, 3, 3], [0, 0, 0, 0, 0], "position 3 is labelled twice"),
+        (39, 0, "two vectors of one length"),
+        ([0], [0, 1], "two vectors of one length"),
+        ([0.0, 1.0], [0, 1], "positions must be a tensor of int64"),
+        ([0, 1], [0.0, 1.0], "labels must be a tensor of int64"),
+        ([7, 9, 3, 9, 3, 9], [0, 0, 0, 0, 0, 0], "position 3 is labelled twice"),
+        ([1, 9, 3, 9], [0, 0, 0, 0], "position 9 is labelled twice"),
     ],
 )
-def test_labelled_rows_are_checked(positions: list[Any], labels: list[Any], message: str) -> None:
+def test_labelled_rows_are_checked(positions: Any, labels: Any, message: str) -> None:
     pool, labelled = make_pool(40, 4, 3, 0), LabelledSet(torch.tensor(positions), torch.tensor(labels))
     if message:
         with pytest.raises(ConfigError, match=message):
@@ -163,3 +174,62 @@ def test_a_subsample_smaller_than_the_batch_is_the_batch() -> None:
     pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
     for name in ("coreset", "margin"):
         check_contract(select(name, pool, labelled, 9, generator(), subsample=3), pool, labelled, 9)
+
+
+@pytest.mark.parametrize("subsample", [0, -1, True, False, 2.5, "7"])
+def test_a_subsample_is_a_number_of_rows(subsample: Any) -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    with pytest.raises(ConfigError, match="subsample"):
+        select("margin", pool, labelled, 1, generator(), subsample=subsample)
+    check_contract(select("margin", pool, labelled, 1, generator(), subsample=1), pool, labelled, 1)
+
+
+def test_passes_that_are_not_finite_matter_to_those_who_need_them() -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    plain = select("entropy", pool, labelled, 5, generator())
+    assert pool.stochastic_probs is not None
+    pool.stochastic_probs[1, 7, 2] = NAN
+    assert torch.equal(plain, select("entropy", pool, labelled, 5, generator()))
+    with pytest.raises(ConfigError, match=r"stochastic_probs of 1 pool rows are not finite \(rows 7\)"):
+        select("bald", pool, labelled, 5, generator())
+
+
+def test_unknown_options_are_named_with_what_they_are_not_an_option_of() -> None:
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    with pytest.raises(ConfigError, match=r"option of strategy 'margin' with balance 'pcb' 'gama'"):
+        select("margin", pool, labelled, 5, generator(), balance="pcb", gama=0.1)
+    with pytest.raises(ConfigError, match=r"option of strategy 'falcun' 'exponnt'"):
+        select("falcun", pool, labelled, 5, generator(), exponnt=1.0)
+
+
+@pytest.mark.parametrize("size", [39, 40, 41])
+def test_a_subsample_takes_its_rows_of_options_that_hold_one_value_per_row(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+    given: list[torch.Tensor] = []
+
+    @registry.strategy("weighted")
+    def weighted(
+        scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, weights: torch.Tensor
+    ) -> torch.Tensor:
+        given.append(weights)
+        return labelled.unlabelled(len(scores))[:batch_size]
+
+    pool, labelled = make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0)
+    weights = torch.arange(size) * 1.5
+    picks = select("weighted", pool, labelled, 5, generator(), subsample=10, weights=weights)
+    assert len(given[0]) == (16 if size == 40 else size)
+    if size == 40:
+        assert set((picks * 1.5).tolist()) <= set(given[0].tolist())
+
+
+def test_a_strategy_that_returns_too_many_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+
+    @registry.strategy("greedy")
+    def greedy(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> torch.Tensor:
+        return labelled.unlabelled(len(scores))[: batch_size + 1]
+
+    with pytest.raises(PalkitError, match="must return 5 int64 positions"):
+        select("greedy", make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0), 5, generator())

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -25,6 +26,7 @@ BACKOFF_SECONDS = 1.0  # before the second attempt, doubled before each further 
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 2**16  # what a cut connection loses at most
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+TAR_FILTER: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 has it, 3.11.2 not yet
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 console = Console(stderr=True)
@@ -217,8 +219,7 @@ def unpack(archive: Path, target: Path) -> Path:
             if zipfile.is_zipfile(archive):
                 _unzip(archive, temporary)
             else:
-                with tarfile.open(archive) as tar:
-                    tar.extractall(temporary, filter="data")
+                _untar(archive, temporary)
             move_folder_into_place(temporary, target)
         except Exception as error:  # a damaged archive may raise anything in the libraries that read it
             if isinstance(error, OSError) and error.errno in DISK:
@@ -230,6 +231,16 @@ def unpack(archive: Path, target: Path) -> Path:
             with suppress(FileNotFoundError):
                 shutil.rmtree(temporary)
     return target
+
+
+def _untar(archive: Path, folder: Path) -> None:
+    root = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inside = (root / member.name).resolve().is_relative_to(root)
+            if not inside or not (member.isfile() or member.isdir()):
+                raise tarfile.TarError(f"{member.name!r} leads out of the folder, or is a link or a device")
+        tar.extractall(folder, **TAR_FILTER)
 
 
 def _unzip(archive: Path, folder: Path) -> None:

@@ -35,8 +35,8 @@ class Strategy:
     function: SelectFn
     needs: frozenset[str]
     cold_start: bool
-    dropout: Dropout | None = None
-    blind: bool = False
+    dropout: Dropout | None
+    blind: bool
 
     @property
     def options(self) -> tuple[str, ...]:
