@@ -3,7 +3,7 @@
     python -m venv --system-site-packages mutants && mutants/bin/pip install cosmic-ray  # where palkit is installed
     OMP_NUM_THREADS=1 mutants/bin/python benchmarks/mutants.py                           # all, an hour of one core
     OMP_NUM_THREADS=1 mutants/bin/python benchmarks/mutants.py --again                   # what survived the last time
-    OMP_NUM_THREADS=1 mutants/bin/python benchmarks/mutants.py palkit/kmeans.py          # one module
+    OMP_NUM_THREADS=1 mutants/bin/python benchmarks/mutants.py palkit/kmeans.py          # one; --share 0.5: a sample
 
 The changes are cosmic-ray's, but for those that any run would notice: annotations, what does not compile, and an
 arithmetic operator replaced by one of bits, which tensors of floats do not have. Nothing is written to the sources:
@@ -12,7 +12,7 @@ functions is exchanged. A mutant outside functions, or in one that the import ca
 anew. Tests that never reach the changed statement are left out, those that killed a neighbour and quick ones go first,
 and a test that takes much longer than it did counts as failed ("timeout").
 
-Writes figures/trust/mutants.csv if it ran all modules; `mutants.md` says why survivors survive.
+What artefacts/mutants.jsonl holds is not run again. Writes figures/trust/mutants.csv; mutants.md explains survivors.
 """
 
 import argparse
