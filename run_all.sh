@@ -8,6 +8,7 @@ usage() {
 usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, executed notebooks, report
        ./run_all.sh test   [pytest options]            lint, types, docs, tests (also in a browser), notebook regression
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
+       ./run_all.sh coverage                           line and branch coverage of the tests, without notebooks
        ./run_all.sh docs                               the documentation as pages, in site/
        ./run_all.sh setup                              only create .venv and fetch weights and data
        ./run_all.sh --help
@@ -82,10 +83,16 @@ check() {
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
 }
 
+# Not with the notebooks: nbval starts no kernels beside pytest-cov. What child processes execute is not counted.
+coverage() {
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests --cov "$@"
+}
+
 case ${1:-run} in
   -h | --help | help) usage ;;
   setup) setup ;;
   test) shift; setup; check "$@" ;;
+  coverage) shift; setup; coverage "$@" ;;
   docs) setup; docs ;;
   lab) shift; setup; cd notebooks; exec ../.venv/bin/jupyter lab "$@" ;;
   run) [ $# -gt 0 ] && shift; setup; run "$@" ;;

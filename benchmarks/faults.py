@@ -434,21 +434,35 @@ class Labelling:
         tell(("label", name, label))
 
     def stored(self, folder: Path) -> dict[str, Any]:
-        return {}
+        """Labels, as often as they are there, and the number of rounds."""
+        place = folder / "runs" / "labels" / "digits"
+        lines = (place / "labels.jsonl").read_text().splitlines() if (place / "labels.jsonl").exists() else []
+        found = [_event(line) for line in lines]
+        state = json.loads((place / "session.json").read_text()) if (place / "session.json").exists() else {}
+        return {
+            "labels": [(one["id"], one["label"]) for one in found if one.get("action") == "label"],
+            "rounds": len(state.get("rounds", [])),
+        }
 
     def check(self, folder: Path, told: list[Any], before: list[Before]) -> dict[str, int]:
-        place = next((folder / "runs" / "labels").iterdir())
-        lines = (place / "labels.jsonl").read_text().splitlines()
-        found = [json.loads(line) for line in lines if not line.endswith(palkit.labels.INCOMPLETE.decode())]
-        kept = [(one["id"], one["label"]) for one in found if one["action"] == "label"]
-        there = len(json.loads((place / "session.json").read_text())["rounds"])
-        acknowledged = {content[1:] for content in told if content[0] == "label"}
-        numbers = [content[1] for content in told if content[0] == "session round"]
-        return {
-            "labels": len(acknowledged - set(kept)),
-            "rounds": max(0, max(numbers, default=-1) + 1 - there),
-            "doubled": len(kept) - len(set(kept)) + max(0, there - SESSION_ROUNDS),
-        }
+        """What had been told and was gone by then: an expert who is asked again hides a loss. What is there twice."""
+        last = self.stored(folder)
+        lost, rounds_lost = 0, 0
+        for stored, heard in [*before, (last, len(told))]:
+            acknowledged = {content[1:] for content in told[:heard] if content[0] == "label"}
+            numbers = [content[1] + 1 for content in told[:heard] if content[0] == "session round"]
+            lost = max(lost, len(acknowledged - set(stored["labels"])))
+            rounds_lost = max(rounds_lost, max(numbers, default=0) - stored["rounds"])
+        twice = len(last["labels"]) - len(set(last["labels"]))
+        return {"labels": lost, "rounds": rounds_lost, "doubled": twice + max(0, last["rounds"] - SESSION_ROUNDS)}
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of a log; nothing if its writer did not finish it."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
 
 
 def session_result(session: Session) -> dict[str, str]:
@@ -554,14 +568,16 @@ def full_disks(bench: Bench, rng: random.Random, times: int) -> Iterator[Trial]:
                 ballast(rng.randrange(needed))
                 ended = forked(target.job.work, folder)
                 ballast(None)
-                yield repaired("full disk", name, ended, target, folder, str(folder))
+                before = target.job.stored(folder), len(ended.told)
+                yield repaired("full disk", name, ended, target, folder, str(folder), before=before)
     for name in ("run", "caching", "labelling"):
         target = bench.targets[name]
         largest = max(path.stat().st_size for path in target.complete.rglob("*") if path.is_file())
         for _ in range(times):
             folder = target.folder()
             ended = forked(partial(limited_files, target.job.work, rng.randrange(largest)), folder)
-            yield repaired("file too large", name, ended, target, folder, str(folder))
+            before = target.job.stored(folder), len(ended.told)
+            yield repaired("file too large", name, ended, target, folder, str(folder), before=before)
 
 
 def limited_files(work: Work, size: int, folder: Path, tell: Tell) -> Any:
@@ -607,11 +623,13 @@ def read_only(bench: Bench, rng: random.Random, times: int) -> Iterator[Trial]:
         for _ in range(times if may_mount() else 0):
             folder = target.folder()
             with small_disk(folder, 2**26):
-                forked(target.job.work, folder, kill_before=rng.randrange(1, changes + 1))
+                first = forked(target.job.work, folder, kill_before=rng.randrange(1, changes + 1))
                 subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
                 ended = forked(target.job.work, folder)
                 subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
-                yield repaired("read-only", name, ended, target, folder, str(folder))
+                ended.told = first.told + ended.told
+                before = target.job.stored(folder), len(ended.told)
+                yield repaired("read-only", name, ended, target, folder, str(folder), before=before)
 
 
 def damages(bench: Bench, rng: random.Random, times: int) -> Iterator[Trial]:
@@ -795,7 +813,7 @@ def with_address_space(job: Runs, spare: int, folder: Path, tell: Tell) -> Any:
 def judged(
     fault: str, name: str, ended: Ended, target: Target, folder: Path, *, tolerance: float = 0.0, **counts: int
 ) -> Trial:
-    """The trial of work that was done in the end, without any error."""
+    """The trial of work that was done in the end; numbers of its tables may differ by the tolerance."""
     wrong = _difference(ended, target.undisturbed, tolerance)
     _forget(folder)
     return Trial(fault, name, "wrong" if wrong else "same", note=wrong, **counts)
@@ -810,21 +828,34 @@ def repaired(
     path: str,
     backup: Path | None = None,
     *,
+    before: Before | None = None,
     tolerance: float = 0.0,
 ) -> Trial:
-    """The trial of work that may have ended with an error: if it was clear, what it says is done, and all is well."""
-    if not ended.error:
-        return judged(fault, name, ended, target, folder, tolerance=tolerance)
-    named = any(part in ended.error for part in (path, str(Path(path).parent)))
-    if not ended.clear or not named:
-        _forget(folder)
-        return Trial(fault, name, "wrong", note=f"unclear: {ended.error[:300]}")
-    repair(ended.error, Path(path), backup)
-    again = forked(target.job.work, folder)
-    wrong = _difference(again, target.undisturbed, tolerance)
-    _forget(folder)
-    note = f"after {ended.error[:300]!r} still {wrong}" if wrong else ""
-    return Trial(fault, name, "wrong" if wrong else "told", note=note)
+    """The trial of work that may have ended with an error: if it was clear, what it says is done, and all is well.
+
+    Args:
+        fault, name, ended, target, folder: see `Trial` and `forked`.
+        path: that the error has to name.
+        backup: an undamaged copy.
+        before: what was stored after the fault, if all that had been told by then must be there.
+        tolerance: see `judged`.
+    """
+    end = "same"
+    if ended.error:
+        named = any(part in ended.error for part in (path, str(Path(path).parent)))
+        if not ended.clear or not named:
+            _forget(folder)
+            return Trial(fault, name, "wrong", note=f"unclear: {ended.error[:300]}")
+        repair(ended.error, Path(path), backup)
+        again = forked(target.job.work, folder)
+        again.told, end = ended.told + again.told, "told"
+    else:
+        again = ended
+    counts = target.job.check(folder, again.told, [before]) if before is not None else {}
+    trial = judged(fault, name, again, target, folder, tolerance=tolerance, **counts)
+    if trial.end == "wrong":
+        return replace(trial, note=f"after {ended.error[:300]!r} still {trial.note}" if ended.error else trial.note)
+    return replace(trial, end=end)
 
 
 def repair(message: str, path: Path, backup: Path | None) -> None:

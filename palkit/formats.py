@@ -61,6 +61,17 @@ def _digest(table: pa.Table) -> bytes:
     return total.hexdigest().encode()
 
 
+def save_array(array: np.ndarray, path: Path | str) -> None:
+    """Write a `.npy` file. `numpy.save` says nothing about a last block for which a disk had no room.
+
+    Raises:
+        OSError: there is no room.
+    """
+    stored = new_array(Path(path), array.dtype, array.shape)
+    stored[...] = array
+    stored.flush()
+
+
 def new_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
     """A new `.npy` file as an array, its place on the disk reserved.
 

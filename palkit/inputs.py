@@ -24,7 +24,7 @@ from palkit.devices import autocast, memory_limit
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import WeightsError
 from palkit.files import atomic_path, cache_dir, storing
-from palkit.formats import new_array
+from palkit.formats import new_array, save_array
 from palkit.kernels import Rows, View
 from palkit.shards import (
     SHARD_BYTES,
@@ -338,7 +338,7 @@ def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress)
                 output[position] = image
                 progress("decoding", rows[position] + 1, len(images))
             with atomic_path(path) as temporary:
-                np.save(temporary, output)
+                save_array(output, temporary)
     return len(ranges)
 
 

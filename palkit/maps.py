@@ -14,7 +14,13 @@ from palkit.engine import Progress, silent
 from palkit.errors import PalkitError
 from palkit.files import atomic_path
 
-TSNE = "import sys, numpy as np; from palkit.readouts import map_2d; np.save(sys.argv[2], map_2d(np.load(sys.argv[1])))"
+TSNE = """
+import sys
+import numpy as np
+from palkit.formats import save_array
+from palkit.readouts import map_2d
+save_array(map_2d(np.load(sys.argv[1])), sys.argv[2])
+"""
 WAIT = 0.1  # seconds between two looks at the other process
 
 

@@ -88,3 +88,26 @@ def test_only_the_last_bits_may_differ_and_only_where_memory_was_short(bench: Be
         other = table.assign(nll=table["nll"] + amount).to_csv(index=False)
         ended = Ended(value=good | {"rounds": other})
         assert faults.judged("fault", "run", ended, target, target.folder(), tolerance=tolerance).end == end
+
+
+def test_a_lost_label_counts_though_the_expert_was_asked_again(bench: Bench) -> None:
+    target = bench.targets["labelling"]
+    told = target.undisturbed.told
+    first = next(content for content in told if content[0] == "label")
+    whole, nothing = target.job.stored(target.complete), {"labels": [], "rounds": 0}
+    assert first[1:] in whole["labels"]
+    assert target.job.check(target.complete, told, [(whole, len(told))]) == {"labels": 0, "rounds": 0, "doubled": 0}
+    rounds = faults.SESSION_ROUNDS
+    counts = target.job.check(target.complete, told, [(nothing, len(told))])
+    assert counts == {"labels": len(whole["labels"]), "rounds": rounds, "doubled": 0}
+
+
+def test_a_lost_round_and_a_round_computed_twice_count(bench: Bench) -> None:
+    target = bench.targets["run"]
+    ((path, _),) = target.job.stored(target.complete).items()
+    told = [("round", 0), ("round", 1)]
+    check = target.job.check
+    assert check(target.complete, told, [({path: (1, 2)}, 2)]) == {"rounds": 0, "doubled": 0}
+    assert check(target.complete, told, [({path: (1, 1)}, 2)]) == {"rounds": 1, "doubled": 0}
+    # The only process began with round 0, though two rounds were there before it.
+    assert check(target.complete, told, [({path: (0, 2)}, 2)]) == {"rounds": 0, "doubled": 2}

@@ -3,6 +3,8 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pandas.testing import assert_frame_equal
 from palkit.devices import memory_explained
 from palkit.errors import DataError, OutOfMemoryError, StorageError
 from palkit.files import atomic_path, locked, read_json, write_json
-from palkit.formats import new_array, read_table, write_table
+from palkit.formats import new_array, read_table, save_array, write_table
 from palkit.labels import Event, LabelLog
 from palkit.shards import are_whole, filled, shard_path
 
@@ -132,6 +134,20 @@ def test_the_place_of_an_array_is_reserved(tmp_path: Path) -> None:
     array = new_array(tmp_path / "array.npy", np.float32, (1000, 100))
     assert (tmp_path / "array.npy").stat().st_blocks * 512 >= array.nbytes
     assert np.load(tmp_path / "array.npy").shape == (1000, 100)
+
+
+def test_no_array_is_cut_short_without_an_error(tmp_path: Path) -> None:
+    """The last hundred bytes, with a limit in place of a full disk: `numpy.save` leaves them out in silence."""
+    code = (
+        "import resource, sys, numpy as np; from palkit.formats import save_array\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (15400, resource.RLIM_INFINITY))\n"
+        "save_array(np.ones(15360, np.uint8), sys.argv[1])"
+    )
+    path = tmp_path / "array.npy"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "OSError: [Errno 27] File too large" in done.stderr
+    save_array(np.arange(6).reshape(2, 3), path)
+    assert np.load(path).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(
