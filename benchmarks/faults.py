@@ -532,14 +532,23 @@ def killed_at_random(target: Target, name: str, rng: random.Random, times: int) 
                 break
             hits += 1
             before.append((target.job.stored(folder), len(told)))
-        for group in groups:  # workers that outlived their sweep have been part of it; now they are in the way
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        for group in groups:
+            clear_away(group)
         done += hits
         counts = target.job.check(folder, told, before)
         for _ in range(hits):
             yield judged("kill at random", name, ended, target, folder, **counts)
             counts = {}
+
+
+def clear_away(group: int) -> None:
+    """End the workers that outlived their sweep, and delete what joblib's own process for that cannot when killed."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    for path in Path("/dev/shm").glob(f"sem.loky-{group}-*"):
+        path.unlink(missing_ok=True)
+    for path in Path("/dev/shm").glob(f"joblib_memmapping_folder_{group}_*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def kills_before_changes(bench: Bench, rng: random.Random, times: int) -> Iterator[Trial]:
