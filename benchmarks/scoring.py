@@ -37,12 +37,12 @@ PARTS = ("rates", "variants", "stochastic", "precision", "probe")
 BATCH = ScoringConfig().rows
 
 
-def turns(calls: dict[str, Callable[[], object]], images: int) -> dict[str, float]:
+def turns(calls: dict[str, Callable[[], object]], images: int, times: int = TURNS) -> dict[str, float]:
     """Images per second of each call, the median of turns taken one after the other."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    for _ in range(TURNS):
+    for _ in range(times):
         for name, call in calls.items():
             began = time.perf_counter()
             call()

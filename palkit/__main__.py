@@ -15,13 +15,12 @@ from palkit.adapters import first_trained_block
 from palkit.backbones import embedded_weights
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.datasets import load_dataset
-from palkit.datasets.manifest import check_suffix, write_manifest
-from palkit.datasets.manifest import examine as examine_files
+from palkit.datasets.manifest import check_suffix, examine, write_manifest
 from palkit.devices import choose_device
 from palkit.dispatch import ENGINES, DispatchConfig, run_sweep
-from palkit.doctor import examine
+from palkit.doctor import diagnose
 from palkit.errors import ConfigError, DataError, PalkitError, brief
-from palkit.estimate import forecast
+from palkit.estimate import expected
 from palkit.experiment import rounds, run_directory
 from palkit.inputs import Executor, compute_here
 from palkit.plain_yaml import read_yaml
@@ -104,7 +103,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _manifest(options: argparse.Namespace) -> int:
     check_suffix(options.out)
-    findings = examine_files(load_dataset(options.source, group=options.group, unlabelled=options.unlabelled))
+    findings = examine(load_dataset(options.source, group=options.group, unlabelled=options.unlabelled))
     for line in findings.report():
         console.print(line, markup=False, soft_wrap=True)
     if len(findings.unreadable) and not options.skip_unreadable:
@@ -129,7 +128,7 @@ def _config(options: argparse.Namespace) -> tuple[ExperimentConfig, str]:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    for name, finding in examine(*_config(options), compile=options.compile):
+    for name, finding in diagnose(*_config(options), compile=options.compile):
         console.print(f"[bold]{name:12}[/] {finding}", soft_wrap=True)
     return 0
 
@@ -180,7 +179,7 @@ def _sweep(options: argparse.Namespace) -> int:
         watch=options.watch,
     )
     if options.dry_run:
-        for line in forecast(sweep, device, config.jobs):
+        for line in expected(sweep, device, config.jobs):
             console.print(line, soft_wrap=True)
         return 0
     outcomes = run_sweep(sweep, config, device=device, console=console)

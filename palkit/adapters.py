@@ -108,7 +108,7 @@ def attach(
         backbone: frozen; not changed.
         config: the adapter.
         classes: number of classes C.
-        feature_mean, feature_std: (D,) statistics of the frozen features over the unlabelled pool.
+        feature_mean, feature_std: (D,) statistics of the frozen features over the pool, labelled rows included.
         seed: of the adapter's initial weights, so that strategies can be compared from the same start.
 
     Raises:

@@ -29,7 +29,7 @@ from scipy import stats
 from palkit.adapters import AdapterConfig, attach, trainable_count
 from palkit.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.config import ExperimentConfig
-from palkit.statistics import LOWER_IS_BETTER, TIE, summarise
+from palkit.statistics import TIE, sign_of, summarise
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable here"
 STRATEGIES = ("random", "entropy", "featdist")
@@ -190,7 +190,7 @@ def _compare(
     seeds = [len(sample) for sample in samples]
     if min(seeds) < 2:
         return Finding("A data set has a single seed, which gives no interval.", n_datasets=len(samples))
-    towards = (1 if better else -1) * (-1 if metric in LOWER_IS_BETTER else 1)
+    towards = (1 if better else -1) * sign_of(metric)
     mean = float(_mean_of_means(*samples))
     low, high = _interval(samples)
     worst, best = sorted((towards * low, towards * high))

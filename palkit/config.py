@@ -24,7 +24,7 @@ class ExperimentConfig:
     """Everything that decides what a run computes.
 
     Attributes:
-        dataset: name, folder or CSV manifest.
+        dataset: name, folder, manifest (CSV or Parquet) or `hf:` and a data set of the Hugging Face Hub.
         pool_size: only the first so many pool images take part; None takes all.
         backbone, adapter, training, scoring: see there.
         strategy: which images to buy.

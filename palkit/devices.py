@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,8 @@ def _container_limits() -> list[int]:
     return [int(text)] if text.isdigit() else []
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+@contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Context in which products are computed in `precision`.
 
     Raises:
@@ -102,7 +103,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    # Left alone, cuDNN cuts what a convolution takes to 10 bits, and may choose another algorithm each time.
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -228,3 +234,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def landing(device: torch.device) -> Callable[[], None]:
+    """A call that waits until what is queued on the device by now is done, copies from it included, and no more."""
+    if device.type == "cuda":
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return event.synchronize
+    return partial(synchronize, device)

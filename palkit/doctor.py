@@ -18,7 +18,7 @@ from palkit.setting import measured, probe_backbone, setting
 GIGABYTE = 2**30
 
 
-def examine(config: ExperimentConfig, device: str, *, compile: bool = False) -> Iterator[tuple[str, str]]:
+def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) -> Iterator[tuple[str, str]]:
     """Findings, name and text, each as soon as it is known.
 
     Args:

@@ -73,11 +73,11 @@ class Cost:
     pretrained: bool
 
 
-def forecast(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str]:
+def expected(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str]:
     """Lines of text: the grid, its size, and time and memory as far as a probe of each kind of run tells.
 
     Every distinct combination of backbone, adapter and training is measured in a process of its own, with as many
-    threads as a run will have. Not in it: selection, and what runs cost each other at the memory bus.
+    threads as a run will have. Not in it: selection, stochastic passes, what runs cost each other at the memory bus.
 
     Args:
         sweep: the grid.

@@ -194,7 +194,7 @@ class Learner:
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
         self.blind = strategy.blind and config.balance is None
         self.dropout = stochastic_passes(strategy.dropout, self.options)
-        if "labels" in strategy.options:  # an oracle
+        if strategy.is_oracle:
             self.options["labels"] = self.pool_labels
 
     def first_batch(self, batch_size: int) -> np.ndarray:

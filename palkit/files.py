@@ -105,11 +105,14 @@ def storing(path: Path) -> Iterator[None]:
         if isinstance(error, PalkitError):
             raise
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            remedy = "Make it writable for this user, or set PALKIT_RUNS or PALKIT_CACHE to a folder that is"
+            remedy = "Make it writable for this user"
         elif error.errno in (errno.EFBIG, errno.EDQUOT):
-            remedy = "Raise the limit on this user's files, or set PALKIT_RUNS or PALKIT_CACHE to another disk"
+            remedy = "Raise the limit on this user's files"
         else:
-            remedy = "Make room on the disk, or set PALKIT_RUNS or PALKIT_CACHE to another one"
+            remedy = "Make room on the disk"
+        for variable, folder in (("PALKIT_RUNS", runs_dir()), ("PALKIT_CACHE", cache_dir())):
+            if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+                remedy += f", or set {variable} to a folder elsewhere"
         reason = error.strerror or error
         raise StorageError(f"{path} cannot be written ({reason}). {remedy}; then start again, it goes on.") from error
 

@@ -1,6 +1,6 @@
 """The query, key and value projections of a timm block, as separate linear maps that an adapter can wrap."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def separate_qkv_bias(vit: nn.Module) -> None:
             module.qkv_bias_separate = True
 
 
-def linear_targets(vit: nn.Module, blocks: range, targets: Iterable[str], model_name: str) -> list[str]:
+def linear_targets(vit: nn.Module, blocks: range, targets: Collection[str], model_name: str) -> list[str]:
     """Full names of the linear layers that `targets` mean, with fused qkv maps split where a target asks for a part.
 
     Args:
@@ -77,10 +77,13 @@ def linear_targets(vit: nn.Module, blocks: range, targets: Iterable[str], model_
         model_name: for the message.
 
     Raises:
-        ConfigError: a target that is not a linear layer.
+        ConfigError: a target that is not a linear layer, or lies inside another one.
     """
     separate_qkv_bias(vit)
-    if any(target in _PART_TARGETS for target in targets):
+    parts = [target for target in targets if target in _PART_TARGETS]
+    if parts and "attn.qkv" in targets:
+        raise ConfigError(f"adapter targets 'attn.qkv' and {parts[0]!r} overlap: name the whole or its parts.")
+    if parts:
         split_qkv(vit, blocks)
     modules = dict(vit.named_modules())
     local = [name for target in targets for name in _local_names(modules, blocks.start, target)]

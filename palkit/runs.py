@@ -183,12 +183,20 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in ("palkit", *PACKAGES)},
+        "packages": {name: _version(name) for name in ("palkit", *PACKAGES)},
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device_name(device),
     }
+
+
+def _version(package: str) -> str:
+    """Of what is imported; palkit may be so from a folder."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def git_state() -> dict[str, Any] | None:

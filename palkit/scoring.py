@@ -1,5 +1,7 @@
 """The scoring pass: every row once per round, from cached inputs, with merged adapters."""
 
+from collections import deque
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from palkit.adapters import AdaptedModel, adapter_dropout
-from palkit.devices import autocast
+from palkit.devices import autocast, landing
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import ConfigError
 from palkit.files import storing
@@ -16,6 +18,8 @@ from palkit.formats import new_array
 from palkit.kernels import Rows
 from palkit.scores import Dropout, PoolScores
 from palkit.shards import Shards
+
+BEHIND = 1  # batches computed on the device while the results of earlier ones are on their way
 
 
 @torch.inference_mode()
@@ -57,6 +61,15 @@ def score_pool(
     stochastic = None if dropout is None else _storage(folder, "passes", (dropout.passes, *probs.shape))
     heads = _dropped_heads(model, dropout, rng)
     forward = torch.compile(model) if config.compile else model
+    arriving: deque[tuple[Callable[[], None], slice, list[Tensor]]] = deque()
+
+    def keep(behind: int) -> None:
+        while len(arriving) > behind:
+            landed, rows, results = arriving.popleft()
+            landed()
+            features[rows], probs[rows] = results[:2]
+            if stochastic is not None:
+                stochastic[:, rows] = results[2]
 
     def read(begin: int) -> tuple[Tensor, Tensor | None]:
         rows = pinned(inputs[begin : begin + config.rows], device)
@@ -71,20 +84,19 @@ def score_pool(
         with autocast(device, config.precision):
             # The head stays in full precision: it costs nothing.
             chunk = forward(inputs_here)[0].float()
-        features[rows] = chunk.cpu()
-        probs[rows] = model.logits(chunk).softmax(dim=1).cpu()
-        if stochastic is None or dropout is None:
-            return
-        if masks is not None:
+        results = [chunk, model.logits(chunk).softmax(dim=1)]
+        if masks is not None and dropout is not None:
             kept = chunk[:, None] * masks[part].to(device) / (1 - dropout.rate)  # (B, T, D)
-            stochastic[:, rows] = model.logits(kept).softmax(dim=2).transpose(0, 1).cpu()
+            results.append(model.logits(kept).softmax(dim=2).transpose(0, 1))
         elif heads is not None:
             logits = torch.einsum("bd,tcd->tbc", chunk, heads) + model.head.bias
-            stochastic[:, rows] = (logits / model.temperature).softmax(dim=2).cpu()
-        else:
+            results.append((logits / model.temperature).softmax(dim=2))
+        elif dropout is not None:
             with autocast(device, config.precision):
-                passes = _adapter_passes(model, inputs_here, dropout, seed + rows.start)
-            stochastic[:, rows] = passes.cpu()
+                results.append(_adapter_passes(model, inputs_here, dropout, seed + rows.start))
+        results = [result.to("cpu", non_blocking=True) for result in results]
+        arriving.append((landing(device), rows, results))
+        keep(BEHIND)
 
     halving = Halving(config.rows)
     on_adapter = dropout is not None and dropout.on == "adapter"
@@ -93,6 +105,7 @@ def score_pool(
     for begin, (block, masks) in zip(starts, ahead(read, starts), strict=True):
         halving(len(block), partial(work, begin, block, masks))
         progress("scoring", begin + len(block), total)
+    keep(0)
     return PoolScores(features if folder is None else Shards([folder / "features.npy"]), probs, stochastic)
 
 

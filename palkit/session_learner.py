@@ -54,7 +54,7 @@ class SessionLearner:
     """
 
     def __init__(self, config: ExperimentConfig, pool: ImagePool, device: str) -> None:
-        if "labels" in get_strategy(config.strategy).options:
+        if get_strategy(config.strategy).is_oracle:
             raise ConfigError(f"strategy {config.strategy!r} reads labels that nobody has given yet; choose another.")
         self.config, self.pool, self.device = config, pool, device
         self.rows = pool.rows("pool")

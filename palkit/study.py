@@ -15,6 +15,7 @@ from palkit.claims import judge
 from palkit.datasets import load_dataset
 from palkit.errors import ConfigError
 from palkit.files import REPOSITORY, runs_dir, sha256, write_text
+from palkit.formats import read_table
 from palkit.notebooks import execute_notebook
 from palkit.plots import configuration_columns, save_figure, table_files
 from palkit.report import write_report
@@ -112,7 +113,7 @@ def picks(selections: pd.DataFrame) -> pd.DataFrame:
 
 def claims_of(folder: Path) -> Styler:
     """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX."""
-    claims = judge(pd.read_parquet(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
+    claims = judge(read_table(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
     table_files(claims, folder / "claims")
     look = claims.style.set_uuid("claims").hide(axis="index").format(escape="html")
     return look.set_properties(None, **{"text-align": "left"})

@@ -216,6 +216,7 @@ def test_temperature_divides_the_logits(backbone: Backbone) -> None:
     ("options", "message"),
     [
         ({"name": "lorra"}, r"unknown adapter 'lorra'. Did you mean 'lora'"),
+        ({"targets": ("attn.qkv", "attn.q")}, r"'attn\.qkv' and 'attn\.q' overlap"),
         ({"targets": ("attn.query",)}, r"'blocks\.1\.attn\.query' is not a linear layer.*attn\.qkv, attn\.proj"),
         ({"targets": ()}, r"adapter\.targets is empty"),
         ({"start_block": 4}, r"adapter\.start_block 4: the backbone has blocks 0 to 3"),

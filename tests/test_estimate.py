@@ -10,7 +10,7 @@ import pytest
 from palkit.__main__ import main
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError
-from palkit.estimate import Cost, Size, forecast, measure, run_seconds, size_of
+from palkit.estimate import Cost, Size, expected, measure, run_seconds, size_of
 from palkit.sweep import Sweep, load_sweep
 
 COST = Cost(
@@ -76,7 +76,7 @@ def test_forecast_names_the_grid_and_starts_nothing(
 
 def test_a_grid_without_a_valid_run_says_why(tiny_run: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="unknown strategy 'entropie'"):
-        list(forecast(Sweep("bad", {**tiny_run, "strategy": "entropie"}), "cpu"))
+        list(expected(Sweep("bad", {**tiny_run, "strategy": "entropie"}), "cpu"))
 
 
 def test_the_paper_profile_is_the_paper() -> None:

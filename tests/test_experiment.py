@@ -1,5 +1,6 @@
 """Runs: protocol, reproducibility, resume after a real SIGKILL, and configs that cannot work."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     assert correct.groupby(predictions["round"]).mean().tolist() == [r.metrics["accuracy"] for r in history]
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert provenance["packages"]["palkit"] == importlib.metadata.version("palkit")
     stored = json.loads((directory.path / "config.json").read_text())
     assert stored["weights_sha256"]
     assert stored["data_sha256"]

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pandas.testing import assert_frame_equal
 
 from palkit.devices import memory_explained
 from palkit.errors import DataError, OutOfMemoryError, StorageError
-from palkit.files import atomic_path, locked, read_json, write_json
+from palkit.files import atomic_path, locked, read_json, storing, write_json
 from palkit.formats import new_array, read_table, save_array, write_table
 from palkit.labels import Event, LabelLog
 from palkit.shards import are_whole, filled, shard_path
@@ -122,6 +123,20 @@ def test_what_cannot_be_written_is_named_with_a_remedy(tmp_path: Path, number: i
     assert [str(error) for error in (caught.value, pickle.loads(pickle.dumps(caught.value)))] == [str(caught.value)] * 2
     assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("place", "named"), [("runs/a/b", "PALKIT_RUNS"), ("cache/a", "PALKIT_CACHE"), ("runs-of-others/a", None)]
+)
+def test_only_a_folder_that_can_be_chosen_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, named: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PALKIT_RUNS", "runs")
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(StorageError) as caught, storing(tmp_path / place):
+        raise OSError(errno.ENOSPC, "full")
+    assert re.findall("PALKIT_[A-Z]+", str(caught.value)) == ([named] if named else [])
 
 
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A user's own manifests: groups that stay together, gaps, bad tables, and the command that writes them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,13 @@ def test_bad_manifests(tmp_path: Path, header: str, rows: list[str], message: st
     write_images(tmp_path, count=1)
     with pytest.raises(DataError, match=message):
         load_dataset(str(manifest(tmp_path / "x.csv", rows, header)))
+
+
+def test_a_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match=r"caf.*is not UTF-8.*Rename it"):
+        load_dataset(str(tmp_path))
 
 
 def test_manifest_command_writes_what_loads_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

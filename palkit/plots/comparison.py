@@ -29,7 +29,7 @@ from palkit.plots.style import (
     ticks_at,
     title_of,
 )
-from palkit.statistics import LOWER_IS_BETTER, Ranking, pareto_front
+from palkit.statistics import Ranking, pareto_front, sign_of
 
 BLOCK_NAMES = {"seed": "settings and seeds", "setting": "settings", "dataset": "data sets"}
 # Of adapters beside the probe, which is hollow; told apart without colour, that being the strategy's.
@@ -124,8 +124,7 @@ def cost_areas(table: pd.DataFrame) -> Figure:
         )
         if balance != "none":
             axes.plot(row["seconds"], row["aubc"], color=INK, marker="o", **RING)
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    front = table[pareto_front(table["seconds"], sign * table["aubc"])].sort_values("seconds")
+    front = table[pareto_front(table["seconds"], sign_of(metric) * table["aubc"])].sort_values("seconds")
     axes.plot(front["seconds"], front["aubc"], color=INK, linewidth=0.8, linestyle=":", drawstyle="steps-post")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

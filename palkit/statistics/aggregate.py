@@ -18,10 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from palkit.errors import ConfigError
 from palkit.statistics.intervals import areas_of, bootstrap_interval
-from palkit.statistics.tables import GROUP, TIE, name_of, pick, seed_curves, sign_of, some, validate
+from palkit.statistics.tables import GROUP, RESAMPLES, TIE, name_of, pick, seed_curves, sign_of, some, validate
 
 TASKS = ("dataset",)
-RESAMPLES = 2000
 AXES = ("labels", "fraction")
 
 

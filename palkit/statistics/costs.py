@@ -10,7 +10,7 @@ from palkit.errors import ConfigError
 from palkit.statistics.intervals import summarise
 from palkit.statistics.tables import GROUP
 
-COSTS = ("fit_s", "score_s", "select_s")
+SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> NDArray[np.bool_]:
@@ -39,10 +39,10 @@ def area_costs(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str]
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
-    missing = [column for column in COSTS if column not in rounds.columns]
+    missing = [column for column in SECONDS if column not in rounds.columns]
     if missing:
         raise ConfigError(f"the table of rounds lacks the columns {', '.join(missing)}.")
     summary = summarise(rounds, metric, by)
-    spent = rounds.assign(seconds=rounds[list(COSTS)].sum(axis=1))
+    spent = rounds.assign(seconds=rounds[list(SECONDS)].sum(axis=1))
     per_run = spent.groupby([*by, "run"], dropna=False)["seconds"].sum()
     return summary.merge(per_run.groupby(level=list(by), dropna=False).mean().reset_index(), on=list(by))

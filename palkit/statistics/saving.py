@@ -7,9 +7,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
-from palkit.statistics.tables import GROUP, REFERENCE, TIE, groups, name_of, pick, seed_curves, sign_of, validate
-
-RESAMPLES = 2000
+from palkit.statistics.tables import (
+    GROUP,
+    REFERENCE,
+    RESAMPLES,
+    TIE,
+    groups,
+    name_of,
+    pick,
+    seed_curves,
+    sign_of,
+    validate,
+)
 
 
 def label_saving(

@@ -43,6 +43,11 @@ class Strategy:
         """Names of the options that the function takes."""
         return tuple(signature(self.function).parameters)[4:]
 
+    @property
+    def is_oracle(self) -> bool:
+        """Whether it reads labels that nobody has bought."""
+        return "labels" in self.options
+
 
 STRATEGIES: dict[str, Strategy] = {}
 

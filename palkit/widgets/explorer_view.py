@@ -25,7 +25,7 @@ from palkit.widgets.why import WhyPanel
 if TYPE_CHECKING:
     from palkit.widgets.explorer import Explorer
 
-EMBEDDED = ("fashion_mnist", "fashion_mnist_lt", "digits", "digits_lt")
+OFFERED = ("fashion_mnist", "fashion_mnist_lt", "digits", "digits_lt")
 NONE = "none"
 MAP_NAMES = {"pca": "principal components", "tsne": "t-SNE (takes a while)"}
 HISTORY_NAMES = {"random": "at random", "own": "by strategy A"}
@@ -301,7 +301,7 @@ def _controls(question: Question) -> dict[str, Any]:
     lazy = {"continuous_update": False, **common}
     histories = [(HISTORY_NAMES[history], history) for history in HISTORIES]
     made = {
-        "dataset": ipywidgets.Combobox(description="Data set", options=EMBEDDED, **lazy),
+        "dataset": ipywidgets.Combobox(description="Data set", options=OFFERED, **lazy),
         "adapter": ipywidgets.Dropdown(description="Adapter", options=sorted(ADAPTERS), **common),
         "first": ipywidgets.Dropdown(description="Strategy A", options=names, **common),
         "second": ipywidgets.Dropdown(description="Strategy B", options=[NONE, *names], **common),
