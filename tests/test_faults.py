@@ -13,8 +13,11 @@ from palkit.files import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
+import fault_kinds
 import faults
-from faults import BAD, Bench, Ended, Trial
+from fault_processes import Ended
+from fault_targets import SESSION_ROUNDS, Bench
+from fault_verdicts import Trial, judged, repaired
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +31,19 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 def assert_harmless(trials: list[Trial]) -> None:
     table = faults.report(trials)
     notes = "\n".join(f"{trial.fault}, {trial.target}: {trial.note}" for trial in trials if trial.note)
-    assert not table[list(BAD)].to_numpy().any(), f"{table.to_string()}\n{notes}"
+    assert not table[list(faults.BAD)].to_numpy().any(), f"{table.to_string()}\n{notes}"
 
 
 @pytest.mark.parametrize("name", ["fit", "scoring", "caching", "labelling"])
 def test_killed_at_random_moments(bench: Bench, name: str) -> None:
-    trials = list(faults.killed_at_random(bench.targets[name], name, random.Random(name), 3))
+    trials = list(fault_kinds.killed_at_random(bench.targets[name], name, random.Random(name), 3))
     assert len(trials) >= 3
     assert_harmless(trials)
 
 
 def test_a_sweep_killed_at_a_random_moment(bench: Bench) -> None:
     """Of one process; `test_dispatch.py` kills those of several."""
-    assert_harmless(list(faults.killed_at_random(bench.targets["sweep"], "sweep", random.Random(0), 1)))
+    assert_harmless(list(fault_kinds.killed_at_random(bench.targets["sweep"], "sweep", random.Random(0), 1)))
 
 
 @pytest.mark.parametrize("name", [name for name in faults.FAULTS if name not in ("kills", "together")])
@@ -53,7 +56,7 @@ def test_every_other_fault(bench: Bench, name: str) -> None:
 
 
 def test_two_processes_on_one_folder(bench: Bench) -> None:
-    trials = list(faults.together(bench, random.Random(0), 1))
+    trials = list(fault_kinds.together(bench, random.Random(0), 1))
     assert {trial.target for trial in trials} == {"run", "caching", "sweep", "labels"}
     assert_harmless(trials)
 
@@ -68,13 +71,11 @@ def test_the_campaign_tells_what_is_wrong(bench: Bench) -> None:
         "unclear": Ended(error="ValueError: /x/rounds.parquet", clear=False),
         "signal 7": Ended(signal=7),
     }
-    trials = [
-        faults.repaired("fault", "run", ended, target, target.folder(), "/x/rounds.parquet") for ended in ends.values()
-    ]
+    trials = [repaired("fault", "run", ended, target, target.folder(), "/x/rounds.parquet") for ended in ends.values()]
     assert [trial.end for trial in trials] == ["same", "wrong", "wrong", "wrong"]
     assert all(trial.note.startswith(note) for trial, note in zip(trials, ends, strict=True))
     table = faults.report([*trials, Trial("fault", "run", "same", labels=2, rounds=1, doubled=1)])
-    counts = table.set_index("target").loc["run", ["times", "same", "told", *BAD]]
+    counts = table.set_index("target").loc["run", ["times", "same", "told", *faults.BAD]]
     pd.testing.assert_series_equal(
         counts.astype(int), pd.Series([5, 2, 0, 3, 2, 1, 1], index=counts.index), check_names=False
     )
@@ -87,7 +88,7 @@ def test_only_the_last_bits_may_differ_and_only_where_memory_was_short(bench: Be
     for amount, tolerance, end in [(1e-9, 0.0, "wrong"), (1e-9, 1e-6, "same"), (1e-3, 1e-6, "wrong")]:
         other = table.assign(nll=table["nll"] + amount).to_csv(index=False)
         ended = Ended(value=good | {"rounds": other})
-        assert faults.judged("fault", "run", ended, target, target.folder(), tolerance=tolerance).end == end
+        assert judged("fault", "run", ended, target, target.folder(), tolerance=tolerance).end == end
 
 
 def test_a_lost_label_counts_though_the_expert_was_asked_again(bench: Bench) -> None:
@@ -97,9 +98,8 @@ def test_a_lost_label_counts_though_the_expert_was_asked_again(bench: Bench) -> 
     whole, nothing = target.job.stored(target.complete), {"labels": [], "rounds": 0}
     assert first[1:] in whole["labels"]
     assert target.job.check(target.complete, told, [(whole, len(told))]) == {"labels": 0, "rounds": 0, "doubled": 0}
-    rounds = faults.SESSION_ROUNDS
     counts = target.job.check(target.complete, told, [(nothing, len(told))])
-    assert counts == {"labels": len(whole["labels"]), "rounds": rounds, "doubled": 0}
+    assert counts == {"labels": len(whole["labels"]), "rounds": SESSION_ROUNDS, "doubled": 0}
 
 
 def test_a_lost_round_and_a_round_computed_twice_count(bench: Bench) -> None:

@@ -1,0 +1,127 @@
+"""Work in forked processes, killed at a moment or before a change of a file, and what it had told by then."""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+from palkit.errors import PalkitError
+
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.truncate")  # audit events of what changes a folder
+PATIENCE = 600.0  # seconds after which something hangs
+Tell = Callable[[Any], None]
+Work = Callable[[Path, Tell], Any]
+
+
+@dataclass
+class Ended:
+    """How a forked process ended: with a value, an error or a signal, and what it had told before."""
+
+    value: Any = None
+    error: str = ""
+    clear: bool = False
+    signal: int = 0
+    pid: int = 0
+    told: list[Any] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def forked(
+    work: Work,
+    folder: Path,
+    *,
+    kill_after: float | None = None,
+    kill_before: int | None = None,
+    victims: Callable[[int], list[int]] = lambda pid: [pid],
+    patience: float = PATIENCE,
+) -> Ended:
+    """Do some work in a forked process with caches and runs in `folder`.
+
+    Args:
+        work: called with the folder and a function that tells this process something.
+        folder: that `PALKIT_RUNS` and `PALKIT_CACHE` lie in.
+        kill_after: seconds after which it is killed.
+        kill_before: number of the change of a file before which it kills itself, from 1.
+        victims: of the process's id, the processes to kill.
+        patience: seconds after which it is killed because it hangs.
+    """
+    here, there = Pipe(duplex=False)
+    began = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        here.close()
+        _child(work, folder, kill_before, there)
+    there.close()
+    ended, deadline = Ended(), began + (patience if kill_after is None else kill_after)
+    while True:
+        if not here.poll(max(0.0, deadline - time.perf_counter())):
+            for victim in victims(pid):
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            ended.error = "it hangs" if kill_after is None else ""
+            deadline = time.perf_counter() + patience
+            continue
+        try:
+            kind, content = here.recv()
+        except (EOFError, OSError):
+            break
+        if kind == "told":
+            ended.told.append(content)
+        elif kind == "value":
+            ended.value = content
+        else:
+            ended.error, ended.clear = content
+    _, status = os.waitpid(pid, 0)
+    ended.signal, ended.pid, ended.seconds = os.WTERMSIG(status), pid, time.perf_counter() - began
+    return ended
+
+
+def _child(work: Work, folder: Path, kill_before: int | None, there: Any) -> None:
+    """What a forked process does; never returns."""
+    try:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        os.setsid()
+        os.environ |= surroundings(folder)
+        changes = Changes(folder, kill_before)
+        sys.addaudithook(changes)
+        try:
+            end = "value", work(folder, lambda content: there.send(("told", content)))
+        except BaseException as error:
+            end = "error", (f"{type(error).__name__}: {error}", isinstance(error, PalkitError))
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        there.send(("told", ("changes", changes.seen)))
+        there.send(end)
+    finally:
+        os._exit(0)
+
+
+def surroundings(folder: Path) -> dict[str, str]:
+    """Variables under which everything is kept in a folder; a cache that is shared is beside it."""
+    shared = folder / "shared-cache"
+    cache = shared.read_text() if shared.exists() else str(folder / "cache")
+    return {"PALKIT_RUNS": str(folder / "runs"), "PALKIT_CACHE": cache, "PALKIT_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+class Changes:
+    """An audit hook that counts changes of files below a folder, and kills the process before one of them."""
+
+    def __init__(self, folder: Path, kill_before: int | None) -> None:
+        self.folder, self.kill_before, self.seen = str(folder), kill_before, 0
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in CHANGES and not (event == "open" and isinstance(arguments[2], int) and arguments[2] & 3):
+            return
+        if not str(arguments[0]).startswith(self.folder):
+            return
+        self.seen += 1
+        if self.seen == self.kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
