@@ -63,7 +63,7 @@ def readout_table(
     rows = []
     for image_size in image_sizes:
         backbone = load_backbone(BackboneConfig(name, image_size, None, "cls+mean"))
-        tokens = 1 + (image_size // backbone.patch_size) ** 2
+        tokens = backbone.tokens
         for (depth, pooling), features in features_by_depth(backbone, pool, np.concatenate([train, val])).items():
             x = (features - features[: len(train)].mean(axis=0)) / (features[: len(train)].std(axis=0) + 1e-6)
             knn = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(x[: len(train)], y_train)
