@@ -18,7 +18,7 @@ from PIL import Image
 
 from palkit.datasets import FileImages, ImagePool, read_image
 from palkit.engine import Progress
-from palkit.errors import PalkitError
+from palkit.errors import DataError, PalkitError
 from palkit.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
 from palkit.plots import image_grid, session_curve
 from palkit.session import Session
@@ -189,7 +189,10 @@ class Labeller:
             is_csv = str(message["name"]).lower().endswith(".csv")
             path = Path(folder) / ("labels.csv" if is_csv else "labels.json")
             path.write_text(message["text"], encoding="utf-8")
-            table = (read_labels_csv if is_csv else read_label_studio)(path)
+            try:
+                table = (read_labels_csv if is_csv else read_label_studio)(path)
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), str(message["name"]))) from error
         new = self.session.import_labels(table)
         self._news = f"{new} of {len(table)} labels in {message['name']} are new."
         self._open_queue()
