@@ -263,6 +263,14 @@ def test_nearest_rows_that_many_centres_want(kind: str, monkeypatch: pytest.Monk
         assert torch.equal(picks, kernels.nearest_rows(rows, centres))
 
 
+def test_nearest_rows_that_two_centres_want_far_from_the_origin() -> None:
+    rows = torch.randn(500, 3, generator=generator(3)) + 4
+    centres = rows[:20].repeat_interleave(2, 0)
+    assert kernels.nearest_rows(rows, centres).tolist() == first_free_nearest(
+        rows.double().numpy(), centres.double().numpy()
+    )
+
+
 def test_nearest_rows_of_copies_in_different_chunks_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 12)
     rows = torch.randn(5, 2, generator=generator()).repeat(10, 1)

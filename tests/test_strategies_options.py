@@ -149,9 +149,11 @@ def test_rows_that_are_not_finite_are_counted(monkeypatch: pytest.MonkeyPatch) -
     [
         ([0, 39], [0, 2], ""),
         ([0, 40], [0, 2], "position 40 is outside the pool of 40 rows"),
+        ([0, 45], [0, 2], "position 45 is outside the pool of 40 rows"),
         ([-1, 0], [0, 2], "position -1 is outside"),
         ([0, 39], [-1, 2], "label -1 is outside the 3 classes"),
         ([0, 39], [0, 3], "label 3 is outside the 3 classes"),
+        ([0, 39], [0, 5], "label 5 is outside the 3 classes"),
         ([[0, 39]], [[0, 2]], "two vectors of one length"),
         (39, 0, "two vectors of one length"),
         ([0], [0, 1], "two vectors of one length"),

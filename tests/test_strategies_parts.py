@@ -229,6 +229,16 @@ def test_purity_radius_of_one_class_is_that_of_two() -> None:
     assert coverage.purity_radius(rows, 1, 0.9, generator()) == coverage.purity_radius(rows, 2, 0.9, generator())
 
 
+def test_probcover_takes_the_radius_from_as_many_clusters_as_classes() -> None:
+    pool, labelled = make_pool(120, 4, 3, 0), make_labelled(120, 6, 3, 0)
+    rows = kernels.View(pool.features, unit=True)[:]
+    rng = generator()
+    delta = coverage.purity_radius(rows, 3, 0.95, rng)
+    chosen = select("probcover", pool, labelled, 20, generator(), delta=delta)
+    assert torch.equal(select("probcover", pool, labelled, 20, generator()), chosen)
+    assert coverage.purity_radius(rows, 120, 0.95, generator()) < 0.9 * delta, "else the test could not fail"
+
+
 @pytest.mark.parametrize("purity", [0.05, 0.5, 0.95, 1 - 1e-9])
 def test_purity_radius_from_some_of_the_rows(purity: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays the right quantile when only some balls are looked at, and chunk by chunk."""
