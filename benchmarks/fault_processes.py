@@ -22,7 +22,7 @@ Work = Callable[[Path, Tell], Any]
 
 @dataclass
 class Ended:
-    """How a forked process ended: with a value, an error or a signal, and what it had told before."""
+    """How a forked process ended: with a value, an error, or a signal or exit status, and what it had told before."""
 
     value: Any = None
     error: str = ""
@@ -79,7 +79,11 @@ def forked(
         else:
             ended.error, ended.clear = content
     _, status = os.waitpid(pid, 0)
-    ended.signal, ended.pid, ended.seconds = os.WTERMSIG(status), pid, time.perf_counter() - began
+    # The C library has an exit status of its own for "no memory for another thread".
+    ended.signal = os.WTERMSIG(status) or os.WEXITSTATUS(status)
+    if not (ended.error or ended.value or ended.signal):
+        ended.error = "it ended without a word"
+    ended.pid, ended.seconds = pid, time.perf_counter() - began
     return ended
 
 
@@ -96,8 +100,8 @@ def _child(work: Work, folder: Path, kill_before: int | None, there: Any) -> Non
         try:
             end = "value", work(folder, lambda content: there.send(("told", content)))
         except BaseException as error:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # to say it
             end = "error", (f"{type(error).__name__}: {error}", isinstance(error, PalkitError))
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         there.send(("told", ("changes", changes.seen)))
         there.send(end)
     finally:

@@ -203,14 +203,14 @@ def memory(device: torch.device) -> Iterator[Row]:
         free = score_pool(model, tokens, ScoringConfig(batch_size=16)).features[:]
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated(device) + room) / total)
-        torch.cuda.reset_peak_memory_stats(device)
         row: Row = {"images": images, "tokens": count, "room_mb": room / 1e6}
         try:
             gap = (score_pool(model, tokens, ScoringConfig(batch_size=1024)).features[:] - free).abs().max()
             row["outcome"] = f"features differ by at most {float(gap / free.abs().max()):.1e} of the largest"
         except OutOfMemoryError as error:
             row["outcome"] = str(error)
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
         yield row
 
 

@@ -103,12 +103,24 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    # Left alone, cuDNN cuts what a convolution takes to 10 bits, and may choose another algorithm each time.
-    with (
-        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
+    with _exact_cudnn(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
+
+
+@contextmanager
+def _exact_cudnn() -> Iterator[None]:
+    """Left alone, cuDNN cuts what a convolution takes to 10 bits, and may choose another algorithm each time."""
+    cudnn = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32, cudnn.deterministic
+    except RuntimeError:  # torch refuses to say: somebody has set kinds of layers one by one, and means it
+        yield
+        return
+    cudnn.allow_tf32, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = before
 
 
 @dataclass(frozen=True)
@@ -237,7 +249,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def landing(device: torch.device) -> Callable[[], None]:
-    """A call that waits until what is queued on the device by now is done, copies from it included, and no more."""
+    """A call that waits until what is queued on the device by now is done, copies from it included.
+
+    On CUDA it waits for no more than that.
+    """
     if device.type == "cuda":
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))

@@ -37,7 +37,8 @@ from palkit.shards import (
     shard_ranges,
 )
 
-VERSION = 1  # of what decoding, resizing and normalising do: raise it when they change, and caches are made anew
+# Of what decoding, resizing, normalising and the frozen blocks do: raise it when they change, and caches are made anew.
+VERSION = 2
 
 
 @dataclass(frozen=True)

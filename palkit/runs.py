@@ -192,7 +192,7 @@ def provenance(device: torch.device | str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """Of what is imported; palkit may be so from a folder."""
+    """Of an installed package; palkit may also be imported from a folder."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -65,11 +65,12 @@ def score_pool(
 
     def keep(behind: int) -> None:
         while len(arriving) > behind:
-            landed, rows, results = arriving.popleft()
+            landed, rows, results = arriving[0]
             landed()
             features[rows], probs[rows] = results[:2]
             if stochastic is not None:
                 stochastic[:, rows] = results[2]
+            arriving.popleft()  # not before: where memory runs out, this is called again
 
     def read(begin: int) -> tuple[Tensor, Tensor | None]:
         rows = pinned(inputs[begin : begin + config.rows], device)
@@ -94,7 +95,7 @@ def score_pool(
         elif dropout is not None:
             with autocast(device, config.precision):
                 results.append(_adapter_passes(model, inputs_here, dropout, seed + rows.start))
-        results = [result.to("cpu", non_blocking=True) for result in results]
+        results = [result.to("cpu", non_blocking=device.type == "cuda") for result in results]
         arriving.append((landing(device), rows, results))
         keep(BEHIND)
 

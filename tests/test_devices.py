@@ -1,5 +1,6 @@
 """Devices: which one, how much memory, how fast; what is measured once stays."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,27 @@ def test_autocast_computes_in_the_precision_asked_for() -> None:
 
 
 def test_float32_means_float32_in_convolutions_too() -> None:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    with autocast(torch.device("cpu"), "float32"):
-        assert torch.backends.cudnn.enabled
-        assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == (False, True)
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == before
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic
+    assert before != (False, True), "else the test could not fail"
+    with suppress(ZeroDivisionError), autocast(torch.device("cpu"), "float32"):
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
+        assert cudnn.conv.fp32_precision != "tf32"
+        raise ZeroDivisionError
+    assert (cudnn.allow_tf32, cudnn.deterministic) == before
+
+
+def test_what_somebody_says_of_convolutions_alone_stays() -> None:
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    conv.fp32_precision = "ieee"
+    try:
+        with autocast(torch.device("cpu"), "float32"):
+            assert conv.fp32_precision == "ieee"
+        assert conv.fp32_precision == "ieee"
+    finally:
+        conv.fp32_precision = before
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_unknown_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from palkit.adapters import ADAPTERS
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError
 from palkit.experiment import resolve, rounds, run_directory, run_hash
-from palkit.runs import COSTS
+from palkit.runs import COSTS, provenance
 from palkit.setting import pool_of
 from palkit.strategies import STRATEGIES
 
@@ -47,9 +47,9 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     predictions = pd.read_parquet(directory.path / "predictions.parquet")
     correct = predictions["predicted"] == predictions["label"]
     assert correct.groupby(predictions["round"]).mean().tolist() == [r.metrics["accuracy"] for r in history]
-    provenance = json.loads((directory.path / "provenance.json").read_text())
-    assert provenance["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert provenance["packages"]["palkit"] == importlib.metadata.version("palkit")
+    recorded = json.loads((directory.path / "provenance.json").read_text())
+    assert recorded["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert recorded["packages"]["palkit"] == importlib.metadata.version("palkit")
     stored = json.loads((directory.path / "config.json").read_text())
     assert stored["weights_sha256"]
     assert stored["data_sha256"]
@@ -351,3 +351,17 @@ def test_every_kind_of_adapter_runs_and_resumes(
     list(rounds(config_from_dict(values)))
     for one, two in zip(undisturbed, outcome(values), strict=True):
         pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_provenance_where_palkit_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version
+
+    def installed(name: str) -> str:
+        if name == "palkit":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    packages = provenance("cpu")["packages"]
+    assert packages["palkit"] == "not installed"
+    assert packages["torch"] == version("torch")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,29 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     assert sizes.count(128) == 1
     torch.testing.assert_close(scores.probs, plain.probs, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(scores.stochastic_probs, plain.stochastic_probs, atol=1e-6, rtol=1e-5)
+
+
+def test_memory_that_runs_out_while_results_arrive_loses_none(
+    tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fitted(tiny, AdapterConfig("lora", start_block=-1))
+    inputs = InputCache(pool, tiny).rows(model.start_block, np.arange(48))
+    calm = score_pool(model, inputs, ScoringConfig(batch_size=16))
+    failures = [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def landing(device: torch.device) -> Callable[[], None]:
+        def landed() -> None:
+            if failures:
+                raise failures.pop()
+
+        return landed
+
+    monkeypatch.setattr("palkit.scoring.landing", landing)
+    monkeypatch.setattr(torch, "empty", lambda *shape: torch.full(shape[0] if len(shape) == 1 else shape, torch.nan))
+    found = score_pool(model, inputs, ScoringConfig(batch_size=16))
+    assert not failures
+    torch.testing.assert_close(found.probs, calm.probs)
+    torch.testing.assert_close(found.features, calm.features)
 
 
 def test_bfloat16_is_close(tiny: Backbone, pool: ImagePool) -> None:

@@ -336,3 +336,7 @@ def test_the_readme_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> No
         i for i in (probs[:, -2] / probs[:, -1]).argsort(descending=True).tolist() if i not in labelled.positions
     ]
     assert select("ratio", pool, labelled, 3, generator()).tolist() == expected[:3]
+
+
+def test_only_the_oracle_is_one() -> None:
+    assert [name for name in NAMES if STRATEGIES[name].is_oracle] == ["class_balanced_oracle"]

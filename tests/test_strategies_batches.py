@@ -169,10 +169,11 @@ def test_probcover(seed: int, normalize: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_purity_radius_is_the_largest_pure_one(seed: int) -> None:
+@pytest.mark.parametrize("classes", [2, 4])
+def test_purity_radius_is_the_largest_pure_one(seed: int, classes: int) -> None:
     rows = torch.randn(200, 3, generator=generator(seed))
-    radius = coverage.purity_radius(rows, 4, 0.9, generator(seed))
-    label = kmeans.kmeans(rows, 4, generator(seed))[1].numpy()
+    radius = coverage.purity_radius(rows, classes, 0.9, generator(seed))
+    label = kmeans.kmeans(rows, classes, generator(seed))[1].numpy()
     distance = np.sqrt(squared_distances(rows.double().numpy()))
     enemy = np.where(label[:, None] == label[None], np.inf, distance)
 

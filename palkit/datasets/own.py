@@ -154,11 +154,13 @@ def from_table(name: str, table: pd.DataFrame, manifest: Path, class_names: Sequ
                 f"{manifest}, line {row + first}: there is no file {str(path)[:PATH_MAX]}. "
                 "Paths are relative to the manifest."
             )
-        if os.fsencode(table["path"][row]).decode(errors="ignore") != table["path"][row]:
+        try:
+            table["path"][row].encode()
+        except UnicodeEncodeError as error:
             raise DataError(
                 f"{manifest.parent}: the name of the file {table['path'][row]!r} is not UTF-8, so no table could hold "
                 "it. Rename it."
-            )
+            ) from error
     twice = table["path"].map(os.path.normpath).duplicated()
     if twice.any():
         row = int(twice.argmax())
