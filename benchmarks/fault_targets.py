@@ -6,6 +6,7 @@ it, `stored` says what is on the disk, and `check` counts what was acknowledged 
 
 import json
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,12 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import psutil
-import timm
-import torch
 from fault_processes import Ended, Tell, forked
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
 import palkit.backbones
 import palkit.results
@@ -32,11 +30,16 @@ from palkit.backbones import BackboneConfig, embedded_weights, load_backbone
 from palkit.config import config_from_dict
 from palkit.dispatch import DispatchConfig, run_sweep
 from palkit.experiment import Learner, rounds, run_directory
+from palkit.files import REPOSITORY
 from palkit.results import collect
 from palkit.runs import COSTS, RunDirectory
 from palkit.session import Session, open_session
 from palkit.setting import pool_of, setting, settle
 from palkit.sweep import Sweep, plan
+
+sys.path.append(str(REPOSITORY / "tests"))
+
+from tiny_vit import save_tiny_vit, tiny_values
 
 QUIET = Console(quiet=True)
 SESSION_ROUNDS, SESSION_BATCH = 2, 6
@@ -55,25 +58,14 @@ class Bench:
         self.root, self._count = root, 0
         import_module("peft")  # once here instead of in every forked process
         self.cache = root / "cache"
-        torch.manual_seed(0)
-        weights = root / "test_vit.safetensors"
-        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+        weights = save_tiny_vit(root)
         self.images = root / "images"
         rng = np.random.default_rng(0)
         for number in range(96):
             path = self.images / f"class {number % 2}" / f"{number:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(path)
-        self.run: dict[str, Any] = {
-            "dataset": "digits",
-            "pool_size": 200,
-            "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(weights)},
-            "adapter": {"name": "lora", "start_block": 2},
-            "training": {"epochs": 2, "head_epochs": 2, "views": 2},
-            "strategy": "badge",
-            "rounds": 3,
-            "evaluate_on": "val",
-        }
+        self.run = tiny_values(weights)
         pool_of(config_from_dict(self.run))  # as do its libraries
         self.targets: dict[str, Target] = {
             "run": Target(self, Runs(self.run)),

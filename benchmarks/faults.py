@@ -44,8 +44,6 @@ from palkit.files import REPOSITORY
 
 REPORT = REPOSITORY / "figures" / "trust" / "faults.csv"
 BAD = ("wrong", "labels", "rounds", "doubled")
-
-
 FAULTS: dict[str, tuple[Callable[[Bench, random.Random, int], Iterator[Trial]], float]] = {
     # and how often, relative to the number of kills
     "kills": (kills, 1.0),

@@ -22,11 +22,11 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-from scoring import bare, turns
-from strategies import ORACLES, dropout_passes, make_features, make_head, probabilities
+from scoring import adapted, bare, turns
+from strategies import dropout_passes, make_features, make_head, probabilities
 
-from palkit.adapters import AdaptedModel, AdapterConfig, attach, merge
-from palkit.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.adapters import AdaptedModel, merge
+from palkit.backbones import BackboneConfig, load_backbone
 from palkit.config import config_from_dict
 from palkit.devices import PRECISIONS, autocast, device_name, synchronize
 from palkit.engine import ScoringConfig
@@ -72,7 +72,7 @@ def moved(scores: PoolScores, device: torch.device) -> PoolScores:
 
 def picks(name: str, scores: PoolScores) -> list[int]:
     labelled = LabelledSet(torch.arange(KNOWN), torch.arange(KNOWN) % CLASSES)
-    options = {"labels": torch.arange(len(scores)) % CLASSES} if name in ORACLES else {}
+    options = {"labels": torch.arange(len(scores)) % CLASSES} if STRATEGIES[name].is_oracle else {}
     return select(name, scores, labelled, BATCH, torch.Generator().manual_seed(0), **options).tolist()
 
 
@@ -161,7 +161,7 @@ def rates(device: torch.device) -> Iterator[Row]:
     """Images per second of the bare blocks on tokens that lie on the device, and of palkit's pass over them on disk."""
     for name, config in NETWORKS.items():
         backbone = load_backbone(config, device, pretrained=False)
-        model = adapted(backbone)
+        model = merge(adapted(backbone, 0))
         for precision in PRECISIONS:
             count = IMAGES[config.image_size, precision]
             yield {"network": name, "precision": precision, "images": count, **rates_of(model, precision, count)}
@@ -187,16 +187,10 @@ def rates_of(model: AdaptedModel, precision: str, count: int) -> Row:
         return {**speeds, "share": speeds["scoring"] / speeds["bare"]}
 
 
-def adapted(backbone: Backbone) -> AdaptedModel:
-    """With LoRA in all blocks, merged."""
-    zeros = torch.zeros(backbone.width, device=backbone.device)
-    return merge(attach(backbone, AdapterConfig("lora", start_block=0), CLASSES, zeros, zeros + 1, 0))
-
-
 def memory(device: torch.device) -> Iterator[Row]:
     """A pass whose batches do not fit gives what a pass with small ones gives; one that cannot fit says so."""
     backbone = load_backbone(NETWORKS["ViT-B/14, 12 blocks, 224 px"], device, pretrained=False)
-    model = adapted(backbone)
+    model = merge(adapted(backbone, 0))
     total = torch.cuda.get_device_properties(device).total_memory
     for images, count, room in ((1024, backbone.tokens, 1e9), (1024, backbone.tokens, 3e8), (4, 100 * TOKENS, 3e8)):
         tokens = torch.randn(images, count, backbone.vit.embed_dim)

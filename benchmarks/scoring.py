@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from palkit.adapters import AdapterConfig, attach, merge, trainable_parameters
+from palkit.adapters import AdaptedModel, AdapterConfig, attach, merge, trainable_parameters
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.config import config_from_dict
 from palkit.datasets import FileImages, ImagePool, load_dataset
@@ -56,10 +56,15 @@ def bare(function: Callable[[torch.Tensor], torch.Tensor], batches: tuple[torch.
         function(batch)
 
 
+def adapted(backbone: Backbone, start_block: int) -> AdaptedModel:
+    """With LoRA from a block on and a head of ten classes, on the backbone's device."""
+    zeros = torch.zeros(backbone.width, device=backbone.device)
+    return attach(backbone, AdapterConfig("lora", start_block=start_block), 10, zeros, zeros + 1, 0)
+
+
 def rates(backbone: Backbone, pool: ImagePool, folder: Path) -> None:
     cache = InputCache(pool, backbone)
-    model = attach(backbone, AdapterConfig("lora", start_block=0), 10, torch.zeros(backbone.width),
-                   torch.ones(backbone.width), 0)  # fmt: skip
+    model = adapted(backbone, 0)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             parameter += 0.01 * torch.randn(parameter.shape)
@@ -123,8 +128,7 @@ def half_precision(seeds: int = 3) -> None:
 
 
 def stochastic(backbone: Backbone, pool: ImagePool) -> None:
-    model = attach(backbone, AdapterConfig("lora", start_block=backbone.depth - 2), 10, torch.zeros(backbone.width),
-                   torch.ones(backbone.width), 0)  # fmt: skip
+    model = adapted(backbone, backbone.depth - 2)
     inputs = InputCache(pool, backbone).rows(model.start_block, np.arange(2 * BATCH))
     rng = torch.Generator()
     calls: dict[str, Callable[[], object]] = {"none": lambda: score_pool(model, inputs)}
@@ -136,8 +140,7 @@ def stochastic(backbone: Backbone, pool: ImagePool) -> None:
 
 
 def variants(backbone: Backbone, pool: ImagePool) -> None:
-    model = merge(attach(backbone, AdapterConfig("lora", start_block=0), 10, torch.zeros(backbone.width),
-                         torch.ones(backbone.width), 0))  # fmt: skip
+    model = merge(adapted(backbone, 0))
     inputs = InputCache(pool, backbone).rows(0, np.arange(4 * BATCH))
     configs = {
         "float32": ScoringConfig(),

@@ -41,7 +41,6 @@ Array = NDArray[Any]
 PEERS = ("least_confidence", "margin", "entropy", "coreset", "badge", "typiclust", "probcover", "maxherding")
 PEERS += ("dropquery", "falcun", "clue", "batchbald")
 SLOW = {"bait", "batchbald"}  # quadratic in C D, and in the number of joint outcomes
-ORACLES = {"class_balanced_oracle"}
 MAPPED_BYTES = 2 * 2**30
 
 
@@ -254,7 +253,8 @@ def main() -> None:
         return
     rates = machine()
     print(f"machine: {rates['bandwidth'] / 1e9:.1f} GB/s read, {rates['flops'] / 1e9:.0f} Gflop/s float32")
-    names = options.strategies.split(",") if options.strategies else sorted(set(STRATEGIES) - SLOW - ORACLES)
+    every = sorted(name for name in STRATEGIES if name not in SLOW and not STRATEGIES[name].is_oracle)
+    names = options.strategies.split(",") if options.strategies else every
     too_slow: set[tuple[str, int]] = set()
     for name in names:
         for classes in map(int, options.classes.split(",")):

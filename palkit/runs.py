@@ -23,7 +23,8 @@ from palkit.errors import DataError, OutOfMemoryError
 from palkit.files import REPOSITORY, read_json, remove_leftovers, runs_dir, storing, write_json, write_text
 from palkit.formats import read_table, write_table
 
-COSTS = ("fit_s", "score_s", "select_s", "peak_mb", "trainable")
+SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
+COSTS = (*SECONDS, "peak_mb", "trainable")
 PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
 
 

@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from palkit.errors import DataError
+from palkit.runs import SECONDS
 from palkit.sweep import Task
 
 POLL_SECONDS = 0.5
-SECONDS = ["fit_s", "score_s", "select_s"]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Board:
             except DataError:  # whoever computes the run says so
                 continue
             run.rounds, run.accuracy = min(count, len(table)), float(table["accuracy"].iloc[-1])
-            run.seconds = float(table[SECONDS].sum().sum())
+            run.seconds = float(table[list(SECONDS)].sum().sum())
             if run.rounds >= run.wanted:
                 completed.append(run)
         return completed

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from PIL import Image
-from safetensors.torch import save_file
+from tiny_vit import save_tiny_vit
 
 from palkit.__main__ import main
 from palkit.adapter_files import save_adapter
@@ -218,10 +217,7 @@ class World:
 
     @cached_property
     def checkpoint(self) -> Path:
-        torch.manual_seed(0)
-        path = self.folder / "test_vit.safetensors"
-        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-        return path
+        return save_tiny_vit(self.folder)
 
     @cached_property
     def backbone(self) -> Backbone:

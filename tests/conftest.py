@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
-import torch
-from safetensors.torch import save_file
+from tiny_vit import save_tiny_vit, tiny_values
 
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.datasets import ImagePool, head, load_dataset
@@ -33,10 +31,7 @@ def pool() -> ImagePool:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of timm's smallest ViT, random but fixed."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
-    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)
-    return path
+    return save_tiny_vit(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +47,4 @@ def tiny(tiny_config: BackboneConfig) -> Backbone:
 @pytest.fixture
 def tiny_run(tiny_checkpoint: Path) -> dict[str, Any]:
     """Plain values of an experiment that takes a second or two."""
-    return {
-        "dataset": "digits",
-        "pool_size": 200,
-        "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
-        "adapter": {"name": "lora", "start_block": 2},
-        "training": {"epochs": 2, "head_epochs": 2, "views": 2},
-        "strategy": "badge",
-        "rounds": 3,
-        "evaluate_on": "val",
-    }
+    return tiny_values(tiny_checkpoint)

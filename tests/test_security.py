@@ -62,7 +62,8 @@ def dangers(code: str) -> Iterator[str]:
                 value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
                 if keyword.arg in DANGEROUS and value is DANGEROUS[keyword.arg]:
                     yield f"{name}({keyword.arg}={value})"
-            if name == "tar.extractall" and "TAR_FILTER" not in ast.unparse(node):
+            filtered = "filter" in {keyword.arg for keyword in node.keywords} or "TAR_FILTER" in ast.unparse(node)
+            if name.endswith(".extractall") and "tar" in name and not filtered:
                 yield f"{name} without a filter"
 
 

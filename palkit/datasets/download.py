@@ -233,12 +233,16 @@ def unpack(archive: Path, target: Path) -> Path:
     return target
 
 
+def _leads_out(root: Path, name: str) -> bool:
+    """Whether a file of that name in an archive would lie outside the folder `root`, which is resolved."""
+    return not (root / name).resolve().is_relative_to(root)
+
+
 def _untar(archive: Path, folder: Path) -> None:
     root = folder.resolve()
     with tarfile.open(archive) as tar:
         for member in tar:
-            inside = (root / member.name).resolve().is_relative_to(root)
-            if not inside or not (member.isfile() or member.isdir()):
+            if _leads_out(root, member.name) or not (member.isfile() or member.isdir()):
                 raise tarfile.TarError(f"{member.name!r} leads out of the folder, or is a link or a device")
         tar.extractall(folder, **TAR_FILTER)
 
@@ -248,7 +252,6 @@ def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             # zipfile would drop the dots and write somewhere inside: an archive with such a path is not to be trusted.
-            leads_out = not (root / member.filename).resolve().is_relative_to(root)
-            if leads_out or stat.S_ISLNK(member.external_attr >> 16):
+            if _leads_out(root, member.filename) or stat.S_ISLNK(member.external_attr >> 16):
                 raise zipfile.BadZipFile(f"{member.filename!r} leads out of the folder")
         file.extractall(folder)
