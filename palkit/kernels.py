@@ -122,7 +122,7 @@ def square_norms(rows: Rows) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """(n, m) float64 distances, each from its own pair's differences: no cancellation, exact ties."""
+    """(..., n, m) float64 distances of `a` (..., n, D) and `b` (..., m, D), each from its own pair's differences: no cancellation, exact ties."""
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -135,8 +135,8 @@ def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
     """Exact nearest neighbour of every row among a few references.
 
     The neighbour is found by the expansion |x|^2 - 2 x.r + |r|^2 in float64 after centring, the distance
-    is then taken from the difference of the two vectors: equal rows are at distance exactly 0 and equal
-    pairs tie exactly, whatever the chunking.
+    is then taken from the difference of the two vectors as they are: equal rows are at distance exactly 0 and
+    equal differences tie exactly, whatever the chunking and wherever the centre lies.
 
     Args:
         rows: (N, D).
@@ -145,15 +145,16 @@ def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (N,) float64 squared distances and (N,) int64 indices into `references`.
     """
-    centre = references.double().mean(0)
-    centred = references.double() - centre
+    exact = references.double()
+    centre = exact.mean(0)
+    centred = exact - centre
     norms = centred.square().sum(1)
     distance = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     index = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     for part in chunks(len(rows), rows.shape[1] + len(references)):
-        x = rows[part] - centre  # float64, as the centre is
-        index[part] = torch.addmm(norms, x, centred.T, alpha=-2).argmin(1)
-        distance[part] = centred[index[part]].sub_(x).square_().sum(1)
+        x = rows[part].double()
+        index[part] = torch.addmm(norms, x - centre, centred.T, alpha=-2).argmin(1)
+        distance[part] = exact[index[part]].sub_(x).square_().sum(1)
     return distance, index
 
 
@@ -269,7 +270,15 @@ def k_center(rows: Rows, seeds: Tensor, candidates: Tensor, count: int) -> Tenso
     candidates = candidates.to(device)
     picks: list[int] = []
     if len(seeds):
-        bound = nearest(rows, rows[seeds.to(device)])[0][candidates].sqrt_()
+        references = rows[seeds.to(device)]
+        closest = nearest(rows, references)[1][candidates]
+        # As `refresh` computes them: a bound must not fall below the distance itself by a last bit.
+        bound = torch.cat(
+            [
+                distances(rows[candidates[p]][:, None], references[closest[p]][:, None])[:, 0, 0]
+                for p in chunks(len(candidates), rows.shape[1])
+            ]
+        )
     else:
         picks.append(int(nearest(rows, column_mean(rows)[None])[0][candidates].argmin()))
         bound = torch.full((len(candidates),), torch.inf, dtype=torch.float64, device=device)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from palkit import kernels, kmeans
@@ -38,6 +40,14 @@ def test_nearest_far_from_the_origin(offset: float) -> None:
 def test_nearest_of_a_copy_is_exactly_zero() -> None:
     rows = torch.randn(50, 7, generator=generator()) + 100
     assert (kernels.nearest(rows, rows[:20])[0][:20] == 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 7))
+def test_nearest_distances_of_integers_are_integers(seed: int, width: int, references: int) -> None:
+    """Ties of a grid are exact on every processor: no centre, order of summation or product may blur them."""
+    rows = torch.randint(-9, 10, (300, width), generator=generator(seed)).float()
+    exact = (rows[:, None] - rows[None, :references]).square().sum(2).amin(1)
+    assert kernels.nearest(rows, rows[:references])[0].tolist() == exact.tolist()
 
 
 def plain_k_center(rows: Array, seeds: list[int], candidates: list[int], count: int) -> list[int]:
