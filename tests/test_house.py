@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +38,6 @@ NARROW = {
     "datasets": {"checks", "errors", "files", "formats"},
     "strategies": {"checks", "errors", "kernels", "kmeans", "scores", "shards"},
 }
-LONGEST = 400  # lines
 
 
 def modules() -> dict[str, list[Path]]:
@@ -81,18 +79,6 @@ def test_no_module_needs_itself() -> None:
         for name in free:
             del needs[name]
     assert needs == {}, "these import each other"
-
-
-def test_no_file_is_long() -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "palkit", "tests", "benchmarks"],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY,
-    ).stdout.split()  # fmt: skip
-    lengths = {
-        name: len((REPOSITORY / name).read_text().splitlines()) for name in listed if (REPOSITORY / name).exists()
-    }
-    assert len(lengths) > 150
-    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_the_reference_names_every_module() -> None:
