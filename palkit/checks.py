@@ -4,12 +4,18 @@ import json
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from palkit.errors import ConfigError, brief, unknown_name
 
 WHOLE = 2**63  # what torch and numpy hold
+
+
+def normal(text: str) -> str:
+    """Text as it is compared: one that looks the same is the same (NFC, https://unicode.org/reports/tr15/)."""
+    return unicodedata.normalize("NFC", text)
 
 
 def parsed(text: str) -> Any:
