@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,9 +66,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY, suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
+        # Made as any new file is, so that the umask and the folder's own rules decide who may read and change it, from
+        # the first byte on; `tempfile` makes files for one user only, who would have to widen their rights later.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield temporary
             move_into_place(temporary, path)
@@ -79,7 +81,6 @@ def move_into_place(temporary: Path, path: Path) -> None:
     """Give a file that is complete its name, once it is on the disk."""
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
-    temporary.chmod(0o644)
     os.replace(temporary, path)
     _fsync_directory(path.parent)
 
@@ -87,9 +88,19 @@ def move_into_place(temporary: Path, path: Path) -> None:
 def move_folder_into_place(temporary: Path, folder: Path) -> None:
     """Give a folder that is complete its name, once all that is in it is on the disk."""
     os.sync()
-    temporary.chmod(0o755)
+    temporary.chmod(_folder_mode(folder.parent))  # one made by `tempfile` is for one user only
     os.replace(temporary, folder)
     _fsync_directory(folder.parent)
+
+
+def _folder_mode(parent: Path) -> int:
+    """Mode of a new folder: seen by making one, since a umask can only be read by changing it for all threads."""
+    probe = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    probe.mkdir()
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.rmdir()
 
 
 @contextmanager
@@ -105,9 +116,11 @@ def storing(path: Path) -> Iterator[None]:
         if isinstance(error, PalkitError):
             raise
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            remedy = "Make it writable for this user"
+            remedy = "Make it writable for this user (users who share a folder need umask 002)"
         elif error.errno in (errno.EFBIG, errno.EDQUOT):
             remedy = "Raise the limit on this user's files"
+        elif error.errno == errno.ENAMETOOLONG:
+            remedy = "Give it a shorter name: most systems allow 255 bytes, fewer letters where they are not ASCII"
         else:
             remedy = "Make room on the disk"
         for variable, folder in (("PALKIT_RUNS", runs_dir()), ("PALKIT_CACHE", cache_dir())):

@@ -1,13 +1,14 @@
 """Labels that people give: an append-only log of what they did, and what follows from it."""
 
+import codecs
 import json
 import os
 import threading
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -17,8 +18,9 @@ import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import cohen_kappa_score
 
-from palkit.checks import parsed
+from palkit.checks import normal, parsed
 from palkit.errors import DataError
+from palkit.files import write_text
 
 ANSWERS = ("label", "unsure", "skip")
 NEEDED = {
@@ -34,6 +36,7 @@ LONGEST = 2**16  # bytes of a line
 CHECKSUM = "crc"  # of a line, by which a damaged one is told
 SIZE = ".size"  # what the name of the file ends in that says how many bytes have been written
 FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of UTF-32 too, whose little-endian mark begins with that of UTF-16
 COLUMNS = ("id", "annotator", "answer", "label", "time")
 
 
@@ -63,7 +66,10 @@ def now() -> str:
 
 
 class LabelLog:
-    """A file to which events are appended, one JSON object a line; several processes may do so at once.
+    """A file to which events are appended, one JSON object a line; several processes and users may do so at once.
+
+    An editor may leave a byte order mark or Windows line ends in it. Names are read in NFC: two that look the same are
+    the same, however they were typed.
 
     Attributes:
         edited: how often somebody has changed the file by hand; as long as nobody does, events are only added.
@@ -95,7 +101,7 @@ class LabelLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), open(self.path, "ab+") as file:
                 before = file.seek(0, os.SEEK_END)
-                self.check()
+                added = self.check()
                 try:
                     file.write(_mend(file, before) + lines)
                     file.flush()
@@ -103,7 +109,7 @@ class LabelLog:
                 except OSError:
                     os.ftruncate(file.fileno(), before)  # a full disk must not keep half of a line
                     raise
-                self._record(file.tell())
+                self._record(file.tell() - added)
         except OSError as error:
             raise DataError(
                 f"{self.path} cannot be written ({error}); what you did last is not stored. Make room on the disk, or "
@@ -125,13 +131,19 @@ class LabelLog:
             self._modified = modified
             if size > self._size:
                 new = self._read_from(self._size)
+                if not self._size:
+                    self._refuse_wide(new)
+                    mark, new = _divided(new)
+                    if mark or b"\r\n" in new:
+                        self._warn_of_editor()
+                    self._size = len(mark)
                 # What follows the last line break may still be being written.
                 complete = new[: new.rfind(b"\n") + 1]
                 numbered = enumerate(complete.split(b"\n")[:-1], start=self._lines + 1)
                 self._events += [
                     _event(line, f"{self.path}, line {number}")
                     for number, line in numbered
-                    if line.strip() and not line.endswith(INCOMPLETE)
+                    if line.strip() and not line.rstrip(b"\r").endswith(INCOMPLETE)
                 ]
                 self._lines += complete.count(b"\n")
                 self._size += len(complete)
@@ -143,37 +155,81 @@ class LabelLog:
             return modified != self._modified
         return size < self._size or bool(self._size and self._read_from(self._size - 1)[:1] != b"\n")
 
-    def check(self) -> None:
+    def check(self) -> int:
         """Compare the file's end with what has been written so far.
 
+        Returns:
+            Bytes that an editor has added to it: a byte order mark and carriage returns.
+
         Raises:
-            DataError: something is missing.
+            DataError: something is missing, or the file is not UTF-8 any more.
         """
         written = self._written()
         there = self.path.stat().st_size if self.path.exists() else 0
-        if there < written or (written and self._read_from(written - 1)[:1] != b"\n"):
+        if there == written and (not there or self._read_from(there - 1) == b"\n"):
+            return 0
+        content = self._read_from(0) if there else b""
+        self._refuse_wide(content)
+        plain = _divided(content)[1].replace(b"\r\n", b"\n")
+        if written and plain[written - 1 : written] != b"\n":
             raise DataError(
-                f"{self.path} has lost its end: {written} bytes had been written, {there} are there, and labels may be "
-                "missing. Restore the file from a backup. To go on with what is left, or if you shortened it yourself, "
-                f"delete {self._size_path}"
+                f"{self.path} has lost its end: {written} bytes had been written, {len(plain)} are there, and labels "
+                "may be missing. Restore the file from a backup. To go on with what is left, or if you shortened it "
+                f"yourself, delete {self._size_path}"
             )
+        return len(content) - len(plain)
+
+    def _refuse_wide(self, content: bytes) -> None:
+        """DataError if an editor has saved the file as UTF-16 or UTF-32."""
+        if content.startswith(WIDE) or b"\0" in content[:4]:
+            raise DataError(
+                f"{self.path} was saved by an editor as UTF-16 or UTF-32 (Notepad calls it Unicode). Nothing is lost: "
+                "save it once more as UTF-8."
+            )
+
+    def _warn_of_editor(self) -> None:
+        warnings.warn(
+            f"{self.path} was saved by an editor, with a byte order mark or Windows line ends. Nothing is lost by "
+            "that: all lines are read, and what comes is added.",
+            stacklevel=3,
+        )
 
     @property
     def _size_path(self) -> Path:
         return self.path.with_name(self.path.name + SIZE)
 
     def _written(self) -> int:
-        """Bytes known to have been written; 0 if nobody knows."""
+        """Bytes known to have been written, as palkit writes them; 0 if nobody knows.
+
+        Raises:
+            DataError: this user may not read it.
+        """
         try:
             return int(self._size_path.read_text(encoding="ascii"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return 0
+        except OSError as error:
+            raise DataError(
+                f"{self._size_path} cannot be read ({error.strerror}), so nobody would notice labels that are lost. "
+                "Make it readable for all who label here."
+            ) from error
 
     def _record(self, size: int) -> None:
-        # A number of one length is overwritten in place: killed in between, it is the old or the new one. Without room
-        # for it the labels are stored all the same.
-        with suppress(OSError), open(os.open(self._size_path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
-            file.write(b"%020d\n" % size)
+        """Note how many bytes have been written; without room for that the labels are stored all the same."""
+        text = f"{size:020d}\n"
+        try:
+            try:
+                # A number of one length is overwritten in place: killed in between, it is the old or the new one.
+                with open(os.open(self._size_path, os.O_WRONLY | os.O_CREAT, 0o666), "w", encoding="ascii") as file:
+                    file.write(text)
+            except PermissionError:  # another user's, made under a narrow umask: the folder is what both may change
+                write_text(self._size_path, text)
+        except OSError as error:
+            warnings.warn(
+                f"{self._size_path} cannot be written ({error}). What you did is stored, but if the end of "
+                f"{self.path.name} is lost, nobody will notice. Make room, or the file writable for all who label here.",
+                stacklevel=3,
+            )
 
     def _read_from(self, start: int) -> bytes:
         try:
@@ -182,6 +238,12 @@ class LabelLog:
                 return file.read()
         except OSError as error:
             raise DataError(f"{self.path} cannot be read ({error}). Make it a readable file.") from error
+
+
+def _divided(content: bytes) -> tuple[bytes, bytes]:
+    """The byte order mark that an editor may have put first, and the rest."""
+    rest = content.removeprefix(codecs.BOM_UTF8)
+    return content[: len(content) - len(rest)], rest
 
 
 def _mend(file: IO[bytes], size: int) -> bytes:
@@ -229,6 +291,7 @@ def _event(line: bytes, where: str) -> Event:
             raise ValueError(f"action {event.action!r} needs {' and '.join(lacking)}")
         if checksum is not None and checksum != _checksum(event):
             raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
+        event = replace(event, annotator=normal(event.annotator), id=normal(event.id), label=normal(event.label))
     except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
         raise DataError(
             f"{where}: this is not a line of a label log ({error}): {line[:200].decode(errors='replace')!r}. Mend or "

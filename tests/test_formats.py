@@ -4,8 +4,10 @@ import errno
 import os
 import pickle
 import re
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from pandas.testing import assert_frame_equal
 
 from palkit.devices import memory_explained
 from palkit.errors import DataError, OutOfMemoryError, StorageError
-from palkit.files import atomic_path, locked, read_json, storing, write_json
+from palkit.files import atomic_path, locked, move_folder_into_place, read_json, storing, write_json
 from palkit.formats import new_array, read_table, save_array, write_table
 from palkit.labels import Event, LabelLog
 from palkit.shards import are_whole, filled, shard_path
@@ -112,7 +114,12 @@ def test_damaged_shards_are_computed_again_and_no_others(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("number", "remedy"),
-    [(errno.ENOSPC, "Make room"), (errno.EROFS, "Make it writable"), (errno.EFBIG, "Raise the limit")],
+    [
+        (errno.ENOSPC, "Make room"),
+        (errno.EROFS, "Make it writable"),
+        (errno.EFBIG, "Raise the limit"),
+        (errno.ENAMETOOLONG, "Give it a shorter name"),
+    ],
 )
 def test_what_cannot_be_written_is_named_with_a_remedy(tmp_path: Path, number: int, remedy: str) -> None:
     path = tmp_path / "file.txt"
@@ -123,6 +130,37 @@ def test_what_cannot_be_written_is_named_with_a_remedy(tmp_path: Path, number: i
     assert [str(error) for error in (caught.value, pickle.loads(pickle.dumps(caught.value)))] == [str(caught.value)] * 2
     assert [one.name for one in tmp_path.iterdir()] == ["file.txt"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027, 0o077], ids=oct)
+def test_the_umask_decides_who_may_read_and_change_what_is_written(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.write_text("new")
+            meanwhile = temporary.stat().st_mode
+        made = Path(tempfile.mkdtemp(dir=tmp_path))
+        (made / "part").write_text("new")
+        move_folder_into_place(made, tmp_path / "folder")
+        write_json(tmp_path / "new folder" / "file.json", {})
+        with locked(tmp_path / "lock"):
+            pass
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    files, folders = 0o666 & ~umask, 0o777 & ~umask
+    assert modes == {
+        "file.txt": files, "lock": files, "folder": folders, "folder/part": files,
+        "new folder": folders, "new folder/file.json": files,
+    }  # fmt: skip
+    assert stat.S_IMODE(meanwhile) == files, "neither looser nor narrower than it will be"
+
+
+def test_a_folder_of_a_group_stays_one(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2775)
+    made = Path(tempfile.mkdtemp(dir=tmp_path))
+    move_folder_into_place(made, tmp_path / "folder")
+    assert (tmp_path / "folder").stat().st_mode & stat.S_ISGID
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palkit.checks import normal
 from palkit.errors import DataError
 from palkit.labels import (
     Event,
@@ -42,14 +47,18 @@ def says(annotator: str, id_: str, label: str) -> Event:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.builds(Event, st.just(TIME), TEXT, st.sampled_from(["label", "undo", "class"]), TEXT, TEXT)))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
-    """Any text survives, line breaks of any script included, in one write or several."""
+    """Any text survives, line breaks of any script included, in one write or several; accents are read in one way."""
     path = tmp_path_factory.mktemp("log") / "labels.jsonl"
     writer, reader = LabelLog(path), LabelLog(path)
     for one in events[:2]:
         writer.append([one])
         reader.events()
     writer.append(events[2:])
-    assert reader.events() == events == LabelLog(path).events()
+    read = [replace(e, annotator=normal(e.annotator), id=normal(e.id), label=normal(e.label)) for e in events]
+    assert reader.events() == read == LabelLog(path).events()
+    assert [json.loads(line)["annotator"] for line in path.read_text().split("\n")[:-1]] == [
+        event.annotator for event in events
+    ]
 
 
 def test_names_of_files_may_be_any_bytes(tmp_path: Path) -> None:
@@ -106,6 +115,121 @@ def test_who_goes_on_with_what_is_left_deletes_the_size(tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl.size").unlink()
     LabelLog(log.path).append([says("a", "3", "owl")])
     assert [one.id for one in LabelLog(log.path).events()] == ["1", "3"]
+
+
+EDITORS = {
+    "Windows line ends": lambda text: text.replace(b"\n", b"\r\n"),
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + text,
+    "both": lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("saved", EDITORS.values(), ids=EDITORS)
+def test_what_an_editor_adds_loses_nothing_and_is_said(tmp_path: Path, saved: Callable[[bytes], bytes]) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat"), says("a", "2", "dog")])
+    watching = LabelLog(log.path)
+    watching.events()
+    log.path.write_bytes(saved(log.path.read_bytes()))
+    with pytest.warns(UserWarning, match=r"labels\.jsonl was saved by an editor.*Nothing is lost"):
+        assert [one.id for one in LabelLog(log.path).events()] == ["1", "2"]
+    for number in ("3", "4"):
+        LabelLog(log.path).append([says("a", number, "owl")])
+    with pytest.warns(UserWarning, match="saved by an editor"):
+        assert [one.id for one in watching.events()] == ["1", "2", "3", "4"]
+    # Saved once more, by an editor that takes all of it away: that is not the loss of an end, and a loss still is.
+    plain = log.path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    for content in (plain, saved(plain)):
+        log.path.write_bytes(content)
+        log.check()
+        log.path.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))
+        with pytest.raises(DataError, match="lost its end"):
+            log.check()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_log_that_was_saved_as_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "cat")])
+    changed = log.path.read_text(encoding="utf-8").encode(encoding)
+    log.path.write_bytes(changed)
+    for touch in (LabelLog(log.path).events, log.check, lambda: log.append([says("a", "2", "dog")])):
+        with pytest.raises(
+            DataError, match=r"labels\.jsonl was saved by an editor as UTF-16 .*save it once more as UTF-8"
+        ):
+            touch()
+    assert log.path.read_bytes() == changed
+
+
+def test_names_that_look_the_same_are_the_same(tmp_path: Path) -> None:
+    """macOS decomposes accents, keyboards mostly do not."""
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("Zoe\u0308", "cafe\u0301.png", "cafe\u0301"), says("Zo\u00eb", "caf\u00e9.png", "caf\u00e9")])
+    table = standing(log.events())
+    assert table[["id", "annotator", "label"]].values.tolist() == [["caf\u00e9.png", "Zo\u00eb", "caf\u00e9"]]
+    assert classes(log.events()) == ("caf\u00e9",)
+    assert last_answer(log.events(), "Zo\u00eb") == log.events()[-1]
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder of a group; pytest's own is for one user only."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 1501, 2000)
+        os.chmod(folder, 0o2775)
+        yield Path(folder)
+
+
+def as_user(number: int, umask: int, act: Callable[[], object]) -> str:
+    """Let another user do something in a process of its own; what went wrong, or ""."""
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        os.setgroups([])
+        os.setgid(2000)
+        os.setuid(number)
+        os.umask(umask)
+        said = ""
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                act()
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"
+        os.write(writing, (said + "".join(str(one.message) for one in warned)).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become two users")
+@pytest.mark.parametrize("size_mode", [0o664, 0o644], ids=["as it is made", "of a user with a narrow umask"])
+def test_two_users_of_a_group_notice_what_is_lost(shared_folder: Path, size_mode: int) -> None:
+    path = shared_folder / "labels.jsonl"
+    assert as_user(1501, 0o002, lambda: LabelLog(path).append([says("ana", "1", "cat")])) == ""
+    size = shared_folder / "labels.jsonl.size"
+    size.chmod(size_mode)
+    assert as_user(1502, 0o002, lambda: LabelLog(path).append([says("ben", "2", "dog")])) == ""
+    assert as_user(1501, 0o002, lambda: LabelLog(path).append([says("ana", "3", "owl")])) == ""
+    assert int(size.read_text()) == path.stat().st_size
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert "lost its end" in as_user(1502, 0o002, LabelLog(path).check)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become two users")
+def test_a_size_that_cannot_be_kept_or_read_is_said(shared_folder: Path) -> None:
+    path, size = shared_folder / "labels.jsonl", shared_folder / "labels.jsonl.size"
+    as_user(1501, 0o002, lambda: LabelLog(path).append([says("ana", "1", "cat")]))
+    size.chmod(0o644)
+    shared_folder.chmod(0o755)
+    said = as_user(1502, 0o002, lambda: LabelLog(path).append([says("ben", "2", "dog")]))
+    assert "labels.jsonl.size cannot be written" in said
+    assert "What you did is stored" in said
+    assert [one.id for one in LabelLog(path).events()] == ["1", "2"]
+    size.chmod(0o600)
+    assert "labels.jsonl.size cannot be read (Permission denied)" in as_user(1502, 0o002, LabelLog(path).check)
 
 
 def test_skips_have_places_in_the_log_and_no_times() -> None:
