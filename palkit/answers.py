@@ -1,4 +1,7 @@
-"""What people say of the images of a pool: labels, doubts, second thoughts, and where they disagree."""
+"""What people say of the images of a pool: labels, doubts, second thoughts, and where they disagree.
+
+Names of images, classes and annotators are compared in NFC: those that look the same are the same.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -6,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from palkit.checks import checked
+from palkit.checks import checked, normal
 from palkit.datasets import ImagePool
-from palkit.errors import ConfigError, brief, unknown_name
-from palkit.exchange import check_labels
+from palkit.errors import ConfigError, DataError, brief, hidden_difference, seen, unknown_name
+from palkit.exchange import check_labels, located
 from palkit.labels import (
     Event,
     LabelLog,
@@ -41,17 +44,24 @@ class Answers:
 
     Raises:
         ConfigError: an empty name.
-        DataError: what is in the log cannot be used.
+        DataError: what is in the log cannot be used, or two images have names that look the same.
     """
 
     def __init__(
         self, pool: ImagePool, rows: Iterable[int], annotator: str, class_names: Sequence[str], path: Path
     ) -> None:
         self.pool = pool
-        self.row_of = {str(pool.ids[row]): int(row) for row in rows}
+        self.row_of: dict[str, int] = {}
+        for row in map(int, rows):
+            other = self.row_of.setdefault(normal(str(pool.ids[row])), row)
+            if other != row:
+                raise DataError(
+                    f"the images {str(pool.ids[other])!a} and {str(pool.ids[row])!a} have names that look the same, "
+                    "so nobody could tell whose label is whose. Rename one of them."
+                )
         self.annotator = named("annotator", annotator)
         self.log = LabelLog(path)
-        self._known = (*pool.class_names, *(named("class", name) for name in class_names))
+        self._known = (*map(normal, pool.class_names), *(named("class", name) for name in class_names))
         self._standing: tuple[tuple[int, int], tuple[pd.DataFrame, dict[tuple[str, str], int]]] | None = None
         self.log.check()
 
@@ -75,7 +85,7 @@ class Answers:
     def labels(self) -> dict[str, str]:
         """Label of each image on which annotators agree, in order of labelling; those of the data set come first."""
         names = self.pool.label_names()
-        known = {name: str(names[row]) for name, row in self.row_of.items() if names[row]}
+        known = {name: normal(str(names[row])) for name, row in self.row_of.items() if names[row]}
         return known | {name: label for name, label in agreed(self.answers()).items() if name in self.row_of}
 
     def label(self, ids: str | Sequence[str], labels: str | Sequence[str]) -> None:
@@ -119,11 +129,16 @@ class Answers:
         """Add a class, for everybody who works on this folder.
 
         Raises:
-            ConfigError: an empty name, or one that exists.
+            ConfigError: an empty name, one that exists, or one that nobody can tell from one that exists.
         """
-        if named("class", name) in self.class_names:
-            raise ConfigError(f"class {name!r} exists already.")
-        self.log.append([Event(now(), self.annotator, "class", label=name.strip())])
+        new = named("class", name)
+        for other in self.class_names:
+            if new == other:
+                raise ConfigError(f"class {name!r} exists already.")
+            if seen(new) == seen(other):
+                difference = hidden_difference(new, other)
+                raise ConfigError(f"class {name!r} looks like {other!r} and differs in {difference}. Use that one.")
+        self.log.append([Event(now(), self.annotator, "class", label=new)])
 
     def _answer(self, action: str, ids: Sequence[str], labels: Sequence[str]) -> None:
         for name in ids:
@@ -142,7 +157,8 @@ class Answers:
     def import_labels(self, table: pd.DataFrame, *, add_classes: bool = False) -> int:
         """Take over labels from elsewhere; those that stand already and images without one are left out.
 
-        So are labels older than what the same annotator has said here of the image.
+        So are labels older than what the same annotator has said here of the image. An id may be the image's whole
+        address, or the end of its path, if that is true of one image only; a warning says so.
 
         Args:
             table: of `palkit.exchange`: id, label, annotator and time, "" where that is not known.
@@ -152,25 +168,30 @@ class Answers:
             How many were new.
 
         Raises:
-            ConfigError: no table of labels, or an image or a class that is not there; nothing is taken over then.
+            ConfigError: no table of labels, or an image or a class that is not there or that several could be;
+                nothing is taken over then.
         """
         check_labels(table, distinct=False)
+        table = table[table["label"] != ""]
+        images = located(table["id"].tolist(), self.row_of, self.pool.name)
         known, standing_ = self.class_names, self.label_table()
         there = set(zip(standing_["id"], standing_["label"], standing_["annotator"], strict=True))
         answers = self.answers()
         times = [datetime.fromisoformat(time) for time in answers["time"]]
         said = dict(zip(zip(answers["id"], answers["annotator"], strict=True), times, strict=True))
         moment, events = now(), []
-        for one in table[table["label"] != ""].to_dict("records"):
-            annotator = one["annotator"] or self.annotator
-            if one["id"] not in self.row_of:
-                raise ConfigError(f"there is no image {one['id']!r} in the pool of {self.pool.name!r}.")
-            if one["label"] not in known and not add_classes:
-                raise unknown_name("class", one["label"], known)
-            since = said.get((one["id"], annotator)) if one["time"] else None
+        for one in table.to_dict("records"):
+            image, label, annotator = (
+                images[one["id"]],
+                normal(one["label"]),
+                normal(one["annotator"]) or self.annotator,
+            )
+            if label not in known and not add_classes:
+                raise unknown_name("class", label, known)
+            since = said.get((image, annotator)) if one["time"] else None
             outdated = since is not None and since > datetime.fromisoformat(one["time"])
-            if (one["id"], one["label"], annotator) not in there and not outdated:
-                events.append(Event(one["time"] or moment, annotator, "label", one["id"], one["label"]))
+            if (image, label, annotator) not in there and not outdated:
+                events.append(Event(one["time"] or moment, annotator, "label", image, label))
         self.log.append(events)
         return len(events)
 
@@ -186,12 +207,14 @@ class Answers:
 def _listed(what: str, values: str | Sequence[str]) -> list[str]:
     if not isinstance(values, Iterable):
         raise ConfigError(f"{what}: one text or several are needed, got {brief(values)}.")
-    return [values] if isinstance(values, str) else [v if isinstance(v, str) else brief(v) for v in values]
+    return (
+        [normal(values)] if isinstance(values, str) else [normal(v) if isinstance(v, str) else brief(v) for v in values]
+    )
 
 
 def named(what: str, value: str) -> str:
-    """A name without spaces around it; a ConfigError if nothing is left."""
-    name = checked(what, value, str).strip()
+    """A name as it is compared, without spaces around it; a ConfigError if nothing is left."""
+    name = normal(checked(what, value, str)).strip()
     if not name:
         raise ConfigError(f"{what} {value!r}: give a name.")
     return name

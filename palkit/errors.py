@@ -1,5 +1,6 @@
 """Errors a user can act on: each names the thing that is wrong and what to do about it."""
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -8,6 +9,10 @@ SHOWN = 200  # characters of a value in a message
 
 class PalkitError(Exception):
     """Base of all errors that palkit raises on purpose."""
+
+
+class DataNotice(UserWarning):
+    """Something about a data set that its user should know: what was left out of it, or decided for them."""
 
 
 class ConfigError(PalkitError, ValueError):
@@ -47,6 +52,45 @@ def brief(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
+def seen(text: str) -> str:
+    """What a reader sees of a text: accents composed, spaces alike, and nothing of what takes no room."""
+    shown = (char for char in unicodedata.normalize("NFC", text) if unicodedata.category(char) != "Cf")
+    return " ".join("".join(shown).split())
+
+
+def hidden_difference(name: str, other: str) -> str:
+    """What tells a name from another that looks like it, "" if a reader sees the difference.
+
+    Args:
+        name: one.
+        other: the other; capitals do not count as seen.
+    """
+    if name == other:
+        return ""
+    if seen(name).casefold() != seen(other).casefold():
+        return _other_script(name, other)
+    if seen(name) != seen(other):
+        return "capital and small letters"
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+        return f"how its accents are stored: {name!a} and {other!a}"
+    unseen = sorted({char for char in name + other if unicodedata.category(char) == "Cf"})
+    if unseen:
+        return "characters that cannot be seen: " + ", ".join(f"U+{ord(char):04X}" for char in unseen)
+    return f"spaces: {name!a} and {other!a}"
+
+
+def _other_script(name: str, other: str) -> str:
+    """The first letter of a name that is of another script than the one in its place, if no other letters differ."""
+    pairs = [(a, b) for a, b in zip(name, other, strict=False) if a != b]
+    named = [[unicodedata.name(char, "?").split() for char in pair] for pair in pairs if "".join(pair).isalpha()]
+    alike = len(name) == len(other) and 0 < len(pairs) == len(named) and all(a[0] != b[0] for a, b in named)
+    # A word with no letter of the other script in common is another word, unless all its letters have the same names.
+    if not alike or (len(pairs) == len(name) and any(a[1:] != b[1:] for a, b in named)):
+        return ""
+    first, second = map(" ".join, named[0])
+    return f"the letter {first}, which is {second} there"
+
+
 def unknown_name(kind: str, name: object, valid: Iterable[str]) -> ConfigError:
     """Error for a name that is not registered, listing the valid ones and the nearest.
 
@@ -56,6 +100,11 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> ConfigError:
         valid: the names that exist.
     """
     names = sorted(valid)
-    near = get_close_matches(name if isinstance(name, str) else brief(name), names, n=1, cutoff=0.5)
+    given = name if isinstance(name, str) else brief(name)
+    hidden = ((other, hidden_difference(given, other)) for other in names)
+    twin, difference = next(((other, why) for other, why in hidden if why), ("", ""))
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if twin:
+        hint = f" It differs from {twin!r} in {difference}."
     return ConfigError(f"unknown {kind} {brief(name)}.{hint} Valid names: {', '.join(names)}.")

@@ -5,16 +5,19 @@ where there is none), `annotator` and `time` (ISO 8601 with offset), the last tw
 and annotator. Whatever is written comes back exactly as it was.
 
 Label Studio's formats: https://labelstud.io/guide/task_format.html (tasks and annotations),
-https://labelstud.io/guide/export.html#JSON-MIN (the short export), https://labelstud.io/guide/predictions.html
-(pre-annotations), https://labelstud.io/tags/choices.html (the labelling configuration).
+https://labelstud.io/guide/export.html (its exports), https://labelstud.io/guide/predictions.html (pre-annotations),
+https://labelstud.io/tags/choices.html (the labelling configuration).
 """
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,17 +25,23 @@ from xml.etree import ElementTree
 
 import pandas as pd
 
-from palkit.checks import parsed
-from palkit.errors import ConfigError, DataError, brief
+from palkit.checks import normal, parsed
+from palkit.errors import ConfigError, DataError, brief, hidden_difference
 from palkit.files import atomic_path
 
 COLUMNS = ("id", "label", "annotator", "time")
 PREDICTION_COLUMNS = ("id", "label", "probability")
 CONTROL, IMAGE = "label", "image"  # names of the tags in our labelling configuration
-# Label Studio's own template for image classification calls its tag "choice".
-SHORT_CONTROLS = (CONTROL, "choice")
+# Ours, and that of Label Studio's own template for image classification.
+USUAL_CONTROLS = (CONTROL, "choice")
 ID, ANNOTATOR = "palkit_id", "palkit_annotator"
-UPLOADED = re.compile(r"/data/upload/\d+/(?:[0-9a-f]{8}-)?")  # what it puts before the name of an uploaded file
+ANNOTATION = "annotation_id"  # a column of all of its short exports, and of no table of ours
+SHORT = {"id", ANNOTATION, "annotator", "created_at", "updated_at", "lead_time", ID, IMAGE}  # beside data and controls
+# What it puts before the name of an uploaded file; it may itself live below a path.
+UPLOADED = re.compile(r"(?:https?://[^/]+)?(?:/[^/]+)?/data/upload/\d+/(?:[0-9a-f]{8}-)?")
+IS_ADDRESS = re.compile(r".*\.\w{2,5}(?:[?#].*)?", re.DOTALL)  # of a file
+ENCODED = ("http", "https", "file")  # schemes whose paths have %20 for a space; keys of a bucket are as they are
+UNLABELLED = "have no annotation yet"
 Row = tuple[str, str, str, str]  # as COLUMNS
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -57,10 +66,14 @@ def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
 def read_labels_csv(path: Path) -> pd.DataFrame:
     """Read labels from CSV: columns `id` or `path`, and `label`; `annotator` and `time` if there; in any order.
 
+    Label Studio's own CSV is read as `read_label_studio` does.
+
     Raises:
         DataError: the file cannot be read or used; names the line and what to do.
     """
     text = _read(path)
+    if _studio_delimiter(text):
+        return read_label_studio(path)
     # A row may go over several lines, and errors are about the first of them.
     reader, line, rows = csv.reader(io.StringIO(text, newline=""), strict=True), 1, []
     columns: dict[str, int] = {}
@@ -106,9 +119,10 @@ def _check_row(row: Row, seen: set[tuple[str, str]], place: str) -> None:
     name, _, annotator, time = row
     if not name:
         raise DataError(f"{place}: the id is empty. Say which image the label is of, or remove the row.")
-    if (name, annotator) in seen:
+    key = normal(name), normal(annotator)
+    if key in seen:
         raise DataError(f"{place}: {name!r} has an earlier row by annotator {annotator!r}. Keep the one that holds.")
-    seen.add((name, annotator))
+    seen.add(key)
     if time:
         _moment(time, place)
 
@@ -212,71 +226,181 @@ def _guesses(predictions: pd.DataFrame, table: pd.DataFrame, class_names: Sequen
     return {name: (label, float(probability)) for name, label, probability in rows}
 
 
-def read_label_studio(path: Path) -> pd.DataFrame:
-    """Read the labels of a Label Studio export, JSON or JSON-MIN, of tasks made by us or in any other way.
+def read_label_studio(path: Path, *, control: str | None = None, root: str = "") -> pd.DataFrame:
+    """Read the labels of a Label Studio export (JSON, JSON-MIN, CSV or TSV) of tasks made by us or in any other way.
 
-    Images without a label, and annotations that were skipped or are empty, are left out. Of several annotations of an
-    image by an annotator the latest holds. The id is our own; in foreign tasks it is the path in the image's address.
+    Images without a label, and annotations that were skipped or hold no choice, are left out, with a warning that says
+    how many. Of several annotations of an image by an annotator the latest holds. The id is our own; in foreign tasks
+    it is the path in the image's address, which `Session.import_labels` finds among the images.
+
+    Args:
+        path: of the export.
+        control: name of the Choices tag whose values are the classes; None for "label", "choice" or the only one.
+        root: where the image folder lies, as the addresses begin: "slides" or "s3://bucket/slides". Ids are relative
+            to it.
 
     Raises:
-        DataError: the file cannot be read or used; names the task and what to do.
+        DataError: the file cannot be read or used, or has no label in it; names the task and what to do.
     """
-    try:
-        content = parsed(_read(path))
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)  # a number of thousands of digits has none
-        raise DataError(f"{path}, line {line}: not JSON ({error}). Export it from Label Studio again.") from error
+    tasks = _tasks(path)
+    names = {name for task, place in tasks for name in _guarded(partial(_controls, task), place)}
+    controls, root = _chosen_controls(names, control, path), _path_of(root).rstrip("/\\")
     latest: dict[tuple[str, str], tuple[datetime, Row]] = {}
-    for number, task in enumerate(content if isinstance(content, list) else [content], 1):
-        place = f"{path}, task {number}"
-        if not isinstance(task, Mapping):
-            raise DataError(f"{place}: not a task but {task!r:.80}. Export it as JSON or JSON-MIN.")
-        if "id" in task:
-            place += f" (id {brief(task['id'])})"
-        for row in _rows(task, place):
+    left_out: Counter[str] = Counter()
+    for task, place in tasks:
+        for row in _guarded(partial(_full if "data" in task else _short, task, controls, root, place), place):
+            if isinstance(row, str):
+                left_out[row] += 1
+                continue
             name, _, annotator, time = row
             moment = _moment(time, place) if time else datetime.min.replace(tzinfo=UTC)
             if (name, annotator) not in latest or moment >= latest[name, annotator][0]:
                 latest[name, annotator] = moment, row
+    reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
+    if tasks and not latest:
+        raise DataError(f"{path} has no label in it: of {len(tasks)} tasks, {reasons}. Export it once there are some.")
+    if not tasks or left_out.keys() - {UNLABELLED}:
+        warnings.warn(f"{path}: {f'left out: {reasons}' if tasks else 'there are no tasks in it'}.", stacklevel=2)
     return _table([row for _, row in latest.values()])
 
 
-def _rows(task: Mapping[str, Any], place: str) -> list[Row]:
-    """Rows of a task."""
+def _tasks(path: Path) -> list[tuple[Mapping[str, Any], str]]:
+    """Each task of an export, and where it stands."""
+    text = _read(path)
+    delimiter = _studio_delimiter(text)
+    if delimiter:
+        return list(_table_tasks(text, delimiter, path))
     try:
-        return list(_full(task, place) if "data" in task else _short(task, place))
-    except (TypeError, KeyError, AttributeError, ValueError) as error:  # what should be an object is text, and so on
+        content = parsed(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)  # a number of thousands of digits has none
+        raise DataError(
+            f"{path}, line {line}: not JSON ({error}), nor a CSV or TSV of Label Studio, which has a column "
+            f"{ANNOTATION!r}. Export it from Label Studio again."
+        ) from error
+    tasks = []
+    for number, task in enumerate(content if isinstance(content, list) else [content], 1):
+        place = f"{path}, task {number}"
+        if not isinstance(task, Mapping):
+            raise DataError(f"{place}: not a task but {task!r:.80}. Export it as JSON or JSON-MIN.")
+        tasks.append((task, f"{place} (id {brief(task['id'])})" if "id" in task else place))
+    return tasks
+
+
+def _studio_delimiter(text: str) -> str:
+    """What stands between the cells of a table as Label Studio exports it, "" if the text is none."""
+    header = text.partition("\n")[0].rstrip("\r")
+    return next((mark for mark in "\t," if ANNOTATION in [cell.strip('"') for cell in header.split(mark)]), "")
+
+
+def _table_tasks(text: str, delimiter: str, path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The rows of a CSV or TSV as tasks of a JSON-MIN, whose cells they have."""
+    reader, line = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 2
+    try:
+        for row in reader:
+            place, line = f"{path}, line {line}", reader.line_num + 1
+            if None in row or None in row.values():
+                raise DataError(f"{place}: not as many cells as the header has. Export it from Label Studio again.")
+            # Several choices are an object in a cell.
+            yield {key: _cell(value) for key, value in row.items() if value}, place
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: not CSV ({error}). Export it from Label Studio again.") from error
+
+
+def _cell(text: str) -> Any:
+    try:
+        return parsed(text) if text.startswith("{") else text
+    except ValueError:
+        return text
+
+
+def _guarded(read: Callable[[], Iterable], place: str) -> list:
+    """What is found in a task; where text stands in place of an object, and so on, an error that names the task."""
+    try:
+        return list(read())
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(
             f"{place}: not as Label Studio exports tasks ({type(error).__name__}: {error}). Export it again as JSON or "
             "JSON-MIN."
         ) from error
 
 
-def _full(task: Mapping[str, Any], place: str) -> Iterator[Row]:
-    """Rows of a task as it is exported as JSON."""
-    for annotation in task.get("annotations", ()):
-        results = [result for result in annotation.get("result") or () if result["type"] == "choices"]
-        results = [result for result in results if result["from_name"] == CONTROL] or results
+def _controls(task: Mapping[str, Any]) -> set[str]:
+    """Names of the tags whose choices a task has, or in a short export could have: there, data are beside them."""
+    if "data" in task:
+        annotations = task.get("annotations") or ()
+        results = [result for annotation in annotations for result in annotation.get("result") or ()]
+        return {result["from_name"] for result in results if result["type"] == "choices"}
+    return {name for name, value in task.items() if name not in SHORT and _could_be_chosen(value)}
+
+
+def _could_be_chosen(value: Any) -> bool:
+    if isinstance(value, str):
+        return not IS_ADDRESS.fullmatch(value) and "://" not in value
+    return isinstance(value, list) or (isinstance(value, Mapping) and "choices" in value)
+
+
+def _chosen_controls(names: set[str], wanted: str | None, path: Path) -> tuple[str, ...]:
+    """The tags that give the class, the first that a task has.
+
+    Raises:
+        DataError: the one that is wanted is not there, or there are several and none is.
+    """
+    listed = ", ".join(map(repr, sorted(names))) or "none"
+    if wanted is not None and wanted not in names:
+        raise DataError(
+            f"{path}: there are no choices of a control {wanted!r}. Controls that could be meant: {listed}."
+        )
+    if wanted is not None:
+        return (wanted,)
+    if names & {*USUAL_CONTROLS}:
+        return USUAL_CONTROLS
+    if len(names) > 1:
+        raise DataError(f"{path}: the classes could be in {listed}. Say which by control=.")
+    return tuple(names)
+
+
+def _full(task: Mapping[str, Any], controls: Sequence[str], root: str, place: str) -> Iterator[Row | str]:
+    """Of a task as it is exported as JSON."""
+    annotations = task.get("annotations") or ()
+    if not annotations:
+        yield UNLABELLED
+    for annotation in annotations:
+        given = annotation.get("result") or ()
+        of_control: dict[str, list] = {}
+        for result in given:
+            if result["type"] == "choices":
+                of_control.setdefault(result["from_name"], []).append(result)
+        results = next((of_control[name] for name in controls if name in of_control), [])
         chosen = [choice for result in results for choice in result["value"]["choices"]]
-        if annotation.get("was_cancelled") or not chosen:
-            continue
-        annotator = results[0].get("meta", {}).get(ANNOTATOR)
-        if annotator is None:
-            annotator = _person(annotation.get("completed_by"))
-        yield _name(task["data"], place), _only(chosen, place), _text(annotator), _time(annotation)
+        if annotation.get("was_cancelled"):
+            yield "were skipped by an annotator"
+        elif not chosen:
+            others = ", ".join(
+                sorted({f"{r['type']} of {r['from_name']!r}" for r in given if r["from_name"] not in controls})
+            )
+            yield f"have no choice, but {others}" if others else "have an annotation without a choice"
+        else:
+            annotator = results[0].get("meta", {}).get(ANNOTATOR)
+            if annotator is None:
+                annotator = _person(annotation.get("completed_by"))
+            yield _name(task["data"], root, place), _only(chosen, place), _text(annotator), _time(annotation)
 
 
-def _short(task: Mapping[str, Any], place: str) -> Iterator[Row]:
-    """The row of an annotation as it is exported as JSON-MIN; an image without a label has none."""
-    control = next((name for name in SHORT_CONTROLS if name in task), None)
+def _short(task: Mapping[str, Any], controls: Sequence[str], root: str, place: str) -> Iterator[Row | str]:
+    """Of an annotation as it is exported as JSON-MIN, CSV or TSV."""
+    control = next((name for name in controls if name in task), None)
     if control is None:
-        if "annotation_id" not in task:
-            raise DataError(f"{place}: neither 'data' nor 'annotation_id' is there. Export it as JSON or JSON-MIN.")
+        if ANNOTATION not in task:
+            raise DataError(f"{place}: neither 'data' nor {ANNOTATION!r} is there. Export it as JSON or JSON-MIN.")
+        there = ", ".join(repr(name) for name in task if name not in SHORT)
+        yield f"have no choice, but {there}" if there else "have an annotation without a choice"
         return
     value = task[control]
     # One choice is exported as text, several as an object.
     chosen = value.get("choices", []) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-    yield _name(task, place), _only(chosen, place), _person(task.get("annotator")), _time(task)
+    data = {name: content for name, content in task.items() if name != control}
+    yield _name(data, root, place), _only(chosen, place), _person(task.get("annotator")), _time(task)
 
 
 def _only(chosen: list, place: str) -> str:
@@ -288,21 +412,106 @@ def _only(chosen: list, place: str) -> str:
     return chosen[0]
 
 
-def _name(data: Mapping[str, Any], place: str) -> str:
-    """Id of the image: ours, or else the path in its address."""
+def _name(data: Mapping[str, Any], root: str, place: str) -> str:
+    """Id of the image: ours, or else the path in its address, below the root."""
     if data.get(ID):
         return _text(data[ID])
-    address = data.get(IMAGE)
-    if not isinstance(address, str) or not address:
-        raise DataError(f"{place}: there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image.")
+    addresses = [data[IMAGE]] if data.get(IMAGE) else [value for value in data.values() if _is_address(value)]
+    if len(addresses) != 1 or not isinstance(addresses[0], str):
+        raise DataError(
+            f"{place}: there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image; it has "
+            f"{', '.join(map(repr, data))}. Name the image {IMAGE!r} in the tasks."
+        )
+    name = _path_of(addresses[0])
+    if not root:
+        return name
+    below = name.replace("\\", "/").removeprefix(root.replace("\\", "/") + "/")
+    if below == name.replace("\\", "/"):
+        raise DataError(
+            f"{place}: the image {name!r} does not lie below the root {root!r}. Give the root it lies below."
+        )
+    return below
+
+
+def _is_address(value: Any) -> bool:
+    return isinstance(value, str) and IS_ADDRESS.fullmatch(value) is not None
+
+
+def _path_of(address: str) -> str:
+    """The path in the address of an image."""
     uploaded = UPLOADED.match(address)
     if uploaded:
         return unquote(address[uploaded.end() :])
+    scheme, is_url, rest = address.partition("://")
+    if is_url and scheme.lower() not in ENCODED:
+        return rest.partition("/")[2]
     parts = urlsplit(address)
-    if "d" in parse_qs(parts.query) and parts.path.endswith("/local-files/"):
-        return parse_qs(parts.query)["d"][0]
+    query = parse_qs(parts.query)
+    if "d" in query and parts.path.endswith("/local-files/"):
+        return query["d"][0]
     # A bare path may hold "#" and "%", which mean nothing there.
-    return unquote(parts.path).lstrip("/") if parts.netloc else address
+    return unquote(parts.path).lstrip("/") if is_url else address
+
+
+def located(names: Iterable[str], ids: Collection[str], pool: str) -> dict[str, str]:
+    """The image that each name means: itself, or one whose path ends as it does, or that it ends as.
+
+    Args:
+        names: of images, as a table of labels from elsewhere has them: a name, a path or most of an address.
+        ids: of all images.
+        pool: name of the data set.
+
+    Raises:
+        ConfigError: an image that is not there, or that several could be; or two names of one image.
+    """
+    found = {name: normal(name) for name in dict.fromkeys(names) if normal(name) in ids}
+    strangers = [name for name in dict.fromkeys(names) if name not in found]
+    if not strangers:
+        return found
+    ends: dict[str, list[str]] = {}
+    for one in ids:
+        ends.setdefault(one.rpartition("/")[2], []).append(one)
+    for name in strangers:
+        found[name] = _ending(name, ids, ends, pool)
+    meant: dict[str, str] = {}
+    for name, image in found.items():
+        other = meant.setdefault(image, name)
+        if normal(other) != normal(name):
+            raise ConfigError(
+                f"both {other!r} and {name!r} could be the image {image!r} of {pool!r}. Give the ids of the images, or "
+                "the root that their addresses begin with."
+            )
+    first = strangers[0]
+    warnings.warn(
+        f"{len(strangers)} of {len(found)} images were found by how their paths end: {first!r} is {found[first]!r}.",
+        stacklevel=3,
+    )
+    return found
+
+
+def _ending(name: str, ids: Collection[str], ends: Mapping[str, Sequence[str]], pool: str) -> str:
+    """The one image whose path ends as a name does, or that a name ends as."""
+    path = normal(name).replace("\\", "/")  # of Windows
+    parts = path.split("/")
+    candidates = [tail for tail in ("/".join(parts[start:]) for start in range(len(parts))) if tail in ids]
+    candidates = candidates or [one for one in ends.get(parts[-1], ()) if one.endswith(f"/{path}")]
+    if not candidates and len(parts) == 1:  # Label Studio keeps of an uploaded file the last part of its name
+        candidates = [one for last, images in ends.items() if _uploaded(last) == path for one in images]
+    if len(candidates) == 1 or path in candidates:
+        return candidates[0]
+    if candidates:
+        raise ConfigError(
+            f"the image {name!r} could be each of {', '.join(map(repr, candidates[:3]))} in the pool of {pool!r}. Give "
+            "the ids of the images, or the root that their addresses begin with."
+        )
+    twin = next(((last, why) for last in ends if (why := hidden_difference(parts[-1], last))), None)
+    hint = f"{twin[0]!r} differs from it in {twin[1]}" if twin else f"ids there are as {next(iter(ids), '')!r}"
+    raise ConfigError(f"there is no image {brief(name)} in the pool of {pool!r}; {hint}.")
+
+
+def _uploaded(name: str) -> str:
+    """The name that Label Studio gives to an uploaded file (Django's `get_valid_filename`)."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _person(who: Any) -> str:
@@ -360,12 +569,12 @@ def check_labels(table: pd.DataFrame, *, distinct: bool = True) -> None:
 
 
 def _check_classes(class_names: Sequence[str]) -> None:
-    if not class_names or len(set(class_names)) < len(class_names) or "" in class_names:
+    if not class_names or len({*map(normal, class_names)}) < len(class_names) or "" in class_names:
         raise ConfigError(f"class_names: one or more distinct names are needed, got {list(class_names)}.")
 
 
 def _check_known(values: pd.Series, known: Sequence[str] | pd.Series, field: str) -> None:
-    unknown = values[~values.isin(list(known))]
+    unknown = values[~values.map(normal).isin([normal(one) for one in known])]
     if len(unknown):
         raise ConfigError(
             f"{field} {unknown.iloc[0]!r} is not among the {len(known)} known. Add it there or leave it out."

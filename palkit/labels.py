@@ -227,7 +227,7 @@ class LabelLog:
         except OSError as error:
             warnings.warn(
                 f"{self._size_path} cannot be written ({error}). What you did is stored, but if the end of "
-                f"{self.path.name} is lost, nobody will notice. Make room, or the file writable for all who label here.",
+                f"{self.path.name} is lost, nobody notices. Make room, or make it writable for all who label here.",
                 stacklevel=3,
             )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from palkit.answers import Answers
-from palkit.checks import checked
+from palkit.checks import checked, normal
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.datasets import DATASETS, UNLABELLED
 from palkit.devices import choose_device, memory_explained
@@ -226,7 +226,7 @@ class Session(Answers):
         ]
 
     def _guess(self, position: int, fit: Fit | None) -> dict[str, Any]:
-        name = str(self.pool.ids[self.learner.rows[position]])
+        name = normal(str(self.pool.ids[self.learner.rows[position]]))
         if fit is None:
             return {"id": name, "predicted": "", "probability": None}
         probability, code = fit.scores.probs[position].max(0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from palkit.checks import checked
+from palkit.checks import checked, normal
 from palkit.errors import ConfigError, DataError, brief
 from palkit.files import locked, read_json, write_json
 
@@ -108,7 +108,7 @@ class SessionFile:
             if not self.path.exists():
                 self._write({"dataset": dataset, "held_out": list(held_out), "proposed": [], "rounds": []})
         stored = self.read()["dataset"]
-        if stored != dataset:
+        if normal(stored) != normal(dataset):
             raise ConfigError(
                 f"folder {self.path.parent} holds labels of data set {stored!r}, not of {dataset!r}. "
                 f"Give another folder; or, if the images have moved, move {self.path} away, then rounds begin again "
@@ -168,13 +168,15 @@ def _state(path: Path) -> dict[str, Any]:
         checked(name, state[name], list)
     for one in state["proposed"]:
         _check_record("proposed", one, PROPOSED)
-    return state
+        one |= {"id": normal(one["id"]), "predicted": normal(one["predicted"])}
+    return state | {"held_out": [normal(name) for name in state["held_out"]]}
 
 
 def _round(number: int, stored: Any) -> SessionRound:
     """A round as it was stored; ValueError if it cannot have been."""
     _check_record(f"round {number}", stored, ROUND)
-    one = SessionRound(**stored)
+    texts = {name: [normal(text) for text in stored[name]] for name in ("ids", "labels", "class_names", "proposed")}
+    one = SessionRound(**stored | texts)
     if one.number != number or not one.ids or len(one.ids) != len(one.labels):
         raise ValueError(f"round {number} has the number {one.number}, {len(one.ids)} ids and {len(one.labels)} labels")
     numbers = all(isinstance(value, int | float) for value in one.metrics.values())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from palkit.checks import normal
 from palkit.config import ExperimentConfig, plain
 from palkit.datasets import UNLABELLED, ImagePool
 from palkit.engine import Progress
@@ -58,7 +59,7 @@ class SessionLearner:
             raise ConfigError(f"strategy {config.strategy!r} reads labels that nobody has given yet; choose another.")
         self.config, self.pool, self.device = config, pool, device
         self.rows = pool.rows("pool")
-        self.position = {str(name): position for position, name in enumerate(pool.ids[self.rows])}
+        self.position = {normal(str(name)): position for position, name in enumerate(pool.ids[self.rows])}
         self._learner: Learner | None = None
 
     def batch_size(self, class_names: Sequence[str]) -> int:

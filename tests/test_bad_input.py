@@ -3,6 +3,7 @@
 `benchmarks/fuzz.py` does the same with many more cases, and watches memory.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
@@ -253,3 +254,25 @@ def test_a_sweep_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_a_wrong_config_with_keys_of_several_types_is_a_task_that_says_so() -> None:
     (task,) = plan(Sweep("odd", {"strategy_options": {1: 2, "a": 3}}))
     assert task.config is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Cat", "It differs from 'cat' in capital and small letters."),
+        ("cafe\u0301", r"in how its accents are stored: 'cafe\\u0301' and 'caf\\xe9'."),
+        ("ca\u200bt", r"It differs from 'cat' in characters that cannot be seen: U\+200B."),
+        ("big\u00a0dog", r"It differs from 'big dog' in spaces: 'big\\xa0dog' and 'big dog'."),
+        ("cat ", "It differs from 'cat' in spaces: 'cat ' and 'cat'."),
+        (
+            "c\u0430t",
+            "It differs from 'cat' in the letter CYRILLIC SMALL LETTER A, which is LATIN SMALL LETTER A there.",
+        ),
+        ("\u0441at", "in the letter CYRILLIC SMALL LETTER ES, which is LATIN SMALL LETTER C there."),
+        ("cut", r"Did you mean 'cat'\?"),
+    ],
+)
+def test_what_cannot_be_seen_is_said_and_never_suggested(name: str, hint: str) -> None:
+    error = str(unknown_name("class", name, ["cat", "big dog", "caf\u00e9"]))
+    assert re.search(hint, error), error
+    assert ("Did you mean" in error) == ("Did you mean" in hint)

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from palkit.checks import normal
 from palkit.errors import ConfigError, DataError
 from palkit.exchange import (
     label_studio_config,
+    located,
     read_label_studio,
     read_labels_csv,
     write_label_studio,
@@ -30,7 +32,9 @@ in_folder = settings(max_examples=80, deadline=None, suppress_health_check=[Heal
 
 
 def tables(labels: st.SearchStrategy[str]) -> st.SearchStrategy[pd.DataFrame]:
-    rows = st.lists(st.tuples(names, labels, words, times), max_size=8, unique_by=lambda row: (row[0], row[2]))
+    rows = st.lists(
+        st.tuples(names, labels, words, times), max_size=8, unique_by=lambda row: (normal(row[0]), normal(row[2]))
+    )
     return rows.map(labels_of)
 
 
@@ -59,7 +63,7 @@ def test_csv_comes_back_exactly(tmp_path: Path, table: pd.DataFrame) -> None:
 @given(tables(names), st.text(max_size=3))
 def test_label_studio_comes_back_exactly(tmp_path: Path, table: pd.DataFrame, prefix: str) -> None:
     classes = ["another", *table["label"].unique()] if "another" not in set(table["label"]) else ["another"]
-    classes = list(dict.fromkeys([*classes, *table["label"]]))
+    classes = list({normal(name): name for name in [*classes, *table["label"]]}.values())
     path = tmp_path / "tasks.json"
     write_label_studio(table, path, image_url=lambda name: "https://host/" + name, class_names=classes)
     assert by_id(read_label_studio(path)) == by_id(table)
@@ -333,6 +337,128 @@ def test_short_export_of_label_studio(tmp_path: Path) -> None:
         ("b.png", "dog", "mia@lab.org", FIRST),
         ("cat.jpg", "dog", "10", LATER),
     ]
+
+
+SHORT = {"id": 1, "annotator": 10, "annotation_id": 1, "created_at": FIRST, "updated_at": FIRST, "lead_time": 4.288}
+
+
+@pytest.mark.parametrize("control", ["label", "choice", "grade", "Befund der Ärztin"])
+def test_classes_are_found_whatever_the_control_is_called(tmp_path: Path, control: str) -> None:
+    path = tmp_path / "export.json"
+    expected = [("a b.png", "cat", "10", FIRST)]
+    assert by_id(read_label_studio(write(path, [SHORT | {"image": "a b.png", control: "cat"}]))) == expected
+    assert (
+        by_id(read_label_studio(write(path, [SHORT | {"image": "a b.png", control: {"choices": ["cat"]}}]))) == expected
+    )
+    one = annotation(["cat"], 10, FIRST)
+    one["result"][0]["from_name"] = control
+    assert by_id(read_label_studio(write(path, [task(1, {"image": "a b.png"}, one)]))) == expected
+    for mark in ",\t":
+        cells = {**{key: str(value) for key, value in SHORT.items()}, control: "cat", "image": "a b.png"}
+        table = "\r\n".join(mark.join(row) for row in (cells, cells.values()))
+        for read in (read_label_studio, read_labels_csv):
+            assert by_id(read(write(tmp_path / "export.csv", table))) == expected
+
+
+def test_which_control_has_the_classes_can_be_said_and_must_be_where_nobody_knows(tmp_path: Path) -> None:
+    grade, quality = (annotation([name], 10, FIRST)["result"][0] | {"from_name": tag}
+                      for name, tag in (("cat", "grade"), ("sharp", "quality")))  # fmt: skip
+    full = [task(1, GOOD, annotation([], 10, FIRST, result=[grade, quality]))]
+    for number, content in enumerate((full, [SHORT | GOOD | {"grade": "cat", "quality": "sharp"}])):
+        path = write(tmp_path / f"{number}.json", content)
+        with pytest.raises(DataError, match=r"json: the classes could be in 'grade', 'quality'. Say which by control="):
+            read_label_studio(path)
+        assert read_label_studio(path, control="grade")["label"].tolist() == ["cat"]
+        assert read_label_studio(path, control="quality")["label"].tolist() == ["sharp"]
+        with pytest.raises(DataError, match=r"no choices of a control 'label'. Controls that .*: 'grade', 'quality'"):
+            read_label_studio(path, control="label")
+
+
+def test_an_export_without_a_label_says_why(tmp_path: Path) -> None:
+    box = {"from_name": "box", "to_name": "image", "type": "rectanglelabels", "value": {"rectanglelabels": ["x"]}}
+    nothing = [
+        task(1, GOOD),
+        task(2, GOOD) | {"annotations": None},
+        task(3, GOOD, annotation(["cat"], 1, FIRST, was_cancelled=True)),
+        task(4, GOOD, annotation([], 1, FIRST, result=[box])),
+    ]
+    path = write(tmp_path / "export.json", nothing)
+    with pytest.raises(
+        DataError,
+        match=r"export.json has no label in it: of 4 tasks, 2 have no annotation yet; 1 were skipped by an annotator; "
+        r"1 have no choice, but rectanglelabels of 'box'\.",
+    ):
+        read_label_studio(path)
+    write(path, [*nothing, task(5, GOOD, annotation(["cat"], 1, FIRST))])
+    with pytest.warns(UserWarning, match="left out: 2 have no annotation yet; 1 were skipped"):
+        assert len(read_label_studio(path)) == 1
+    with pytest.warns(UserWarning, match=r"empty\.json: there are no tasks in it"):
+        assert read_label_studio(write(tmp_path / "empty.json", [])).empty
+
+
+IDS = ["sub dir/im 1.png", "sub dir/im 2.png", "café/50%#+.png"]
+ADDRESSES = {
+    "/data/local-files/?d=slides/sub%20dir/im%201.png": IDS[0],
+    "/data/local-files/?d=sub+dir/im+1.png": IDS[0],
+    "/data/local-files/?d=sub%20dir%5Cim%201.png": IDS[0],
+    "/label/data/local-files/?d=sub%20dir/im%201.png": IDS[0],
+    "https://studio.lab.org/data/local-files/?d=a/b/slides/sub%20dir/im%201.png": IDS[0],
+    "/data/upload/3/1a2b3c4d-im_1.png": IDS[0],
+    "https://studio.lab.org/label/data/upload/3/1a2b3c4d-im_1.png": IDS[0],
+    "s3://bucket/slides/sub dir/im 1.png": IDS[0],
+    "gs://bucket/slides/café/50%#+.png": IDS[2],
+    "azure-blob://container/cafe\u0301/50%#+.png": IDS[2],
+    "https://account.blob.core.windows.net/container/caf%C3%A9/50%25%23+.png?sv=2024&sig=a": IDS[2],
+    "file:///home/ana/sub%20dir/im%201.png": IDS[0],
+    "/home/ana/slides/sub dir/im 1.png": IDS[0],
+    r"C:\Users\ana\slides\sub dir\im 1.png": IDS[0],
+    "im 2.png": IDS[1],
+}
+
+
+@pytest.mark.parametrize(("address", "image"), ADDRESSES.items(), ids=ADDRESSES)
+def test_addresses_lead_to_images(tmp_path: Path, address: str, image: str) -> None:
+    path = write(tmp_path / "export.json", [task(1, {"image": address}, annotation(["cat"], 1, FIRST))])
+    (name,) = read_label_studio(path)["id"]
+    if normal(name) in IDS:
+        assert located([name], IDS, "slides") == {name: image}
+    else:
+        with pytest.warns(UserWarning, match="1 of 1 images were found by how their paths end"):
+            assert located([name], IDS, "slides") == {name: image}
+
+
+@pytest.mark.parametrize(
+    ("root", "address"),
+    [
+        ("slides", "/data/local-files/?d=slides/a.png"),
+        ("slides/", "/data/local-files/?d=slides/a.png"),
+        ("s3://bucket/x/slides", "s3://bucket/x/slides/a.png"),
+        ("https://host/slides", "https://host/slides/a.png?v=1"),
+        ("C:\\slides\\", "C:\\slides\\a.png"),
+    ],
+)
+def test_the_root_of_addresses_can_be_said(tmp_path: Path, root: str, address: str) -> None:
+    path = write(tmp_path / "export.json", [task(1, {"image": address}, annotation(["cat"], 1, FIRST))])
+    assert read_label_studio(path, root=root)["id"].tolist() == ["a.png"]
+    with pytest.raises(
+        DataError, match=r"task 1 \(id 1\): the image .*a\.png' does not lie below the root 'elsewhere'"
+    ):
+        read_label_studio(path, root="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nowhere.png"], "there is no image 'nowhere.png' in the pool of 'slides'; ids there are as 'x/a.png'"),
+        (["b.png"], "'b.png' could be each of 'x/b.png', 'y/b.png'"),
+        (["root/x/c.png"], "'root/x/c.png' could be each of 'x/c.png', 'c.png'"),
+        (["x/a.png", "root/x/a.png"], "both 'x/a.png' and 'root/x/a.png' could be the image 'x/a.png'"),
+        (["A.PNG"], "there is no image 'A.PNG' .*; 'a.png' differs from it in capital and small letters"),
+    ],
+)
+def test_names_that_lead_to_no_image_or_to_several_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        located(names, ["x/a.png", "x/b.png", "y/b.png", "x/c.png", "c.png"], "slides")
 
 
 GOOD = {"image": "a.png"}

@@ -1,5 +1,7 @@
 """Sessions while other things happen: other annotators, images that go, folders of one name, cancelled fits."""
 
+import dataclasses
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from palkit.errors import ConfigError
+from palkit.answers import Answers
+from palkit.datasets import load_dataset
+from palkit.errors import ConfigError, DataError
+from palkit.exchange import read_label_studio
 from palkit.session import Session, open_session
 
 
@@ -146,3 +151,57 @@ def test_an_imported_label_is_no_second_thought(tmp_path: Path, fields: dict[str
     assert session.labels() == {"000.png": "dark"}
     assert session.import_labels(table.assign(time="")) == 1, "a label of now is newer"
     assert session.labels() == {"000.png": "light"}
+
+
+def test_accents_may_be_typed_in_either_way(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """macOS decomposes the names of files, keyboards compose what is typed."""
+    folder, apart = tmp_path / "images", "e\u0301"
+    images(folder)
+    for number in range(10):
+        (folder / f"{number:03d}.png").rename(folder / f"{number:03d}{apart}.png")
+    ana = open_session(str(folder), f"Am{apart}lie", classes=[f"caf{apart}", "dark"], **fields)
+    assert ana.annotator == "Am\u00e9lie"
+    assert ana.class_names == ("caf\u00e9", "dark")
+    ana.label(["000\u00e9.png", f"001{apart}.png", "010.png"], ["caf\u00e9", f"caf{apart}", "dark"])
+    with pytest.raises(ConfigError, match="exists already"):
+        ana.add_class(f"caf{apart}")
+    table = ana.label_table()
+    assert table["annotator"].nunique() == 1
+    decomposed = table.map(lambda text: unicodedata.normalize("NFD", text))
+    assert ana.import_labels(decomposed) == 0
+    again = open_session(str(folder), "Am\u00e9lie", classes=["caf\u00e9"], **fields)
+    assert again.class_names == ("caf\u00e9", "dark")
+    round_ = again.fit()
+    assert sorted(round_.ids) == ["000\u00e9.png", "001\u00e9.png", "010.png"]
+    again.propose()
+    assert set(again.open()["id"]) <= again.row_of.keys()
+
+
+def test_a_class_that_nobody_can_tell_from_another_is_not_added(tmp_path: Path, fields: dict[str, Any]) -> None:
+    session = open_session(str(images(tmp_path / "images")), "ana", classes=["light grey", "dark"], **fields)
+    for name in ("light\u00a0grey", "dark\u200b", "da\u00adrk", "light  grey"):
+        with pytest.raises(ConfigError, match=r"looks like .* and differs in (spaces|characters that cannot be seen)"):
+            session.add_class(name)
+    session.add_class("Dark")
+    assert session.class_names == ("light grey", "dark", "Dark")
+
+
+def test_two_images_whose_names_look_the_same_are_refused(tmp_path: Path) -> None:
+    pool = load_dataset("digits")
+    ids = pool.ids.copy()
+    ids[:2] = "caf\u00e9.png", "cafe\u0301.png"
+    pool = dataclasses.replace(pool, ids=ids)
+    with pytest.raises(DataError, match=r"'caf\\xe9\.png' and 'cafe\\u0301\.png' have names that look the same"):
+        Answers(pool, range(5), "ana", (), tmp_path / "labels.jsonl")
+
+
+def test_labels_from_a_label_studio_whose_root_lies_above_the_folder(tmp_path: Path, fields: dict[str, Any]) -> None:
+    session = open_session(str(images(tmp_path / "images")), "ana", classes=["light", "dark"], **fields)
+    path = tmp_path / "export.csv"
+    path.write_text(
+        "annotation_id,annotator,choice,created_at,id,image,lead_time,updated_at\n"
+        "2,ben,light,2025-03-01T10:00:00Z,7,/data/local-files/?d=images/001.png,3.1,2025-03-01T10:00:00Z\n"
+    )
+    with pytest.warns(UserWarning, match=r"'images/001\.png' is '001\.png'"):
+        assert session.import_labels(read_label_studio(path)) == 1
+    assert session.label_table()[["id", "label", "annotator"]].values.tolist() == [["001.png", "light", "ben"]]

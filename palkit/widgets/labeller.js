@@ -115,7 +115,7 @@ function render({ model, el }) {
   const curve = make("img", { className: "palkit-labeller-curve", hidden: true });
   const outlook = make("p", { className: "palkit-labeller-outlook" });
   const agreement = make("p");
-  const file = make("input", { id: name("import"), type: "file", accept: ".csv,.json", onchange: load });
+  const file = make("input", { id: name("import"), type: "file", accept: ".csv,.tsv,.json", onchange: load });
 
   async function load() {
     const [chosen] = file.files;

@@ -1,5 +1,6 @@
 """Label a pool in a notebook, by keyboard: what a session proposes, one image at a time or as a grid."""
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from palkit.datasets import FileImages, ImagePool, read_image
+from palkit.datasets import FileImages, ImagePool
 from palkit.engine import Progress
 from palkit.errors import DataError, PalkitError
 from palkit.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
@@ -186,15 +187,19 @@ class Labeller:
     def _on_import(self, message: Mapping[str, Any]) -> None:
         with TemporaryDirectory() as folder:
             # The name comes from a browser: only its last part, and of that its suffix, has a meaning.
-            is_csv = str(message["name"]).lower().endswith(".csv")
-            path = Path(folder) / ("labels.csv" if is_csv else "labels.json")
+            suffix = Path(str(message["name"]).lower()).suffix
+            is_table = suffix in (".csv", ".tsv")
+            path = Path(folder) / f"labels{suffix if is_table else '.json'}"
             path.write_text(message["text"], encoding="utf-8")
-            try:
-                table = (read_labels_csv if is_csv else read_label_studio)(path)
-            except DataError as error:
-                raise DataError(str(error).replace(str(path), str(message["name"]))) from error
-        new = self.session.import_labels(table)
-        self._news = f"{new} of {len(table)} labels in {message['name']} are new."
+            with warnings.catch_warnings(record=True) as said:  # nobody would see them elsewhere
+                warnings.simplefilter("always")
+                try:
+                    table = (read_labels_csv if is_table else read_label_studio)(path)
+                    new = self.session.import_labels(table)
+                except DataError as error:
+                    raise DataError(str(error).replace(str(path), str(message["name"]))) from error
+        told = [str(one.message).replace(str(path), str(message["name"])) for one in said]
+        self._news = " ".join([f"{new} of {len(table)} labels in {message['name']} are new.", *told])
         self._open_queue()
 
     # What takes time
@@ -338,7 +343,7 @@ def picture_of(pool: ImagePool, row: int) -> Picture:
     """An image as large as a browser needs it: whole, not cropped as a model sees it."""
     try:
         if isinstance(pool.images, FileImages):
-            image = read_image(pool.images.paths[row])
+            image = pool.images.picture(row)
             image.thumbnail((LONG_SIDE, LONG_SIDE))
         else:
             image = Image.fromarray(pool.images.decode(np.array([row]), LONG_SIDE)[0])
