@@ -1,6 +1,7 @@
 """What every registered strategy must satisfy, and what `select` refuses."""
 
 import re
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
 
@@ -234,6 +235,42 @@ def test_rows_that_are_not_finite_are_named(where: str, value: float) -> None:
     getattr(pool, where)[[3, 17], 1] = value
     with pytest.raises(ConfigError, match=rf"{where} of 2 pool rows are not finite \(rows 3, 17\)"):
         select("random", pool, labelled, 3, generator())
+
+
+NO_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "logits": lambda row: 5 * row.log() + 7,
+    "twice": lambda row: 2 * row,
+    "nothing": torch.zeros_like,
+    "2% too much": lambda row: 1.02 * row,
+    "2% too little": lambda row: 0.98 * row,
+    "below 0, though they sum to 1": lambda row: torch.cat([row[:-2], row[-2:-1] - 2, row[-1:] + 2]),
+}
+
+
+@pytest.mark.parametrize("change", NO_PROBABILITIES.values(), ids=NO_PROBABILITIES)
+@pytest.mark.parametrize(
+    ("where", "name"), [("probs", "entropy"), ("probs", "random"), ("probs", "bald"), ("stochastic_probs", "bald")]
+)
+def test_rows_that_are_no_probabilities_are_named_and_not_ranked(
+    where: str, name: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    pool, labelled = some_problem()
+    probs = getattr(pool, where).view(-1, *pool.probs.shape)[-1]  # the pool's, or those of the last pass
+    for row in (3, 17):
+        probs[row] = change(probs[row])
+    with pytest.raises(ConfigError, match=rf"{where} of 2 pool rows are no probabilities \(rows 3, 17\): row 3 sums"):
+        select(name, pool, labelled, 3, generator())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [2, 10, 1000, 20_000])
+def test_rounding_of_probabilities_is_no_fault(dtype: torch.dtype, classes: int) -> None:
+    logits = 4 * torch.randn(40, classes, generator=generator())
+    labelled = LabelledSet(torch.tensor([0]), torch.tensor([1]))
+    for rounded in (logits.softmax(1).to(dtype), logits.to(dtype).softmax(1)):
+        for probs in (rounded, rounded.float()):
+            picks = select("least_confidence", PoolScores(torch.ones(40, 2), probs), labelled, 3, generator())
+            assert len(picks) == 3
 
 
 def test_opposite_infinities_and_huge_sums_are_told_apart() -> None:

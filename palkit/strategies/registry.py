@@ -15,6 +15,7 @@ from palkit.kernels import Rows, chunks
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.balance import BALANCES
 
+ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
 SelectFn = Callable[..., Tensor]
 
 
@@ -134,10 +135,9 @@ def select(
         if getattr(scores, need, None) is None:
             raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
     _check_finite("features", scores.features)
-    _check_finite("probs", scores.probs)
+    _check_probs("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
-        for passed in scores.stochastic_probs:
-            _check_finite("stochastic_probs", passed)
+        _check_probs("stochastic_probs", *scores.stochastic_probs)
 
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
@@ -235,13 +235,53 @@ def _check_finite(what: str, rows: Rows) -> None:
         block = rows[part]
         # A sum is finite only if all its terms are: one cheap pass when all is well.
         if not torch.isfinite(block.sum()):
-            bad += (part.start + (~torch.isfinite(block)).any(1).nonzero().squeeze(1)).tolist()
-    if bad:
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            bad += _numbers(~torch.isfinite(block).all(1), part)
+    _refuse_infinite(what, bad)
+
+
+def _check_probs(what: str, *passes: Tensor) -> None:
+    """ConfigError if rows are no probabilities: logits would be ranked, and the entropy of a negative one is NaN."""
+    infinite: set[int] = set()
+    wrong: set[int] = set()
+    for probs in passes:
+        for part in chunks(*probs.shape):
+            right = _are_probabilities(probs[part])
+            if not right.all():
+                finite = torch.isfinite(probs[part]).all(1)
+                infinite |= {*_numbers(~finite, part)}
+                wrong |= {*_numbers(finite & ~right, part)}
+    _refuse_infinite(what, sorted(infinite))
+    if wrong:
+        row = min(wrong)
+        first = next(probs[row] for probs in passes if not _are_probabilities(probs[row : row + 1])).float()
         raise ConfigError(
-            f"{what} of {len(bad)} pool rows are not finite (rows {shown}): "
+            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
+            f"{float(first.sum()):.4g}, and its least is {float(first.min()):.4g}. They must be at least 0 and sum to "
+            "1. If they are logits, give their softmax."
+        )
+
+
+def _are_probabilities(block: Tensor) -> Tensor:
+    """(N,) whether each row of (N, C) is at least 0 and sums to 1; not where a number is NaN or infinite."""
+    sums = block.sum(1, dtype=torch.promote_types(block.dtype, torch.float32))
+    return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
+
+
+def _refuse_infinite(what: str, bad: list[int]) -> None:
+    if bad:
+        raise ConfigError(
+            f"{what} of {len(bad)} pool rows are not finite (rows {_some(bad)}): "
             "the model diverged or these images are broken."
         )
+
+
+def _numbers(mask: Tensor, part: slice) -> list[int]:
+    """Pool rows of a part in which a mask is set."""
+    return (part.start + mask.nonzero().squeeze(1)).tolist()
+
+
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:
