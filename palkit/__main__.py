@@ -3,9 +3,12 @@
 import argparse
 import sys
 import time
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,17 +16,16 @@ from rich.markup import escape
 from palkit import study
 from palkit.adapters import first_trained_block
 from palkit.backbones import embedded_weights
-from palkit.config import ExperimentConfig, config_from_dict
+from palkit.config import ExperimentConfig, config_from_dict, typed
 from palkit.datasets import load_dataset
 from palkit.datasets.manifest import check_suffix, examine, write_manifest
 from palkit.devices import choose_device
 from palkit.dispatch import ENGINES, DispatchConfig, run_sweep
 from palkit.doctor import diagnose
-from palkit.errors import ConfigError, DataError, PalkitError, brief
+from palkit.errors import ConfigError, DataError, DataNotice, PalkitError, brief
 from palkit.estimate import expected
 from palkit.experiment import rounds, run_directory
 from palkit.inputs import Executor, compute_here
-from palkit.plain_yaml import read_yaml
 from palkit.progress import bars
 from palkit.results import write_results
 from palkit.setting import setting
@@ -46,8 +48,9 @@ def parser() -> argparse.ArgumentParser:
     manifest.add_argument("--drop-duplicates", action="store_true", help="leave out copies of images")
     manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
     manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
+    manifest.add_argument("--classes", nargs="+", metavar="NAME", help="all classes in their order, as of grades")
     run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
-    run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; values are read as YAML")
+    run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; text as it is, others as YAML")
     doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
     embed = commands.add_parser("embed", help="compute the frozen inputs of a config's runs, here or on a Ray cluster")
@@ -58,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (doctor, embed):
         command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
     sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
-    sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a YAML file")
+    sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a file, .yaml or .yml")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
     sweep.add_argument("--engine", choices=ENGINES, default="local", help="processes of this machine, or Ray tasks")
     sweep.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
@@ -68,9 +71,9 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
     sweep.add_argument("--dry-run", action="store_true", help="print the grid and measured estimates, start nothing")
     looker = commands.add_parser("watch", help="show the table of a sweep that another process computes")
-    looker.add_argument("name", nargs="?", default="default", help="name of the sweep")
+    looker.add_argument("name", nargs="?", default="default", help="its name, or its file")
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
-    report.add_argument("name", nargs="?", default="default", help="name of the sweep")
+    report.add_argument("name", nargs="?", default="default", help="its name, or its file")
     report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
     for command in (run, doctor, embed, sweep, looker, report):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
@@ -81,16 +84,36 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if all went well, 1 after an error that was explained."""
     options = parser().parse_args(arguments)
     try:
-        return COMMANDS[options.command](options)
+        with _notes():
+            return COMMANDS[options.command](options)
     except PalkitError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 
 
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print what is to be said of a data set as lines of their own, each once, however often it is loaded."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not issubclass(category, DataNotice):
+            usual(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            console.print(f"[yellow]note:[/] {escape(str(message))}", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", DataNotice)
+        warnings.showwarning = show
+        yield
+
+
 def _fetch(options: argparse.Namespace) -> int:
     with console.status("fetching the embedded weights"):
         weights = embedded_weights()
-    console.print(f"weights  {weights}  verified", soft_wrap=True)
+    console.print(f"weights  {weights}  verified", markup=False, soft_wrap=True)
     for name in ("fashion_mnist", "fashion_mnist_lt", "digits"):
         pool = load_dataset(name)
         console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
@@ -103,7 +126,8 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _manifest(options: argparse.Namespace) -> int:
     check_suffix(options.out)
-    findings = examine(load_dataset(options.source, group=options.group, unlabelled=options.unlabelled))
+    pool = load_dataset(options.source, group=options.group, unlabelled=options.unlabelled, classes=options.classes)
+    findings = examine(pool)
     for line in findings.report():
         console.print(line, markup=False, soft_wrap=True)
     if len(findings.unreadable) and not options.skip_unreadable:
@@ -123,13 +147,13 @@ def _config(options: argparse.Namespace) -> tuple[ExperimentConfig, str]:
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
-        values[key] = read_yaml(value, f"{brief(item)}: the value")
+        values[key] = typed(key, value)
     return config_from_dict(values), choose_device(options.device)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     for name, finding in diagnose(*_config(options), compile=options.compile):
-        console.print(f"[bold]{name:12}[/] {finding}", soft_wrap=True)
+        console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
     return 0
 
 
@@ -153,7 +177,7 @@ def _embed(options: argparse.Namespace) -> int:
             what = "features" if start_block == here.backbone.depth else f"tokens entering block {start_block}"
             rows, shape = len(shards), " x ".join(map(str, shards.shape[1:]))
             console.print(f"{what}: {rows:,} rows of {shape} {shards.stored.name}, {rows / seconds:,.0f} rows/s")
-            console.print(f"  {here.cache.folder(start_block)}", soft_wrap=True)
+            console.print(f"  {here.cache.folder(start_block)}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -163,7 +187,7 @@ def _run(options: argparse.Namespace) -> int:
         for round_ in rounds(config, device=device, progress=progress):
             accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
             console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
-    console.print(f"results: {run_directory(config, device).path}", soft_wrap=True)
+    console.print(f"results: {run_directory(config, device).path}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -180,12 +204,12 @@ def _sweep(options: argparse.Namespace) -> int:
     )
     if options.dry_run:
         for line in expected(sweep, device, config.jobs):
-            console.print(line, soft_wrap=True)
+            console.print(line, markup=False, soft_wrap=True)
         return 0
     outcomes = run_sweep(sweep, config, device=device, console=console)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
-        console.print(f"results: {write_results(sweep, device)}", soft_wrap=True)
+        console.print(f"results: {write_results(sweep, device)}", markup=False, soft_wrap=True)
     console.print(f"{len(outcomes) - len(failed)} complete, {len(failed)} failed, {time.perf_counter() - began:.0f} s")
     return 1 if failed else 0
 
@@ -197,13 +221,18 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    device = choose_device(options.device)
-    for path in study.execute(options.name, in_place=options.in_place, device=device, console=console):
-        console.print(f"notebook: {path}", soft_wrap=True)
-    console.print(f"figures:  {study.figures(options.name)}", soft_wrap=True)
+    device, failed = choose_device(options.device), False
+    for notebook in study.execute(options.name, in_place=options.in_place, device=device, console=console):
+        console.print(f"notebook: {notebook.path}", markup=False, soft_wrap=True)
+        if notebook.error is not None:
+            failed = True
+            where = f"{notebook.path.name}, {notebook.error}"
+            console.print(f"[red]failed:[/] {escape(where)}\n  The notebook holds the traceback.", soft_wrap=True)
+    console.print(f"figures:  {study.figures(options.name)}", markup=False, soft_wrap=True)
     if not options.in_place:
-        console.print(f"report:   {study.report(options.name, device=device)}", soft_wrap=True)
-    return 0
+        page = study.report(options.name, device=device)
+        console.print(f"report:   {page or 'none, as 04 could not be executed'}", markup=False, soft_wrap=True)
+    return 1 if failed else 0
 
 
 COMMANDS = {

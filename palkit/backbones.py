@@ -1,6 +1,7 @@
 """Pretrained vision transformers: by timm name, or the embedded weights that need no model hub."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -198,9 +199,13 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
     """timm's model without its classifier, and a checksum of the weights it got."""
     file = None
     if pretrained:
-        file = embedded_weights() if config.name == EMBEDDED and config.checkpoint is None else config.checkpoint
-    if file is not None and not Path(file).is_file():
-        raise WeightsError(f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file.")
+        given = None if config.checkpoint is None else os.path.expanduser(config.checkpoint)
+        file = embedded_weights() if config.name == EMBEDDED and given is None else given
+    if file is not None and not os.path.isfile(file):  # unlike the method, it takes a name that no file can have
+        raise WeightsError(
+            f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file: "
+            "backbone.checkpoint=PATH."
+        )
     try:
         model = timm.create_model(
             architecture,
@@ -210,7 +215,7 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
             img_size=config.image_size,
         )
         if pretrained and config.checkpoint is not None:
-            _check_loaded(model, config.checkpoint)
+            _check_loaded(model, str(file))
     except (AssertionError, TypeError) as error:
         raise ConfigError(
             f"backbone {config.name!r} cannot be built for image_size {config.image_size}: {error}. "
@@ -222,7 +227,7 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
         if file is None and isinstance(error, OSError):
             raise WeightsError(
                 f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
-                "Connect to a network, or download the file elsewhere and pass its path as checkpoint=, "
+                "Connect to a network, or download the file elsewhere and give backbone.checkpoint=PATH, "
                 f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
             ) from error
         raise WeightsError(

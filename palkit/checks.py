@@ -38,7 +38,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         name: of the field, for the error.
         value: from outside.
         hint: the field's annotation: bool, int, float, str, None, tuple[str, ...], a Mapping, another class, or a
-            union of them; or a Literal of texts.
+            union of them; or a Literal of texts, alone or in a union.
 
     Raises:
         ConfigError: another type, or a number that is not finite or has more than 63 bits.
@@ -47,7 +47,10 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         if value not in typing.get_args(hint):
             raise unknown_name(name, value, typing.get_args(hint))
         return value
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = tuple(one for hint in typing.get_args(hint) for one in _said(hint)) if union else (hint,)
+    if isinstance(value, str) and value in (one for one in options if isinstance(one, str)):
+        return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None and type(None) in options:
         return None
@@ -65,5 +68,14 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
         return {checked(f"a key of {name}", key, str): inner for key, inner in value.items()}
-    wanted = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-    raise ConfigError(f"{name} is {brief(value)} ({type(value).__name__}); it must be {wanted}.")
+    wanted = " or ".join(
+        "nothing" if o is type(None) else repr(o) if isinstance(o, str) else getattr(o, "__name__", str(o))
+        for o in options
+    )
+    quotes = " In YAML, put it into quotes." if str in options and not isinstance(value, list | dict) else ""
+    raise ConfigError(f"{name} is {brief(value)} ({type(value).__name__}); it must be {wanted}.{quotes}")
+
+
+def _said(hint: Any) -> tuple[Any, ...]:
+    """The texts of a Literal, or a type as it is."""
+    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (hint,)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -157,7 +158,14 @@ def _start(cpus: int) -> None:
     loopback = patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False)
     helpers = patch.multiple(Node, start_api_server=_nothing, start_monitor=_nothing, start_log_monitor=_nothing)
     with loopback, helpers:
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _system_config=limits, **QUIET)
+        try:
+            ray.init("local", num_cpus=cpus, include_dashboard=False, _system_config=limits, **QUIET)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"Ray cannot be started on this machine ({error}). Its sockets lie in the folder for temporary files, "
+                f"{tempfile.gettempdir()}, whose path may have about 35 characters. Set TMPDIR, or RAY_TMPDIR, to a "
+                "short one that this user may write to, as /tmp."
+            ) from error
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import os
+import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from palkit.adapters import AdapterConfig
 from palkit.backbones import BackboneConfig
 from palkit.checks import checked
 from palkit.engine import ScoringConfig
 from palkit.errors import ConfigError, brief, unknown_name
+from palkit.plain_yaml import read_yaml
 from palkit.scores import Dropout
 from palkit.strategies.registry import STRATEGIES, check_options, check_subsample, get_strategy
 from palkit.training import TrainingConfig
@@ -25,7 +28,8 @@ class ExperimentConfig:
 
     Attributes:
         dataset: name, folder, manifest (CSV or Parquet) or `hf:` and a data set of the Hugging Face Hub.
-        pool_size: only the first so many pool images take part; None takes all.
+        pool_size: only the first so many pool images take part; None takes all, "auto" the first 1,500 or all if
+            there are fewer.
         backbone, adapter, training, scoring: see there.
         strategy: which images to buy.
         strategy_options: keyword options of the strategy, `subsample`, and, for a strategy that needs
@@ -39,7 +43,7 @@ class ExperimentConfig:
     """
 
     dataset: str = "fashion_mnist"
-    pool_size: int | None = 1500
+    pool_size: int | Literal["auto"] | None = "auto"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -68,7 +72,7 @@ class ExperimentConfig:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be at least {least}.")
         for name in ("batch_size", "pool_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ConfigError(f"{name} {value}: must be at least 1.")
         if self.evaluate_on not in ("test", "val"):
             raise unknown_name("evaluate_on", self.evaluate_on, ["test", "val"])
@@ -83,6 +87,34 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config is a mapping of fields to values, not {brief(values)}.")
     return _build(ExperimentConfig, nest(values), "")
+
+
+def typed(key: str, text: str) -> Any:
+    """The value of a config field as somebody types it: text is taken as it is where the field is one, else as YAML.
+
+    So `2024`, `no`, `a: b` and `run #3` are names of folders. A shell has removed quotes already; if there are some
+    left, they are part of the name only where such a file or folder is there. Nothing, `null` and `~` are None where a
+    field may be that.
+
+    Args:
+        key: dotted.
+        text: typed.
+
+    Raises:
+        ConfigError: it is not YAML, for a field that is no text.
+    """
+    hint: Any = ExperimentConfig
+    for part in key.split("."):
+        hint = typing.get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    named = any(dataclasses.is_dataclass(one) for one in options)  # a part may be given by its name alone
+    if str not in options and not (named and not text.lstrip().startswith("{")):
+        return read_yaml(text, f"{brief(f'{key}={text}')}: the value")
+    if os.path.lexists(text):
+        return os.path.abspath(text) if text.startswith("~") else text  # else it would be a home folder
+    if type(None) in options and text in ("", "~", "null"):
+        return None
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from palkit.formats import read_table, write_table
 
 SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
 COSTS = (*SECONDS, "peak_mb", "trainable")
+NAME_BYTES = 100  # systems allow 255 at most, encrypted folders 143, and some names have something added
 PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
 
 
@@ -49,8 +50,12 @@ class Round:
 
 
 def folder_name(dataset: str) -> str:
-    """A data set's name, or path, as the name of a folder."""
-    return re.sub(r"[^\w.-]+", "_", dataset).strip("_.") or "dataset"
+    """A data set's name, or path, as the name of a folder; the end of a long one and a mark of all of it."""
+    name = re.sub(r"[^\w.-]+", "_", dataset).strip("_.") or "dataset"
+    if len(name.encode()) <= NAME_BYTES:
+        return name
+    mark = hashlib.sha256(os.fsencode(dataset)).hexdigest()[:16]
+    return f"{name.encode()[len(mark) + 1 - NAME_BYTES :].decode(errors='ignore').lstrip('_.')}-{mark}"
 
 
 def run_hash(resolved: Mapping[str, Any]) -> str:

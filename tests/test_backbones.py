@@ -84,7 +84,7 @@ def test_hub_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match=r"vit_tiny_patch16_224.*checkpoint=.*embedded_vit_small"):
+    with pytest.raises(WeightsError, match=r"vit_tiny_patch16_224.*backbone\.checkpoint=PATH.*embedded_vit_small"):
         load_backbone(BackboneConfig("vit_tiny_patch16_224", image_size=224, depth=None))
 
 
@@ -104,6 +104,19 @@ def test_unknown_backbone_lists_the_nearest() -> None:
 def test_settings_that_do_not_fit(tiny_config: BackboneConfig, change: dict, message: str) -> None:
     with pytest.raises((ConfigError, WeightsError), match=message):
         load_backbone(BackboneConfig(**{**tiny_config.__dict__, **change}))
+
+
+def test_a_checkpoint_may_lie_in_the_home_folder(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny_checkpoint.parent))
+    here, home = (
+        load_backbone(BackboneConfig("test_vit", image_size=32, depth=4, checkpoint=checkpoint))
+        for checkpoint in (str(tiny_checkpoint), f"~/{tiny_checkpoint.name}")
+    )
+    assert here.checksum == home.checksum
+    with pytest.raises(WeightsError, match=rf"checkpoint {tiny_checkpoint.parent}/x\.pth does not exist"):
+        load_backbone(BackboneConfig("test_vit", image_size=32, depth=4, checkpoint="~/x.pth"))
+    with pytest.raises(WeightsError, match="does not exist"):
+        load_backbone(BackboneConfig("test_vit", image_size=32, depth=4, checkpoint="x" * 300))
 
 
 def test_checkpoint_of_another_model_is_refused(tiny_checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +93,18 @@ def test_shards_travel_as_paths(tmp_path: Path) -> None:
 def test_no_cluster_at_the_address(address: str) -> None:
     with pytest.raises(ConfigError, match=f"no Ray cluster can be reached at '{address}'"), cluster(address, cpus=1):
         pytest.fail("joined nothing")
+
+
+@needs_ray
+def test_a_folder_for_temporary_files_with_a_long_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(ConfigError, match=rf"AF_UNIX.*{folder}.*Set TMPDIR"), cluster(None, 1):
+        pass
 
 
 @needs_ray

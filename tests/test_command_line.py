@@ -1,14 +1,18 @@
 """The commands that look at the machine and fill caches."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from palkit import devices
 from palkit.__main__ import main
-from palkit.config import config_from_dict
+from palkit.config import config_from_dict, typed
+from palkit.errors import ConfigError
+from palkit.runs import RunDirectory, folder_name
 from palkit.setting import setting
 
 
@@ -68,3 +72,106 @@ def test_bad_values_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'seed' is not KEY=VALUE" in errors
     assert "'seed=[': the value is not valid YAML" in errors
     assert "scoring.precision 'float8'" in errors
+
+
+NAMES = [
+    "run #3", "2024", "01", "1e3", "0x10", "1_000", "12:30", "2024-01-31", "null", "Null", "no", "on", "true", ".inf",
+    "a: b", "a:", "{x}", "[v2] slides", "[", "{", "@x", "`x", "*new", "&a", "!old", "!!int 3", "%d", "|", ">", "- x",
+    "-x", "?", "it's", "'q'", '"q"', "'q", "x ", " x", "~", "~x", "a=b", "#", "café", "肿瘤", "x" * 200,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("key", ["dataset", "backbone.checkpoint"])
+def test_names_of_files_are_what_was_typed(
+    key: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell has taken its quotes away; what is left is the name, whatever YAML would make of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    for given in (name, str(tmp_path / name)):
+        found = Path(typed(key, given)).expanduser()
+        assert found.resolve() == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("dataset", "2024", "2024"),
+        ("dataset", "null", "null"),
+        ("dataset", "'my slides'", "my slides"),
+        ("strategy", '"badge"', "badge"),
+        ("strategy", "no", "no"),
+        ("balance", "null", None),
+        ("balance", "", None),
+        ("balance", "pcb", "pcb"),
+        ("backbone.checkpoint", "~", None),
+        ("backbone.checkpoint", "~/x.pth", "~/x.pth"),
+        ("adapter", "lora", "lora"),
+        ("adapter", "2024", "2024"),
+        ("adapter", "{name: lora, rank: 8}", {"name": "lora", "rank": 8}),
+        ("adapter.name", "no", "no"),
+        ("adapter.rank", "8", 8),
+        ("seed", "07", 7),
+        ("pool_size", "null", None),
+        ("pool_size", "auto", "auto"),
+        ("strategy_options.beta", "1e-2", "1e-2"),
+        ("strategy_options", "{beta: 2}", {"beta": 2}),
+        ("nothing", "3", 3),
+        ("seed.of", "3", 3),
+    ],
+)
+def test_what_is_typed_is_what_the_field_declares(
+    key: str, text: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert typed(key, text) == value
+
+
+def test_a_run_takes_the_folder_that_was_named_and_not_the_one_beside_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "[runs]"))
+    monkeypatch.chdir(tmp_path)
+    for name, brightness in (("run", 0), ("run #3", 100)):
+        for label, shade in (("a", 20), ("b", 100)):
+            (tmp_path / name / label).mkdir(parents=True)
+            for number in range(20):
+                Image.new("RGB", (32, 32), (brightness + shade, 3 * number, shade)).save(
+                    tmp_path / name / label / f"{name} {number}.png"
+                )
+    assert main(["run", *arguments, "dataset=run #3", "pool_size=null", "batch_size=8", "rounds=1"]) == 0
+    told = capsys.readouterr().err
+    folder = Path(told.split("results: ")[1].strip())
+    assert folder.parent == tmp_path / "[runs]" / "run_3", "not markup, but brackets"
+    assert all("run #3" in image for image in RunDirectory("run #3", folder.name).selections()["id"])
+
+
+def test_yaml_that_is_no_text_says_how_to_make_it_text() -> None:
+    for value in (2024, False, None, 1.5, date(2024, 1, 31)):
+        with pytest.raises(ConfigError, match=r"dataset is .*; it must be str\. In YAML, put it into quotes\."):
+            config_from_dict({"dataset": value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x" * 101,
+        "x" * 300,
+        "肿瘤病理学" * 40,
+        "/home/ana/" + "deep/" * 80 + "last",
+        "é" * 60,
+        "… a" * 400,
+        "a\udce9" * 80,
+    ],
+)
+def test_names_of_folders_fit_any_file_system(name: str) -> None:
+    short = folder_name(name)
+    assert len(short.encode()) <= 100
+    assert len({folder_name(name), folder_name(f"{name}1"), folder_name(f"1{name}")}) == 3
+    assert short == folder_name(name)
+
+
+def test_short_names_of_folders_stay_what_they_were() -> None:
+    kept = {"digits": "digits", "/data/run #3": "data_run_3", "x" * 100: "x" * 100, "é" * 50: "é" * 50, "..": "dataset"}
+    assert {name: folder_name(name) for name in kept} == kept
