@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up palkit and run the compendium. Needs Python >= 3.11 (with venv) and git; see --help.
 set -euo pipefail
+start=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -13,7 +14,9 @@ usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures,
        ./run_all.sh setup                              only create .venv and fetch weights and data
        ./run_all.sh --help
 
-Profiles are the files of notebooks/sweeps (default, quick, paper, simulation, ablation-*, ...), or a YAML file of yours.
+Profiles are the files of notebooks/sweeps (default, quick, paper, simulation, ablation-*, ...), by name. What ends in
+.yaml or .yml is a file, even if a profile has that name: ./default.yaml is yours, default is the profile. What comes out
+of a file of yours lands in one folder, runs/studies/<name>-<checksum of its path>/.
 Options of the main job: --dry-run prints the grid with estimates of time and memory and starts nothing; --watch shows
 a table of all runs; --jobs N runs at a time; --engine ray [--address HOST:PORT] [--gpus SHARE] computes on a Ray
 cluster; --time-limit SECONDS per run; --no-notebooks starts no kernels.
@@ -53,6 +56,10 @@ run() {
       *) echo "error: unknown option $1" >&2; usage >&2; exit 2 ;;
     esac
   done
+  case $sweep in
+    /*) ;;
+    *.yaml | *.yml) sweep=$start/$sweep ;;
+  esac
   local status=0
   say "sweep $sweep"
   .venv/bin/python -m palkit sweep "$sweep" ${arguments[@]+"${arguments[@]}"} || status=$?
@@ -60,9 +67,7 @@ run() {
   say "study of $sweep"
   .venv/bin/python -m palkit study "$sweep" || status=$?
   say "done in $SECONDS s"
-  echo "figures and tables:  figures/$(basename "$sweep" .yaml)/"
-  echo "notebooks, report:   ${PALKIT_RUNS:-runs}/studies/$(basename "$sweep" .yaml)/"
-  echo "single runs:         ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
+  echo "single runs: ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
   return "$status"
 }
 

@@ -323,7 +323,7 @@ class Study:
             for task in plan(self.sweep):
                 deque(rounds(task.config), maxlen=0)
         notebooks = list(palkit.study.execute("faults", in_place=False, device="cpu", console=QUIET))
-        return {path.name: path.read_text() for path in notebooks}
+        return {notebook.path.name: notebook.path.read_text() for notebook in notebooks}
 
 
 def whole_or_part(pid: int) -> list[int]:

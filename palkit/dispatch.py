@@ -105,10 +105,10 @@ def run_sweep(
     for reason in sorted(without):
         console.print(f"[red]not begun:[/] {escape(reason)}", soft_wrap=True)
     if not todo:
-        console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, nothing to do")
+        console.print(f"sweep [bold]{escape(sweep.name)}[/]: {len(tasks)} runs, nothing to do")
         return [Outcome(task, 0.0, task.absent) for task in tasks]
     workers, threads = share_of_machine(config.jobs, len(todo), device)
-    console.print(f"sweep [bold]{sweep.name}[/]: {len(tasks)} runs, {len(todo)} to do, {workers} at a time")
+    console.print(f"sweep [bold]{escape(sweep.name)}[/]: {len(tasks)} runs, {len(todo)} to do, {workers} at a time")
     _fill_caches(todo, device, console)
     environment = _environment(device, workers, threads)
     jobs = [
@@ -233,7 +233,7 @@ def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
             continue
         done.add(key)
         # What is wrong with this config is the run's to report.
-        with suppress(PalkitError), console.status(f"embedding {config.dataset} for {config.adapter.name}"):
+        with suppress(PalkitError), console.status(f"embedding {escape(config.dataset)} for {config.adapter.name}"):
             here = setting(config, device)
             here.cache.shards(here.backbone.depth)
             here.cache.shards(first_trained_block(config.adapter, here.backbone.depth))

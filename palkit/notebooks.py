@@ -128,6 +128,7 @@ def execute_notebook(
     folder: Path | None = None,
     warm: bool = False,
     time_limit: float | None = None,
+    keep_going: bool = False,
 ) -> None:
     """Execute a notebook with papermill; the target holds the outputs even if a cell fails.
 
@@ -140,9 +141,10 @@ def execute_notebook(
         warm: use the kernel that this process keeps, which has loaded what earlier notebooks needed. It is emptied
             first; only caches inside modules can tell.
         time_limit: seconds, if warm; the kernel is killed when they are over.
+        keep_going: execute the cells after one that failed, too.
 
     Raises:
-        papermill.PapermillExecutionError: a cell failed.
+        papermill.PapermillExecutionError: a cell failed; the first is named.
         nbclient.exceptions.DeadKernelError: the kernel died.
         TimeLimitError: the time was over.
     """
@@ -160,6 +162,7 @@ def execute_notebook(
                 progress_bar=False,
                 cwd=str(folder or source.parent),
                 extra_arguments=QUIET_KERNEL,
+                allow_errors=keep_going,
                 **options,
             )
     finally:

@@ -77,6 +77,10 @@ summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
 <img src="data:image/png;base64,{{ output.data['image/png'] | e }}" alt="{{ cell.metadata.heading | e }}">
 {%- endblock data_png -%}
 
+{%- block error -%}
+<p>This section could not be made: {{ output.ename | e }}: {{ output.evalue | e }}</p>
+{%- endblock error -%}
+
 {%- block footer -%}
 </main>
 </body>

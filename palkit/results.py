@@ -1,6 +1,6 @@
 """What came out of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,14 @@ def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
     Raises:
         ConfigError: no run is complete.
     """
-    tasks = [task for task in plan(sweep, device) if task.is_complete]
+    planned = plan(sweep, device)
+    tasks = [task for task in planned if task.is_complete]
     if not tasks:
-        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.")
+        # Runs cannot be found again without what they were made of.
+        absent = next((f" First of all: {task.absent}" for task in planned if task.absent), "")
+        raise ConfigError(
+            f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.{absent}"
+        )
     varied = _varied([plain(task.config) for task in tasks if task.config is not None])
     tables: dict[str, list[pd.DataFrame]] = {}
     for task, values in zip(tasks, varied, strict=True):
@@ -114,12 +119,15 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
     for name in ("rounds", "selections", "recalls"):
         path = folder / f"{name}.parquet"
         if not path.exists():
-            raise DataError(f"{path} is missing. Write it with `python -m palkit study {folder.name}`.")
+            raise DataError(
+                f"{path} is missing. Write it with `python -m palkit study {folder.name}`, or the sweep's file."
+            )
         try:
             tables.append(read_table(path))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{path} cannot be read ({error}). Write it again with `python -m palkit study {folder.name}`."
+                f"{path} cannot be read ({error}). Write it again with `python -m palkit study {folder.name}`, or the "
+                "sweep's file."
             ) from error
     names = _names(tables[0])
     return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
@@ -146,13 +154,33 @@ def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     columns = [name for name in ("dataset", "backbone") if table[name].nunique() > 1]
     if not columns:
         return {"": table}
-    groups = table.groupby(columns, sort=False)
-    return {", ".join(map(str, key)): rows for key, rows in groups}
+    short = table.assign(**{name: table[name].map(short_paths(table[name].unique())) for name in columns})
+    return {", ".join(key): table.loc[rows.index] for key, rows in short.groupby(columns, sort=False)}
+
+
+def short_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Of each data set or backbone, as much of the end of its path as tells it from the others; names stay names.
+
+    Args:
+        paths: distinct ones.
+    """
+    pieces = {path: [piece for piece in path.split("/") if piece] or [path] for path in map(str, paths)}
+    short = {}
+    for path, own in pieces.items():
+        ends = ("/".join(own[-count:]) for count in range(1, len(own) + 1))
+        others = ["/" + "/".join(other) for name, other in pieces.items() if name != path]
+        short[path] = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), path)
+    return short
+
+
+def results_folder(sweep: Sweep) -> Path:
+    """Folder of a sweep's tables and figures: `figures/<sweep>/`, or that of its study if its file lies elsewhere."""
+    return FIGURES / sweep.name if sweep.is_profile else sweep.studies
 
 
 def write_results(sweep: Sweep, device: str = "cpu") -> Path:
-    """Store the tables of `collect` in `figures/<sweep>/`, and return that folder."""
-    folder = FIGURES / sweep.name
+    """Store the tables of `collect` in the folder of the sweep's results, and return that folder."""
+    folder = results_folder(sweep)
     for name, table in collect(sweep, device).items():
         write_table(table, folder / f"{name}.parquet")
     return folder

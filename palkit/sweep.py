@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ from typing import Any
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
 from palkit.experiment import directory_of
-from palkit.files import REPOSITORY
+from palkit.files import REPOSITORY, runs_dir
 from palkit.plain_yaml import read_yaml
 from palkit.runs import RunDirectory
 from palkit.setting import setting, settle
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
+SUFFIXES = (".yaml", ".yml")
 KEYS = ("base", "grid", "variants")
+NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
 RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
 
@@ -28,16 +31,38 @@ class Sweep:
     """A grid of configs.
 
     Attributes:
-        name: of its results folder, `figures/<name>/`.
+        name: how it is called in messages and in the names of its folders.
         base: config values that all runs share; dotted keys allowed.
         grid: config key -> values, for their Cartesian product.
         variants: name -> config values; the sweep is every variant with every point of the grid.
+        file: that it was read from; None for a sweep made in Python.
     """
 
     name: str
     base: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def is_profile(self) -> bool:
+        """Whether it is one of `notebooks/sweeps/`, or was made in Python; its name then tells it from all others."""
+        known = profile(self.name)
+        return self.file is None or (known is not None and self.file.resolve() == known.resolve())
+
+    @property
+    def studies(self) -> Path:
+        """Folder of its executed notebooks and report; of a file elsewhere also of its results and figures.
+
+        The latter is called after the whole path, because two projects may each have their `sweep.yaml`.
+        """
+        own = None if self.is_profile else self.file
+        return runs_dir() / "studies" / (self.name if own is None else _own_name(own))
+
+    @property
+    def conclusion(self) -> Path:
+        """File beside it where a person may write down what follows from it."""
+        return (self.file or SWEEPS / f"{self.name}.yaml").with_suffix(".md")
 
     def parameters(self) -> list[tuple[str | None, dict[str, Any]]]:
         """Name of the variant (None if there are none) and plain values of every run, in order."""
@@ -49,17 +74,51 @@ class Sweep:
         ]
 
 
+def profile(name: str) -> Path | None:
+    """File of a name in `notebooks/sweeps/`, if there is one."""
+    paths = (SWEEPS / f"{name}{suffix}" for suffix in SUFFIXES)
+    # Unlike the method, it takes a name that no file can have.
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _own_name(file: Path) -> str:
+    """Name of the folder of a sweep file that lies elsewhere."""
+    stem = re.sub(r"[^\w.-]+", "-", file.stem)[:NAME_MAX]
+    return f"{stem}-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:8]}"
+
+
+def sweep_file(name: str | Path) -> Path:
+    """The file itself if its suffix is `.yaml` or `.yml`, else the file of that name in `notebooks/sweeps/`.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    path = Path(name)
+    if path.suffix.lower() in SUFFIXES:
+        if os.path.isfile(path):
+            return path
+        raise ConfigError(f"there is no sweep file {brief(str(name))}. Give the path of a YAML file that exists.")
+    known = profile(str(name))
+    if known is not None:
+        return known
+    for suffix in SUFFIXES:
+        if os.path.isfile(f"{name}{suffix}"):
+            raise ConfigError(
+                f"there is no sweep {brief(str(name))} in {SWEEPS}; for the file here, give {name}{suffix}."
+            )
+    raise unknown_name("sweep", str(name), {file.stem for file in SWEEPS.glob("*.y*ml")})
+
+
 def load_sweep(name: str | Path) -> Sweep:
     """The sweep of a YAML file, or of a name in `notebooks/sweeps/`.
+
+    Args:
+        name: with the suffix `.yaml` or `.yml` it is a file, even if a sweep in `notebooks/sweeps/` has that name.
 
     Raises:
         ConfigError: no such file, not valid YAML, or fields that do not fit.
     """
-    path = Path(name)
-    if path.suffix != ".yaml":
-        path = SWEEPS / f"{name}.yaml"
-    if not os.path.isfile(path):  # unlike the method, it takes a name that no file can have
-        raise unknown_name("sweep", str(name), [file.stem for file in SWEEPS.glob("*.yaml")])
+    path = sweep_file(name)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +143,7 @@ def load_sweep(name: str | Path) -> Sweep:
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
-    return Sweep(path.stem, content.get("base") or {}, grid, variants)
+    return Sweep(path.stem, content.get("base") or {}, grid, variants, path.absolute())
 
 
 @dataclass(frozen=True)

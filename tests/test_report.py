@@ -194,7 +194,7 @@ def test_report_is_written_again_only_if_the_notebook_changed(tmp_path: Path) ->
 
 
 def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three runs, one is complete; the sweep comes from a file outside the repository."""
+    """Of three runs, one is complete."""
     directories = [run_directory("a"), run_directory("b", dataset="not-complete")]
     tasks = [Task({}, None, directory) for directory in (*directories, RunDirectory("toy", "c"))]
     monkeypatch.setattr(Task, "is_complete", property(lambda task: task.directory.run == directories[0].run))
@@ -203,13 +203,24 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
     folder = tmp_path / "runs" / "studies" / "mine"
     folder.mkdir(parents=True)
     nbformat.write(executed(), folder / "04_study.ipynb")
-    target = study.report("elsewhere/mine.yaml", device="cpu")
+    target = study.report("mine", device="cpu")
+    assert target is not None
     assert target == folder / "report.html"
     text = Elements(target.read_text(encoding="utf-8")).text
     assert "1 of 3 complete" in text
     assert "not-complete" not in text
 
 
-@pytest.mark.parametrize("name", ["mine", "elsewhere/mine.yaml"])
-def test_figures_of_a_sweep_by_name_or_by_file(name: str) -> None:
-    assert study.figures(name) == study.FIGURES / "mine"
+def test_a_study_without_its_last_notebook_has_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "load_sweep", lambda name: Sweep("mine"))
+    assert study.report("mine", device="cpu") is None
+
+
+def test_a_failed_cell_is_a_sentence_not_a_traceback() -> None:
+    notebook = executed()
+    failed = nb.new_output("error", ename="ValueError", evalue=f"a class {EVIL}", traceback=["secret line 7"])
+    notebook.cells.append(nb.new_code_cell("draw()", outputs=[failed], execution_count=2))
+    page = render(notebook, "Study", FACTS, "sum")
+    assert f"This section could not be made: ValueError: a class {EVIL}" in Elements(page).text
+    assert "<script" not in page
+    assert "secret line 7" not in page

@@ -132,9 +132,15 @@ def test_missing_tables_are_named(tmp_path: Path) -> None:
         read_results(tmp_path / "nothing")
 
 
-def test_conclusions_are_beside_their_sweep() -> None:
+def test_conclusions_are_beside_their_sweep(tmp_path: Path) -> None:
     assert "BADGE and margin" in conclusion("default").data
-    assert "Nobody has written" in conclusion("no such sweep").data
+    own = tmp_path / "my.sweep.yml"
+    own.write_text("grid: {seed: [0]}")
+    assert "Nobody has written" in conclusion(str(own)).data
+    (tmp_path / "my.sweep.md").write_text("Margin pays.")
+    assert conclusion(str(own)).data == "Margin pays."
+    with pytest.raises(ConfigError, match="unknown sweep 'no such sweep'"):
+        conclusion("no such sweep")
 
 
 def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from palkit.plots.style import (
     legend_below,
     metric_axis,
     seeds_of,
+    shown_names,
     side_by_side,
     styled,
     ticks_at,
@@ -60,8 +61,9 @@ def reliability_diagrams(tables: pd.DataFrame) -> Figure:
     # One or two panels are wide, and the diagonal should not lie flat.
     figure, panels = side_by_side(len(variants), 2.3 if len(variants) > 2 else 3.2)
     strips = []
-    for number, (axes, (name, table)) in enumerate(zip(panels, variants.items(), strict=True)):
-        axes.set_title(name)
+    titles = shown_names(variants)
+    for number, (axes, title, table) in enumerate(zip(panels, titles, variants.values(), strict=True)):
+        axes.set_title(title)
         _draw_accuracy(axes, table)
         strips.append(_draw_shares(axes, table))
         if number % PER_ROW == 0:

@@ -14,15 +14,18 @@ from palkit.plots.style import (
     CLASS_COLOURS,
     CLASS_MARKERS,
     INK,
+    LONGEST,
     PER_ROW,
     STRATEGY_STYLES,
     WIDTH,
+    PlainFigure,
     check_table,
     configuration_name,
     legend_below,
     metric_axis,
     random_first,
     seeds_of,
+    shown_names,
     side_by_side,
     strategy_style,
     styled,
@@ -49,9 +52,10 @@ def critical_difference(ranking: Ranking) -> Figure:
     # Imported here: it brings seaborn along, which takes a while.
     from scikit_posthocs import critical_difference_diagram
 
-    shown = {name: configuration_name(*str(name).split(" + ")) for name in ranking.ranks.index}
+    names = [configuration_name(*str(name).split(" + ")) for name in ranking.ranks.index]
+    shown = dict(zip(ranking.ranks.index, shown_names(names, 2 * LONGEST), strict=True))
     count = len(shown)
-    figure = Figure(figsize=(0.75 * WIDTH, 1.3 + 0.15 * count), layout="constrained")
+    figure = PlainFigure(figsize=(0.75 * WIDTH, 1.3 + 0.15 * count), layout="constrained")
     axes = figure.subplots()
     artists = critical_difference_diagram(
         ranking.ranks.rename(shown),
@@ -106,7 +110,7 @@ def cost_areas(table: pd.DataFrame) -> Figure:
     others = [name for name in adapters if name != "linear_probe"]
     fills = {"linear_probe": "none"} | dict(zip(others, cycle(FILLS), strict=False))
     balances = table.get("balance", pd.Series("none", table.index))
-    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    figure = PlainFigure(figsize=(4.6, 3.6), layout="constrained")
     axes = figure.subplots()
     for (_, row), balance in zip(table.iterrows(), balances, strict=True):
         colour, marker = strategy_style(row["strategy"])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from palkit.extrapolation import Forecast
-from palkit.plots.style import SERIES_COLOURS, check_table, metric_axis, styled, ticks_at
+from palkit.plots.style import SERIES_COLOURS, PlainFigure, check_table, metric_axis, styled, ticks_at
 
 ACCURACY, GUESS = SERIES_COLOURS[:2]
 SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
@@ -30,7 +30,7 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
         ConfigError: no rows, or a column is missing.
     """
     check_table(curve, ("labels", "accuracy", "held_out", "first_guess"), "curve")
-    figure = Figure(figsize=SIZE, layout="constrained")
+    figure = PlainFigure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     measured, guessed = curve.dropna(subset="accuracy"), curve.dropna(subset="first_guess")
     if len(guessed):

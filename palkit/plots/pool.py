@@ -19,15 +19,22 @@ from palkit.plots.style import (
     OTHER_MARKERS,
     SERIES_COLOURS,
     WIDTH,
+    PlainFigure,
     check_table,
+    columns_of,
+    excess,
     heatmap,
+    legend,
     legend_below,
     metric_axis,
     name_ticks,
+    shown_names,
     side_by_side,
     styled,
     ticks_at,
 )
+
+TITLE = 36  # letters of an image's title: what three lines hold where eight images share a page
 
 
 @styled
@@ -53,9 +60,9 @@ def image_grid(
     rows = ceil(len(arrays) / columns)
     # 8 columns fill the width of a page; fewer keep the size of an image instead of blowing it up.
     cell = min(WIDTH / columns, 1.1)
-    wrapped = [textwrap.fill(str(title), max(int(cell * 17), 6)) for title in titles or []]
+    wrapped = [_wrapped(title, cell) for title in shown_names(titles or [], TITLE)]
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
-    figure = Figure(figsize=(cell * columns, (cell + 0.12 * lines) * rows))
+    figure = PlainFigure(figsize=(cell * columns, (cell + 0.12 * lines) * rows))
     # Placed by hand: a layout engine takes most of the time that a notebook needs beside its run.
     gap, share = 0.03, cell / (cell + 0.12 * lines)
     for number, array in enumerate(arrays):
@@ -67,6 +74,12 @@ def image_grid(
         if wrapped:
             axes.set_title(wrapped[number], fontsize=7, pad=2)
     return figure
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title in lines of so many inches, three at most."""
+    letters = int(width * 17 * len(title) / max(1, columns_of(title)))
+    return textwrap.fill(title, max(letters, 6), max_lines=3, placeholder="…")
 
 
 def _pixels(image: NDArray | Image.Image, number: int) -> NDArray:
@@ -102,7 +115,7 @@ def class_counts(counts: pd.DataFrame | Mapping[str, pd.Series]) -> Figure:
         axes.set_title(f"{split} ({table[split].sum():.0f})")
         axes.set_xlabel("images")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    panels[0].set_yticks(range(len(table)), [str(name) for name in table.index])
+    panels[0].set_yticks(range(len(table)), shown_names(table.index))
     panels[0].invert_yaxis()
     return figure
 
@@ -128,14 +141,16 @@ def depth_curves(table: pd.DataFrame) -> Figure:
         )
     sizes, probes = sorted(table["image_size"].unique()), list(dict.fromkeys(table["probe"]))
     poolings = list(dict.fromkeys(table["pooling"]))
-    figure = Figure(figsize=(max(WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes)), layout="constrained")
+    figure = PlainFigure(
+        figsize=(max(WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes)), layout="constrained"
+    )
     grid = figure.subplots(len(probes), len(sizes), sharex=True, sharey="row", squeeze=False)
     for axes_row, probe in zip(grid, probes, strict=True):
         rows = table[table["probe"] == probe]
         best = rows.loc[rows["accuracy"].idxmax()]
-        for axes, size in zip(axes_row, sizes, strict=True):
+        for axes, pixels in zip(axes_row, sizes, strict=True):
             for number, pooling in enumerate(poolings):
-                line = rows[(rows["image_size"] == size) & (rows["pooling"] == pooling)].sort_values("depth")
+                line = rows[(rows["image_size"] == pixels) & (rows["pooling"] == pooling)].sort_values("depth")
                 axes.plot(
                     line["depth"],
                     line["accuracy"],
@@ -143,15 +158,15 @@ def depth_curves(table: pd.DataFrame) -> Figure:
                     marker=OTHER_MARKERS[number % len(OTHER_MARKERS)],
                     label=str(pooling),
                 )
-            if size == best["image_size"]:
+            if pixels == best["image_size"]:
                 axes.plot(best["depth"], best["accuracy"], "o", ms=9, mfc="none", mec=INK, label="best")
             ticks_at(axes, table["depth"])
             axes.margins(y=0.12)
             axes.grid()
         metric_axis(axes_row[0], "y", "accuracy")
         axes_row[0].set_ylabel(f"{probe}\naccuracy (%)")
-    for axes, size in zip(grid[0], sizes, strict=True):
-        axes.set_title(f"{size} px")
+    for axes, pixels in zip(grid[0], sizes, strict=True):
+        axes.set_title(f"{pixels} px")
     for axes in grid[-1]:
         axes.set_xlabel("depth (blocks)")
     handles = {handle.get_label(): handle for axes in grid.ravel() for handle in axes.lines}
@@ -183,12 +198,15 @@ def projection(
     for what, values, limit in (("labels", classes, len(class_names)), ("picks", chosen, len(points))):
         if values.size and (values.min() < 0 or values.max() >= limit):
             raise ConfigError(f"{what} must lie in 0..{limit - 1}, got {values.min()}..{values.max()} in a projection.")
-    legend_columns = ceil(len(class_names) / 20)
-    figure = Figure(figsize=(min(3.8 + 1.4 * legend_columns, WIDTH), 3.8), layout="constrained")
+    beside = ceil(len(class_names) / 20)  # columns of a legend on the right, where two are the most
+    figure = PlainFigure(
+        figsize=(min(3.8 + (1.4 + excess(class_names)) * min(beside, 2), WIDTH), 3.8), layout="constrained"
+    )
     axes = figure.subplots()
+    handles = []
     for number, name in enumerate(class_names):
         here = points[classes == number]
-        axes.plot(
+        handles += axes.plot(
             here[:, 0],
             here[:, 1],
             linestyle="",
@@ -208,9 +226,14 @@ def projection(
         axes.annotate(str(order), (x, y), ha="center", va="center_baseline", fontsize=5.5, zorder=layer)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_xlabel("first axis of the projection")
+    looks = len(CLASS_COLOURS) * len(CLASS_MARKERS)
+    alike = f"; {len(class_names)} classes share {looks} looks" if len(class_names) > looks else ""
+    axes.set_xlabel(f"first axis of the projection{alike}")
     axes.set_ylabel("second axis of the projection")
-    figure.legend(loc="outside right upper", markerscale=1.6, ncols=legend_columns)
+    if beside > 2:
+        legend_below(figure, handles)
+    else:
+        legend(figure, handles, beside, loc="outside right upper", markerscale=1.6)
     return figure
 
 
@@ -229,8 +252,8 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     if counts.shape != (len(class_names), len(class_names)):
         raise ConfigError(f"a confusion matrix of {len(class_names)} classes cannot be {counts.shape}.")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = min(1.2 + 0.34 * len(class_names), WIDTH - 0.4)
-    figure = Figure(figsize=(size + 0.4, size), layout="constrained")
+    size = min(1.2 + 0.34 * len(class_names) + excess(class_names), WIDTH - 0.4)
+    figure = PlainFigure(figsize=(size + 0.4, size), layout="constrained")
     axes = figure.subplots()
     heatmap(axes, shares, np.where(counts > 0, counts.astype(int).astype(str), ""))
     name_ticks(axes, "x", class_names)

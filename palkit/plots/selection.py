@@ -9,10 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from palkit.errors import ConfigError
-from palkit.plots.style import INK, WIDTH, check_table, legend_below, strategy_style, styled, title_of
+from palkit.plots.style import (
+    INK,
+    LONGEST,
+    WIDTH,
+    PlainFigure,
+    check_table,
+    legend_below,
+    shown_names,
+    strategy_style,
+    styled,
+    title_of,
+)
 
 PANELS_PER_ROW = 5
 NUMBERED = 5
@@ -68,11 +80,11 @@ def pick_strips(images: Mapping[str, Sequence[NDArray]], titles: Mapping[str, Se
         raise ConfigError("pick strips need the same number of images and titles for every strategy, at least one.")
     columns = lengths.pop()
     tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
-    figure = Figure(figsize=(WIDTH, 0.62 * len(images)), layout=tight)
+    figure = PlainFigure(figsize=(WIDTH, 0.62 * len(images)), layout=tight)
     panels = figure.subplots(len(images), columns, squeeze=False)
     for row, (name, pictures) in zip(panels, images.items(), strict=True):
         row[0].set_ylabel(title_of(name), rotation=0, ha="right", va="center")
-        for axes, picture, title in zip(row, pictures, titles[name], strict=True):
+        for axes, picture, title in zip(row, pictures, shown_names(titles[name], LONGEST // 2), strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
             axes.set_title(title, fontsize=5.5, pad=1)
             axes.set_xticks([])
@@ -107,6 +119,8 @@ def selection_times(table: pd.DataFrame) -> Figure:
         axes.plot(bound["n"], bound["bound"], color="#999999", linestyle=":", linewidth=1)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(title_of(name), pad=2)
         axes.grid(visible=True)
     _outer_labels(panels, "pool size", "seconds")
@@ -119,7 +133,7 @@ def selection_times(table: pd.DataFrame) -> Figure:
 
 def _small_multiples(count: int, height: float, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     rows = ceil(count / PANELS_PER_ROW)
-    figure = Figure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
+    figure = PlainFigure(figsize=(WIDTH, height * rows + 0.3), layout="constrained")
     grid = figure.subplots(rows, PANELS_PER_ROW, squeeze=False, sharex=sharey, sharey=sharey)
     panels = list(grid.ravel())
     for unused in panels[count:]:

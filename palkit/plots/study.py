@@ -16,8 +16,10 @@ from palkit.plots.style import (
     INK,
     PER_ROW,
     WIDTH,
+    PlainFigure,
     check_table,
     configuration_name,
+    excess,
     filling,
     heatmap,
     legend_below,
@@ -27,6 +29,7 @@ from palkit.plots.style import (
     panel_columns,
     random_first,
     seeds_of,
+    shown_names,
     side_by_side,
     strategy_style,
     styled,
@@ -87,15 +90,16 @@ def _curve_panels(
     panels_of = table.groupby(list(by))
     figure, panels = side_by_side(len(panels_of), 2.8)
     handles: dict[str, Line2D] = {}
-    for number, (axes, (key, lines)) in enumerate(zip(panels, panels_of, strict=True)):
+    # As wide as a panel, a title would touch its neighbour's.
+    room = 84 // len(panels[:PER_ROW])
+    names = shown_names((configuration_name(*map(str, key)) for key, _ in panels_of), room)
+    for number, (axes, name, (_, lines)) in enumerate(zip(panels, names, panels_of, strict=True)):
         for strategy, line in lines.groupby("strategy"):
             handles[str(strategy)] = _curve(axes, line, str(strategy), axis, value)
         count = seeds_of(lines["n_seeds"])
         if value == "iqm" and lines["n_tasks"].max() > 1:
             count += f", {lines['n_tasks'].max()} data sets"
-        name = configuration_name(*map(str, key))
-        # As wide as a panel, a title would touch its neighbour's.
-        fits = (len(name) + len(count)) * len(panels[:PER_ROW]) <= 84
+        fits = len(name) + len(count) <= room
         axes.set_title(f"{name}{' ' if fits else chr(10)}({count})")
         axes.set_xlabel(AXIS_LABELS[axis])
         if axis == "fraction":
@@ -171,12 +175,17 @@ def pairwise(penalties: pd.DataFrame) -> Figure:
 
     Args:
         penalties: from `palkit.statistics.penalty_matrix`, with its `attrs`.
+
+    Raises:
+        ConfigError: there is one strategy only.
     """
+    if len(penalties) < 2:
+        raise ConfigError(f"there is one strategy, {', '.join(map(str, penalties.index))}: nothing is compared.")
     off_diagonal = penalties.mask(np.eye(len(penalties), dtype=bool))
     means = off_diagonal.mean().sort_values(kind="stable")
     order = list(means.index)
     shown = pd.concat([off_diagonal.loc[order, order], means.to_frame("mean").T])
-    figure = Figure(figsize=(0.9 + 0.5 * len(order), 1.0 + 0.36 * len(order)), layout="constrained")
+    figure = PlainFigure(figsize=(0.9 + 0.5 * len(order), 1.0 + 0.36 * len(order)), layout="constrained")
     axes = figure.subplots()
     text = shown.map(lambda value: "" if np.isnan(value) else f"{value:.2g}")
     heatmap(axes, shown.to_numpy(), text.to_numpy())
@@ -278,7 +287,7 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
             width = seconds[part].fillna(0).to_numpy()
             axes.barh(range(len(strategies)), width, left=left, color=colour, height=0.65, label=part[:-2])
             left = left + width
-        axes.set_title(title_of(adapter))
+        axes.set_title(shown_names([title_of(adapter)], 84 // len(panels[:PER_ROW]))[0])
         axes.set_xlabel("seconds per round")
         axes.grid(axis="x")
     name_ticks(panels[0], "y", map(title_of, strategies))
@@ -294,12 +303,12 @@ def overlaps(shared: pd.DataFrame) -> Figure:
         shared: from `palkit.statistics.selection_overlap`.
 
     Raises:
-        ConfigError: the table is empty.
+        ConfigError: there are fewer than two configurations.
     """
-    if shared.empty:
-        raise ConfigError("the table of overlaps is empty; give two or more configurations.")
+    if len(shared) < 2:
+        raise ConfigError(f"the table of overlaps is empty but for {len(shared)} configuration; give two or more.")
     size = len(shared)
-    figure = Figure(figsize=(1.6 + 0.55 * size, 1.1 + 0.36 * size), layout="constrained")
+    figure = PlainFigure(figsize=(1.6 + 0.55 * size, 1.1 + 0.36 * size), layout="constrained")
     axes = figure.subplots()
     heatmap(axes, shared.to_numpy(float), np.vectorize("{:.0%}".format)(shared.to_numpy(float)))
     name_ticks(axes, "x", map(title_of, map(str, shared.columns)))
@@ -322,7 +331,8 @@ def picks_by_class(counts: pd.DataFrame) -> Figure:
     if counts.empty:
         raise ConfigError("the table of picks by class is empty; give one row per strategy.")
     rows, columns = counts.shape
-    figure = Figure(figsize=(min(1.8 + 0.42 * columns, WIDTH), 1.1 + 0.27 * rows), layout="constrained")
+    size = min(1.8 + 0.42 * columns, WIDTH), 1.1 + 0.27 * rows + excess(counts.columns)
+    figure = PlainFigure(figsize=size, layout="constrained")
     axes = figure.subplots()
     values = counts.to_numpy(float)
     whole = (values == values.round()).all()

@@ -2,21 +2,31 @@
 
 import hashlib
 import json
+import logging
+import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from contextlib import suppress
+from functools import cache, wraps
 from io import BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any, ParamSpec
+from unicodedata import east_asian_width
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.artist import allow_rasterization
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.font_manager import findfont, findSystemFonts, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
@@ -104,9 +114,16 @@ NAMES = {
     "pcb": "PCB",
 }
 BALANCES = frozenset({"pcb"})
+OURS = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # names in palkit's own spelling
+LONGEST = 24  # columns of a name at a tick or in a legend
+LETTER = 0.055  # inches of one of them, about
 
+FONT = "DejaVu Sans"
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
+    # Names of classes, data sets and variants are a user's: a dollar in them is a dollar.
+    "text.parse_math": False,
+    "text.usetex": False,
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -140,6 +157,69 @@ def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
             return draw(*args, **kwargs)
 
     return inner
+
+
+class PlainFigure(Figure):
+    """A figure drawn under our settings and with the names in it as they are written, whoever draws it and when.
+
+    Matplotlib makes some of the text only when it draws, and would take it for LaTeX if the reader's settings say so.
+    """
+
+    @allow_rasterization
+    def draw(self, renderer: RendererBase) -> None:
+        with rc_context(STYLE), warnings.catch_warnings():
+            # Said once, and by us, in `fonts_for`.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+            _give_glyphs(self)
+            super().draw(renderer)
+
+
+def _give_glyphs(figure: Figure) -> None:
+    """Let text with characters that our font lacks use fonts that have them."""
+    texts: list[Text] = figure.findobj(Text)
+    axes = [(one, getattr(one, f"{which}axis").get_major_formatter()) for one in figure.axes for which in "xy"]
+    # Labels of ticks are made from these when it is drawn.
+    named = [(one, formatter.seq) for one, formatter in axes if isinstance(formatter, FixedFormatter)]
+    written = "".join([text.get_text() for text in texts] + [str(name) for _, names in named for name in names])
+    families = list(fonts_for(set(written)))
+    if len(families) > 1:
+        for text in texts:
+            text.set_fontfamily(families)
+        for one, _ in named:
+            one.tick_params(labelfontfamily=families)
+
+
+def fonts_for(characters: Iterable[str]) -> tuple[str, ...]:
+    """Families that have these characters: ours, then those of this machine for what ours lacks.
+
+    What no font has is drawn as an empty box; that is logged once.
+    """
+    wanted = {ord(character) for character in characters if character.isprintable()}
+    return (FONT, *_other_fonts(frozenset(wanted - _charmap(findfont(FONT)))))
+
+
+@cache
+def _other_fonts(missing: frozenset[int]) -> tuple[str, ...]:
+    """As few families of this machine as have these characters."""
+    if not missing:
+        return ()
+    best = max(findSystemFonts(), key=lambda path: (len(missing & _charmap(path)), "Regular" in path), default=None)
+    if best is None or not missing & _charmap(best):
+        logging.getLogger(__name__).warning(
+            "No font of this machine has %s: figures show boxes. Install one that does, such as Noto.",
+            "".join(map(chr, sorted(missing)[:10])),
+        )
+        return ()
+    fontManager.addfont(best)
+    return (FT2Font(best).family_name, *_other_fonts(missing - _charmap(best)))
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    """Characters of a font; none of one that cannot be read."""
+    with suppress(RuntimeError, OSError):
+        return frozenset(FT2Font(path).get_charmap())
+    return frozenset()
 
 
 def strategy_style(name: str) -> tuple[str, str]:
@@ -198,7 +278,7 @@ def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
     columns, rows = min(count, PER_ROW), ceil(count / PER_ROW)
     # A single panel as wide as the page would be stretched.
     width = 4.2 if count == 1 else WIDTH
-    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
+    figure = PlainFigure(figsize=(width, height * rows + 0.3), layout="constrained")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
     for unused in panels[count:]:
         unused.remove()
@@ -216,7 +296,7 @@ def ticks_at(axes: Axes, values: pd.Series) -> None:
 
 def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
     """Names along an axis of a matrix, slanted below it, smaller where they are many."""
-    shown = [str(name) for name in names]
+    shown = shown_names(names)
     size = min(7.0, 250 / len(shown))
     if which == "x":
         axes.set_xticks(range(len(shown)), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
@@ -226,7 +306,10 @@ def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
 
 def name_configurations(axes: Axes, table: pd.DataFrame) -> None:
     """Rows named by adapter, strategy and, if the table has it, balance."""
-    names = configuration_names(table)
+    names = shown_names(configuration_names(table), 2 * LONGEST)
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes are drawn in one"
+    figure.set_figwidth(min(WIDTH, figure.get_figwidth() + excess(names, LONGEST, 2 * LONGEST)))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
 
@@ -275,8 +358,60 @@ def seeds_of(counts: pd.Series) -> str:
 
 
 def title_of(name: str) -> str:
-    """A data set or adapter as readers know it."""
-    return NAMES.get(name, name.replace("_", " "))
+    """A strategy or adapter as readers know it; what follows its name is a user's, and stays as it is."""
+    own, comma, rest = name.partition(", ")
+    return NAMES.get(own, own.replace("_", " ") if OURS.fullmatch(own) else own) + comma + rest
+
+
+def shown_names(names: Iterable[object], longest: int = LONGEST) -> list[str]:
+    """Names in one line each, the middle of long ones left out, and numbered where that would make two alike.
+
+    Args:
+        names: any text.
+        longest: columns of a name; letters of East Asia take two.
+    """
+    written = [str(name) for name in names]
+    short = {name: _short(name, longest) for name in written}
+    alike: dict[str, list[str]] = {}
+    for name, shown in short.items():
+        alike.setdefault(shown, []).append(name)
+    for shown, group in alike.items():
+        if len(group) > 1:
+            short |= {name: f"{shown} ({number})" for number, name in enumerate(group, start=1)}
+    return [short[name] for name in written]
+
+
+def one_line(name: str) -> str:
+    """A name without line breaks, and with bytes written out that are no text, as names of files may hold."""
+    return " ".join(name.encode(errors="backslashreplace").decode().split())
+
+
+def _short(name: str, longest: int) -> str:
+    line = one_line(name)
+    if columns_of(line) <= longest:
+        return line
+    head, tail = line, line[::-1]
+    while columns_of(head) > longest * 2 // 3:
+        head = head[:-1]
+    while columns_of(tail) >= longest - longest * 2 // 3:
+        tail = tail[:-1]
+    return f"{head}…{tail[::-1]}"
+
+
+def columns_of(text: str) -> int:
+    """Width of a line, in letters."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def excess(names: Iterable[object], usual: int = 12, longest: int = LONGEST) -> float:
+    """Inches that the longest of the names at an axis needs beyond a usual one; see `shown_names`."""
+    return LETTER * max([0, *(columns_of(name) - usual for name in shown_names(names, longest))])
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """Write a line above all panels."""
+    with rc_context(STYLE):
+        figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
 
 
 def random_first(name: str) -> tuple[bool, str]:
@@ -302,10 +437,28 @@ def value_of(metric: str, value: float) -> str:
     return f"{label} {value:.3g}"
 
 
+def legend(figure: Figure, handles: Sequence, columns: int, **options: Any) -> None:
+    """A legend of a figure, which names each handle whatever its label begins with.
+
+    Args:
+        figure: where.
+        handles: what has a label.
+        columns: entries side by side.
+        options: of matplotlib's legend.
+    """
+    # Matplotlib leaves out labels that begin with an underscore.
+    drawn = figure.legend(handles=handles, labels=["name"] * len(handles), ncols=columns, **options)
+    for text, name in zip(drawn.get_texts(), shown_names(handle.get_label() for handle in handles), strict=True):
+        text.set_text(name)
+
+
 def legend_below(figure: Figure, handles: Sequence) -> None:
-    """One legend for all axes, below them, in as many columns as the figure is wide."""
-    columns = min(len(handles), int(figure.get_figwidth() / 1.1))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.2)
+    """One legend for all axes, below them, in as many columns as fit; many rows make the figure higher."""
+    longest = max(map(columns_of, shown_names(handle.get_label() for handle in handles)))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / max(1.1, 0.45 + LETTER * longest))))
+    rows = ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 3))
+    legend(figure, handles, columns, loc="outside lower center", handlelength=2.2)
 
 
 def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:

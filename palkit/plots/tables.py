@@ -1,12 +1,15 @@
 """Tables for a page: numbers in, text in CSV and LaTeX out."""
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from palkit.errors import ConfigError
 from palkit.files import atomic_path
-from palkit.plots.style import METRIC_LABELS, check_table, configuration_names
+from palkit.plots.style import METRIC_LABELS, check_table, configuration_names, one_line
+
+LATEX = {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 
 
 def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -59,8 +62,9 @@ def table_files(
         The paths of the CSV and the LaTeX file.
     """
     counted = isinstance(table.index, pd.RangeIndex)
-    look = table.style.format(precision=digits, na_rep="--", escape="latex")
-    look = look.format_index(escape="latex", axis=0).format_index(escape="latex", axis=1)
+    cell = partial(_latex, digits=digits)
+    look = table.style.format(cell, na_rep="--", escape="latex")
+    look = look.format_index(cell, escape="latex", axis=0).format_index(cell, escape="latex", axis=1)
     look = look.hide(axis="index") if counted else look
     # One row of headings: the names of index and columns would take a second.
     look = look.hide(names=True, axis="index").hide(names=True, axis="columns")
@@ -73,3 +77,13 @@ def table_files(
         with atomic_path(paths[-1]) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return paths[0], paths[1]
+
+
+def _latex(value: object, digits: int) -> str:
+    r"""A cell in LaTeX, pandas' escapes made complete: no ligatures of <, > and |, no option of a rule or of \\."""
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    text = one_line(str(value))
+    for sign, name in LATEX.items():
+        text = text.replace(sign, name)
+    return f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text

@@ -7,6 +7,8 @@ from palkit.datasets import ImagePool, load_dataset
 from palkit.errors import DataError, PalkitError
 from palkit.widgets.grid import ImageGrid
 
+SHOWN = 80  # images that a look at every class has about
+
 
 def image_table(pool: ImagePool, rows: np.ndarray | None = None) -> pd.DataFrame:
     """Columns row, class ("" where not known), split and id of images.
@@ -18,6 +20,38 @@ def image_table(pool: ImagePool, rows: np.ndarray | None = None) -> pd.DataFrame
     rows = np.arange(len(pool)) if rows is None else rows
     columns = {"row": rows, "class": pool.label_names()[rows], "split": pool.split[rows], "id": pool.ids[rows]}
     return pd.DataFrame(columns)
+
+
+def some_of_each_class(pool: ImagePool, seed: int, most: int = 8) -> np.ndarray:
+    """(n,) rows of the pool split, drawn at random from every class: as many of each as fit, and as there are.
+
+    Args:
+        pool: labelled.
+        seed: of the draws.
+        most: images of a class.
+    """
+    rng, rows = np.random.default_rng(seed), pool.rows("pool")
+    count = min(most, max(1, SHOWN // len(pool.class_names)))
+    by_class = [rows[pool.labels[rows] == number] for number in range(len(pool.class_names))]
+    return np.concatenate([rng.choice(members, min(count, len(members)), replace=False) for members in by_class])
+
+
+def balance(pool: ImagePool) -> str:
+    """How large the classes of a pool are, and which have no image in a split, in sentences."""
+    counts = pool.counts()
+    pooled = counts["pool"].sort_values(kind="stable", ascending=False)
+    largest, smallest = pooled.index[0], pooled.index[-1]
+    lines = [f"{pool.name}: every class has {pooled.iloc[0]} images in the pool, so it is balanced."]
+    if pooled.iloc[0] != pooled.iloc[-1]:
+        lines = [
+            f"{pool.name}: the largest class of the pool, {largest}, has {pooled.iloc[0]} images, the smallest, "
+            f"{smallest}, {pooled.iloc[-1]}."
+        ]
+    for split in counts:
+        without = list(counts.index[counts[split] == 0])
+        if without:
+            lines.append(f"Without an image in the split {split}: {', '.join(without)}.")
+    return "\n".join(lines)
 
 
 def mistakes(pool: ImagePool, rows: np.ndarray, decisions: np.ndarray) -> pd.DataFrame:
