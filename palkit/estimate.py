@@ -16,7 +16,7 @@ from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
 from palkit.adapters import AdaptedModel, attach, first_trained_block, merge
 from palkit.backbones import EMBEDDED, Backbone, load_backbone
 from palkit.config import ExperimentConfig, config_from_dict
-from palkit.datasets import SPLITS, load_dataset, published_size
+from palkit.datasets import SPLITS, load_dataset, published_size, usual_size
 from palkit.devices import synchronize
 from palkit.dispatch import share_of_machine
 from palkit.errors import DivergenceError, PalkitError, WeightsError
@@ -164,7 +164,7 @@ def size_of(config: ExperimentConfig) -> Size:
 
 
 @lru_cache(maxsize=64)
-def _size(dataset: str, pool_size: int | None, evaluate_on: str) -> Size:
+def _size(dataset: str, pool_size: int | str | None, evaluate_on: str) -> Size:
     published = published_size(dataset)
     if published is not None:
         splits, classes = published
@@ -172,7 +172,7 @@ def _size(dataset: str, pool_size: int | None, evaluate_on: str) -> Size:
         pool = load_dataset(dataset)
         splits = {name: len(pool.rows(name)) for name in SPLITS}
         classes = len(pool.class_names)
-    rows = min(pool_size or splits["pool"], splits["pool"])
+    rows = min(usual_size(pool_size, splits["pool"]) or splits["pool"], splits["pool"])
     total = rows + splits["val"] + splits["test"]
     return Size(rows, splits[evaluate_on], total, classes, counted=published is None)
 

@@ -29,7 +29,7 @@ from palkit.config import ExperimentConfig, plain, stochastic_passes
 from palkit.datasets import ImagePool
 from palkit.devices import memory_explained, memory_limit
 from palkit.engine import Progress, silent
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, DivergenceError
 from palkit.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.kernels import Standardised, column_moments
 from palkit.metrics import confidence_table, evaluate
@@ -38,7 +38,7 @@ from palkit.scores import LabelledSet, PoolScores
 from palkit.scoring import score_pool
 from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
-from palkit.training import cross_fitted_temperature, fit
+from palkit.training import contradictions, cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
 SCORES = "scores-"  # how names of folders begin that hold scores of one process
@@ -114,7 +114,8 @@ def _compute(
     if config.rounds * batch_size > len(pool_rows):
         raise ConfigError(
             f"{config.rounds} rounds of {batch_size} labels need {config.rounds * batch_size} images, but the pool of "
-            f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size, or raise pool_size."
+            f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size"
+            + ("." if config.pool_size is None else ", or raise pool_size.")
         )
     done = directory.rounds()[: config.rounds]
     directory.remove_leftovers()
@@ -242,10 +243,22 @@ class Learner:
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
-        fit(model, inputs, labels, training, seed, progress)
+
+        def plain() -> Tensor:
+            return self.inputs[torch.from_numpy(positions)].to(device).float()
+
+        try:
+            fit(model, inputs, labels, training, seed, progress)
+        except DivergenceError as error:
+            if not (copies := contradictions(plain(), labels)):
+                raise
+            raise DivergenceError(
+                f"{copies} of the {len(labels)} labelled images are copies of one with another label, and no model can "
+                f"tell them apart ({error}) `python -m palkit manifest SOURCE OUT.csv` lists copies, and with "
+                "--drop-duplicates leaves them out."
+            ) from error
         if training.temperature_folds:
-            plain = self.inputs[torch.from_numpy(positions)].to(device).float()
-            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
+            temperature = cross_fitted_temperature(self._attach, inputs, plain(), labels, training, seed)
             model.temperature.fill_(temperature)
         return model
 

@@ -27,7 +27,7 @@ from palkit.maps import pca, tsne
 from palkit.proposals import Answer, propose
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.scoring import score_pool
-from palkit.setting import Setting, setting, settle
+from palkit.setting import Setting, pool_of, setting, settle
 from palkit.strategies import get_strategy, select
 from palkit.strategies.registry import check_options
 
@@ -221,7 +221,7 @@ class Exploration:
             question.config, strategy="random", strategy_options={}, balance=None, batch_size=None, rounds=1
         )
         here = self._setting(config, progress)
-        key = json.dumps(plain(config), sort_keys=True)
+        key = json.dumps([plain(config), here.pool.checksum()], sort_keys=True)
         learner = self._learners.get(key, lambda: Learner(settle(config, here), here))
         buyer = (question.strategies[0], question.config.balance)
         own = question.history == "own" and question.round
@@ -244,7 +244,8 @@ class Exploration:
             return replace(here, cache=_Views(here.pool, here.cache))
 
         values = plain(config)
-        parts = [values[name] for name in ("dataset", "pool_size", "backbone", "scoring")]
+        # With what the images are now: they may be replaced while the page is open.
+        parts = [pool_of(config).checksum(), *(values[n] for n in ("dataset", "pool_size", "backbone", "scoring"))]
         here = self._settings.get(json.dumps(parts, sort_keys=True), make)
         here.cache.progress = progress  # that of an earlier question may be closed
         return here

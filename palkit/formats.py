@@ -1,8 +1,12 @@
 """Tables and arrays as files: what is read is what was written, and a full disk is an error, not a crash."""
 
+import codecs
+import csv
 import hashlib
+import io
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
+from palkit.errors import DataError
 from palkit.files import atomic_path
 
 CHECKSUM = b"palkit_sha256"
@@ -85,3 +90,76 @@ def new_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) ->
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     return array
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as editors and spreadsheets write it: UTF-8, or UTF-16 with its mark; without the mark.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding; names the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Check the name and its permissions.") from error
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: the bytes are not UTF-8. Save the file again as UTF-8.") from error
+
+
+def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
+    """A table of text as spreadsheets write it: commas, semicolons or tabs, cells of several lines, blank lines.
+
+    Args:
+        path: of the file.
+        known: names of columns, in lower case; the separator is the one by which most of them are in the header.
+
+    Returns:
+        The columns, all of text, those that are known under that name; and the file's line that each row begins in.
+
+    Raises:
+        DataError: the file cannot be read, is no such table, or a row does not fit its header; names the line.
+    """
+    text, best, used = read_text(path), -1, ","
+    records: list[tuple[int, list[str]]] = []
+    for separator in [",", *(sign for sign in ";\t" if sign in text)]:
+        found = list(_records(path, text, separator))
+        fitting = len(set(known) & {name.strip().lower() for name in found[0][1]}) if found else 0
+        if fitting > best:
+            records, best, used = found, fitting, separator
+    if not records:
+        raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
+    first, header = records[0]
+    names = [name.strip().lower() if name.strip().lower() in known else name.strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"{path}, line {first}: there are two columns {name!r}. Remove or rename one.")
+    lines, rows = [], []
+    for line, cells in records[1:]:
+        if not any(cell.strip() for cell in cells):
+            raise DataError(f"{path}, line {line}: the row is empty. Remove it.")
+        if any(cell.strip() for cell in cells[len(names) :]):
+            raise DataError(
+                f"{path}, line {line}: {len(cells)} cells where the header has {len(names)}. Put a cell that holds "
+                f"{used!r} into double quotes."
+            )
+        lines.append(line)
+        rows.append([*cells[: len(names)], *[""] * (len(names) - len(cells))])
+    return pd.DataFrame(rows, columns=names, dtype=object), lines
+
+
+def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of every row that is not blank."""
+    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a table (line {line}: {error}). Save it again as CSV.") from error

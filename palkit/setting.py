@@ -10,9 +10,11 @@ from pathlib import Path
 from palkit.adapters import ADAPTERS, AdapterConfig, adapted_blocks
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.config import ExperimentConfig
-from palkit.datasets import DATASETS, ImagePool, head, load_dataset
+from palkit.datasets import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.datasets.own import order_file
 from palkit.devices import Probe, probe
 from palkit.engine import Progress, ScoringConfig, silent
+from palkit.files import sha256
 from palkit.inputs import InputCache
 
 
@@ -37,23 +39,30 @@ def pool_of(config: ExperimentConfig) -> ImagePool:
     return _dataset(config.dataset, config.pool_size)
 
 
-def _dataset(name: str, pool_size: int | None) -> ImagePool:
-    return _loaded(name, pool_size, *_version(name))
+def _dataset(name: str, pool_size: int | str | None) -> ImagePool:
+    """A data set as it is now: images that were replaced, came or went are noticed in a process that goes on."""
+    pool = _loaded(name, pool_size, *_version(name))
+    if isinstance(pool.images, FileImages) and not pool.images.is_current():
+        _loaded.cache_clear()
+        pool = _loaded(name, pool_size, *_version(name))
+    return pool
 
 
 @lru_cache(maxsize=8)
-def _loaded(name: str, pool_size: int | None, *version: object) -> ImagePool:
+def _loaded(name: str, pool_size: int | str | None, *version: object) -> ImagePool:
     pool = load_dataset(name)
-    return pool if pool_size is None else head(pool, pool_size)
+    size = usual_size(pool_size, len(pool.rows("pool")))
+    return pool if size is None else head(pool, size)
 
 
 def _version(name: str) -> list[object]:
-    """Where own images lie, and when something came or went there last: nothing for a data set with a name."""
+    """Where own images lie, which there are, and what is said of them: nothing for a data set with a name."""
     path = Path(name).expanduser()
     if name in DATASETS or not os.path.exists(path):  # unlike the method, it takes a name that no file can have
         return []
-    places = [folder for folder, _, _ in os.walk(path)] if path.is_dir() else [path]
-    return [path.resolve(), *(os.stat(place).st_mtime_ns for place in places)]
+    files = [order_file(path), *([] if path.is_dir() else [path])]
+    content = [sha256(file) for file in files if file.is_file()]
+    return [path.resolve(), *content, list_folder(path) if path.is_dir() else None]
 
 
 @lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
@@ -99,4 +108,5 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
         training=training,
         scoring=here.cache.config,
         batch_size=config.batch_size or len(here.pool.class_names),
+        pool_size=usual_size(config.pool_size, len(here.pool.rows("pool"))),
     )

@@ -20,6 +20,7 @@ CLASS_WEIGHTS = ("none", "balanced", "effective")
 LARGEST_RATE = 1e6  # float32 overflows soon after
 MOST_VIEWS = 1000  # all of an image's are held in memory
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
+LOWER_RATES = "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,12 @@ def fit(
         seed: of the order of the images, of dropout and of what is held out.
         progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
 
+    A first batch may be of one class: the model then says that class, and the next batch is bought all the same.
+
     Raises:
-        ConfigError: fewer than two classes among the labels.
         DivergenceError: the loss or a gradient is not finite, or the model ends far worse than guessing; says what
             to change.
     """
-    if len(labels.unique()) < 2:
-        raise ConfigError(
-            f"the labelled set holds one class only ({len(labels)} labels, all of class {int(labels[0])}): nothing to "
-            "tell apart. Buy a larger first batch (batch_size), or another one (seed)."
-        )
     adapter_lr = config.adapter_lr or ADAPTERS[model.config.name].adapter_lr
     report = FitReport()
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
@@ -223,6 +220,19 @@ def cross_fitted_temperature(
     return fit_temperature(torch.cat(logits).cpu(), torch.cat(truth).cpu()) if logits else 1.0
 
 
+def contradictions(inputs: Tensor, labels: Tensor) -> int:
+    """Number of labelled images that are the same to a model as one with another label: it cannot learn these.
+
+    Args:
+        inputs: (L, ...) of the images as they are.
+        labels: (L,) classes.
+    """
+    same = inputs.flatten(1).unique(dim=0, return_inverse=True)[1]
+    classes = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.bool, device=labels.device)
+    classes[same, labels] = True
+    return int((classes.sum(1) > 1)[same].sum())
+
+
 def _held_out(labels: Tensor, share: float) -> Tensor:
     """(L,) bool, every class of two or more labels giving about `share` of them, but never its last one."""
     chosen = torch.zeros_like(labels, dtype=torch.bool)
@@ -272,7 +282,7 @@ class _Loop:
         if model is not None:
             model.train()
             model.begin(epochs * steps)
-        step, error = 0, 0.0
+        step, error, outputs = 0, 0.0, 2
         for epoch in range(epochs):
             view, total, error = inputs[epoch % len(inputs)], 0.0, 0.0
             calibration = calibration_weight(epoch, epochs, config.calibration)
@@ -280,6 +290,7 @@ class _Loop:
             for rows in rows_to_learn[order].split(config.batch_size):
                 with autocast(view.device, config.precision):
                     logits = forward(view[rows]).float()
+                outputs = logits.shape[1]
                 loss = self._cross_entropy(logits, labels[rows])
                 # Smoothed targets cannot be met, so what they cost tells nothing of divergence.
                 mistake = F.cross_entropy(logits.detach(), labels[rows], self.weight)
@@ -310,11 +321,11 @@ class _Loop:
         if model is not None and best.state:
             best.restore(model)
             return
-        guessing = math.log(len(labels.unique()))
+        guessing = math.log(outputs)  # among all classes, also those that no label is of yet
         if error > DIVERGED * guessing:
             raise DivergenceError(
                 f"training ended at a loss of {error:.3g}, where guessing has {guessing:.3g}, {_rates(groups)}. "
-                "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
+                + LOWER_RATES
             )
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

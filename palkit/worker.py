@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 from papermill import PapermillExecutionError
 
+from palkit.errors import DataNotice
 from palkit.files import REPOSITORY, write_text
 from palkit.notebooks import TimeLimitError, execute_notebook, stop_warm_kernel
 
@@ -56,6 +58,7 @@ def attempt_numbered(number: int, job: Job) -> tuple[int, End]:
 def attempt(job: Job) -> End:
     """Compute a run in this process; it goes on after its last complete round, and again if its kernel dies."""
     began, error = time.perf_counter(), None
+    warnings.filterwarnings("ignore", category=DataNotice)  # who planned the sweep has said it
     for number in range(begun_attempts(job.attempts), ATTEMPTS):
         write_text(job.attempts, str(number + 1))
         try:

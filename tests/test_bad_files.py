@@ -17,7 +17,7 @@ from bad_input import NAN, World, judge
 from PIL import Image
 
 from palkit.datasets import load_dataset
-from palkit.datasets.files import FileImages, read_image
+from palkit.datasets import FileImages, read_image
 from palkit.dispatch import DispatchConfig
 from palkit.errors import ConfigError, DataError
 from palkit.exchange import read_label_studio
@@ -77,9 +77,9 @@ def test_16_bit_grey_in_blocks_is_what_it_is_at_once(monkeypatch: pytest.MonkeyP
     for values in (rng.integers(0, 65_535, (50, 40)).astype(np.uint16), rng.normal(size=(50, 40)).astype(np.float32)):
         file = io.BytesIO()
         Image.fromarray(values).save(file, "TIFF")
-        monkeypatch.setattr("palkit.datasets.files.BLOCK", 10**9)
+        monkeypatch.setattr("palkit.datasets.decoding.BLOCK", 10**9)
         whole = np.asarray(read_image(io.BytesIO(file.getvalue())))
-        monkeypatch.setattr("palkit.datasets.files.BLOCK", 130)
+        monkeypatch.setattr("palkit.datasets.decoding.BLOCK", 130)
         assert np.array_equal(np.asarray(read_image(io.BytesIO(file.getvalue()))), whole)
 
 

@@ -99,7 +99,7 @@ def test_manifest(tmp_path: Path) -> None:
     [
         ("file,label\ncat/0.png,cat", "lacks the column path"),
         ("path,label\ncat/0.png,cat\nnowhere.png,dog", r"line 3: there is no file .*nowhere\.png"),
-        ("path,label,split\ncat/0.png,cat,train", r"line 2: split 'train' is none of pool, val, test"),
+        ("path,label,split\ncat/0.png,cat,trian", r"line 2: split 'trian' is none of pool, val, test"),
     ],
 )
 def test_bad_manifest_names_the_line(tmp_path: Path, lines: str, message: str) -> None:

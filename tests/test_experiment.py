@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dataset_helpers import noise
 from PIL import Image
 
 from palkit import experiment
 from palkit.adapters import ADAPTERS
 from palkit.config import config_from_dict
-from palkit.errors import ConfigError, DataError
+from palkit.errors import ConfigError, DataError, DivergenceError
 from palkit.experiment import resolve, rounds, run_directory, run_hash
 from palkit.runs import COSTS, provenance
 from palkit.setting import pool_of
@@ -189,7 +190,6 @@ def test_truncated_results_are_reported(tiny_run: dict[str, Any]) -> None:
         ({"adapter": {"name": "lora", "rnak": 4}}, r"unknown config field 'adapter\.rnak'.*'adapter\.rank'"),
         ({"seed": "one"}, r"seed is 'one' \(str\); it must be int"),
         ({"training.epochs": 2.5}, r"training\.epochs is 2\.5 \(float\); it must be int"),
-        ({"batch_size": 1, "rounds": 2}, r"one class only"),
     ],
 )
 def test_bad_configs_name_the_field(tiny_run: dict[str, Any], change: dict[str, Any], message: str) -> None:
@@ -365,3 +365,22 @@ def test_provenance_where_palkit_is_not_installed(monkeypatch: pytest.MonkeyPatc
     packages = provenance("cpu")["packages"]
     assert packages["palkit"] == "not installed"
     assert packages["torch"] == version("torch")
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_first_batch_of_one_class_ends_no_run(tiny_run: dict[str, Any], strategy: str) -> None:
+    """With two classes and two labels a round, half of all seeds begin so."""
+    values = {**tiny_run, "strategy": strategy, "batch_size": 1, "rounds": 3}
+    done = list(rounds(config_from_dict(values)))
+    assert [one.labels for one in done] == [1, 2, 3]
+    assert all(0 <= one.metrics["accuracy"] <= 1 for one in done)
+
+
+def test_copies_with_other_labels_are_what_an_error_names(tmp_path: Path, tiny_run: dict[str, Any]) -> None:
+    for name in ("a", "b"):
+        for number in range(15):
+            (tmp_path / name).mkdir(exist_ok=True)
+            noise(0).save(tmp_path / name / f"{number}.png")
+    values = {"dataset": str(tmp_path), "pool_size": None, "batch_size": 6, "rounds": 1, "training.epochs": 200}
+    with pytest.raises(DivergenceError, match=r"6 of the 6 labelled images are copies of one with another label"):
+        list(rounds(config_from_dict({**tiny_run, **values, "training.adapter_lr": 0.1, "training.head_lr": 0.1})))

@@ -228,8 +228,10 @@ def test_a_broken_file_is_named_and_nothing_else_is_lost(tiny: Backbone, photos:
     broken = photos.images.paths[40]
     content = broken.read_bytes()
     broken.write_bytes(content[:100])
-    with pytest.raises(DataError, match=rf"{broken.name} cannot be read as an image"):
+    with pytest.raises(DataError, match=rf"{broken.name} has changed since the data set was loaded"):
         InputCache(photos, tiny).features()
+    with pytest.raises(DataError, match=rf"{broken.name} cannot be read as an image"):
+        InputCache(from_folder(broken.parents[1]), tiny).features()
     broken.write_bytes(content)
     assert len(InputCache(photos, tiny).features()) == 60
 

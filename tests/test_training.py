@@ -1,5 +1,7 @@
 """Fitting: it learns, it is deterministic, and it says when it cannot."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from palkit.adapters import AdaptedModel, AdapterConfig, attach, trainable_param
 from palkit.backbones import Backbone
 from palkit.calibration import calibration_loss
 from palkit.errors import ConfigError, DivergenceError
-from palkit.training import TrainingConfig, class_weights, cross_fitted_temperature, fit
+from palkit.training import TrainingConfig, class_weights, contradictions, cross_fitted_temperature, fit
 
 
 def model_and_data(backbone: Backbone, name: str, classes: int = 3) -> tuple[AdaptedModel, torch.Tensor, torch.Tensor]:
@@ -63,10 +65,18 @@ def test_head_goes_first_on_frozen_features(tiny: Backbone) -> None:
     assert report.losses[39] < 0.2, "the head alone separates this data"
 
 
-def test_one_class_is_refused(tiny: Backbone) -> None:
+@pytest.mark.parametrize("options", [{}, {"temperature_folds": 3}, {"early_stopping": 0.3}, {"calibration": 1.0}])
+def test_a_model_of_one_class_says_that_class(tiny: Backbone, options: dict[str, Any]) -> None:
     model, inputs, _ = model_and_data(tiny, "lora")
-    with pytest.raises(ConfigError, match=r"one class only \(12 labels, all of class 2\).*batch_size.*seed"):
-        fit(model, inputs, torch.full((12,), 2), TrainingConfig(), seed=0)
+    fit(model, inputs, torch.full((12,), 2), TrainingConfig(**options), seed=0)
+    with torch.inference_mode():
+        assert (model(inputs[0])[1].argmax(1) == 2).all()
+
+
+def test_copies_with_other_labels_are_counted() -> None:
+    inputs = torch.tensor([[1.0], [2.0], [1.0], [3.0], [3.0], [1.0]])
+    assert contradictions(inputs, torch.tensor([0, 1, 1, 2, 2, 0])) == 3
+    assert contradictions(inputs, torch.tensor([0, 1, 0, 2, 2, 0])) == 0
 
 
 def test_divergence_is_reported_with_the_learning_rates(tiny: Backbone) -> None:

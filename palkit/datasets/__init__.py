@@ -2,21 +2,35 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from palkit.datasets.cifar import cifar10, cifar100
+from palkit.datasets.decoding import IMAGE_SUFFIXES, read_image
 from palkit.datasets.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
-from palkit.datasets.files import DECODING, IMAGE_SUFFIXES, FileImages, StoredImages, read_image, unreadable
+from palkit.datasets.files import DECODING, FileImages, StoredImages, unreadable
+from palkit.datasets.folders import list_folder
 from palkit.datasets.hub import PREFIX, from_hub
 from palkit.datasets.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.datasets.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
-from palkit.datasets.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, Images, head, long_tail, take
+from palkit.datasets.pool import (
+    SPLITS,
+    UNLABELLED,
+    ArrayImages,
+    Decoder,
+    ImagePool,
+    Images,
+    head,
+    long_tail,
+    take,
+    usual_size,
+)
 from palkit.datasets.published import aptos2019, eurosat, histology
 from palkit.datasets.sizes import published_size
-from palkit.errors import ConfigError, DataError, unknown_name
+from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 
 __all__ = [
     "DATASETS",
@@ -34,6 +48,7 @@ __all__ = [
     "from_folder",
     "from_manifest",
     "head",
+    "list_folder",
     "load_dataset",
     "long_tail",
     "published_size",
@@ -41,6 +56,7 @@ __all__ = [
     "readable",
     "take",
     "unreadable",
+    "usual_size",
 ]
 
 DATASETS: dict[str, Callable[[], ImagePool]] = {
@@ -61,11 +77,17 @@ DATASETS: dict[str, Callable[[], ImagePool]] = {
 
 
 def load_dataset(
-    name: str, *, skip_unreadable: bool = False, group: str | None = None, unlabelled: bool = False
+    name: str,
+    *,
+    skip_unreadable: bool = False,
+    group: str | None = None,
+    unlabelled: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> ImagePool:
     """The data set of that name, or of that folder or manifest, or of that id on the Hugging Face Hub.
 
-    Named sets are downloaded the first time.
+    Named sets are downloaded the first time. What is left out of own images, and what is decided for their user, is
+    said in a warning each (`palkit.errors.DataNotice`), and in the notes of the pool.
 
     Args:
         name: a key of `DATASETS`, `hf:owner/name[@config]`, a folder (see `from_folder`) or a `.csv` or `.parquet`
@@ -74,29 +96,33 @@ def load_dataset(
         group: regular expression that finds in each path of a folder or manifest what must not be divided by a
             split, such as the patient.
         unlabelled: a folder's sub-folders are no classes.
+        classes: names of all classes of a folder or manifest in their order, as of grades, which kappa weighs by;
+            None for the order in `classes.txt`, or the alphabetical one.
 
     Raises:
         ConfigError: neither a known name nor an existing path, or options that do not go with it.
         DataError: the data cannot be used; the message names the file and the fix.
     """
-    pool = _load(name, group, unlabelled)
+    pool = _load(name, group, unlabelled, classes)
+    for note in pool.notes:
+        warnings.warn(note, DataNotice, stacklevel=2)
     return readable(pool) if skip_unreadable else pool
 
 
-def _load(name: str, group: str | None, unlabelled: bool) -> ImagePool:
+def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str] | None) -> ImagePool:
     if name in DATASETS or name.startswith(PREFIX):
-        if group is not None or unlabelled:
+        if group is not None or unlabelled or classes:
             raise ConfigError(
-                f"data set {name!r} has its splits and labels; group and unlabelled are for folders and manifests. "
-                "Give the folder of its images instead."
+                f"data set {name!r} has its splits and labels; group, unlabelled and classes are for folders and "
+                "manifests. Give the folder of its images instead."
             )
         return DATASETS[name]() if name in DATASETS else from_hub(name)
     path = Path(name).expanduser()
     is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
     if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
-        return from_manifest(path, group)
+        return from_manifest(path, group, classes)
     if os.path.exists(path):
-        return from_folder(path, group, unlabelled)
+        return from_folder(path, group, unlabelled, classes)
     if len(path.parts) > 1 or is_manifest:
         raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")
     raise unknown_name("dataset", name, DATASETS)
@@ -113,9 +139,10 @@ def readable(pool: ImagePool) -> ImagePool:
     bad = unreadable(pool.images.paths)
     if bad.empty:
         return pool
-    warnings.warn(
+    note = (
         f"{len(bad)} of {len(pool)} images of {pool.name!r} cannot be read and are left out, the first is "
-        f"{bad['path'][0]} ({bad['reason'][0]}).",
-        stacklevel=3,
+        f"{bad['path'][0]} ({bad['reason'][0]})."
     )
-    return take(pool, np.setdiff1d(np.arange(len(pool)), bad["row"]), pool.name)
+    warnings.warn(note, DataNotice, stacklevel=3)
+    rest = take(pool, np.setdiff1d(np.arange(len(pool)), bad["row"]), pool.name)
+    return replace(rest, notes=(*rest.notes, note))

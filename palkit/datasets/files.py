@@ -1,51 +1,117 @@
-"""Images in files: decoding whatever format they come in, their checksums, and those that cannot be read."""
+"""Images in files: each decoded as it was when the data set was loaded, and those that cannot be read."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
-from palkit.datasets.hashes import file_hashes
+from palkit.datasets.decoding import explain, read_image
+from palkit.datasets.hashes import FileFacts, checked_hash, file_facts, file_hashes, stamp_of
 from palkit.datasets.pool import pixel_hash
 from palkit.errors import DataError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
-BLOCK = 2**20  # pixels of grey that are scaled at a time
 LONGEST = 100  # times its short side: what is further out is not looked at
 # Of what `read_image` makes of a file: raise it when that changes, and whatever was computed from files is made anew.
-DECODING = 2
+DECODING = 3
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images in files, resized so that the short side fits and cropped at the centre when decoded."""
+    """Images in files, resized so that the short side fits and cropped at the centre when decoded.
+
+    Attributes:
+        paths: of the files.
+        facts: of each, as it is when the data set is loaded: what is decoded later has to be of that content.
+    """
 
     paths: tuple[Path, ...]
+    facts: tuple[FileFacts, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.facts) != len(self.paths):
+            object.__setattr__(self, "facts", tuple(with_one_range(file_facts(self.paths))))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
-        return np.stack([_decode_file(self.paths[row], size) for row in rows])
+        return np.stack([_fitted(self.picture(row), size) for row in rows])
+
+    def picture(self, row: int) -> Image.Image:
+        """A whole image, RGB.
+
+        Raises:
+            DataError: it cannot be read, or is no longer the one that was loaded.
+        """
+        path, facts = self.paths[row], self.facts[row]
+        try:
+            content = path.read_bytes()
+            if facts.sha256 == sha256(content).hexdigest():
+                return read_image(BytesIO(content), value_range(facts))
+        except Exception as error:  # a format's parser may raise anything when it stumbles
+            raise DataError(
+                f"{path} cannot be read as an image ({explain(error)}). Replace or remove it. "
+                "`python -m palkit manifest SOURCE OUT.csv` lists all such files, and with --skip-unreadable writes a "
+                'manifest without them; in Python, load_dataset("SOURCE", skip_unreadable=True) leaves them out.'
+            ) from error
+        raise DataError(
+            f"{path} has changed since the data set was loaded, and results would be stored for the image that it was. "
+            "Start again, in a notebook from the cell that loads the data: the image that it is now will be used."
+        )
+
+    def ranged(self, ranges: Mapping[int, tuple[float, float]]) -> "FileImages":
+        """The same images, of which some have the range of values that somebody recorded for them."""
+        facts = [_ranged(one, *ranges[row]) if row in ranges else one for row, one in enumerate(self.facts)]
+        return FileImages(self.paths, tuple(facts))
 
     def take(self, rows: np.ndarray) -> "FileImages":
-        return FileImages(tuple(self.paths[row] for row in rows))
+        return FileImages(tuple(self.paths[row] for row in rows), tuple(self.facts[row] for row in rows))
 
     def checksum(self) -> str:
         total = sha256(f"decoding {DECODING}".encode())
-        for digest in self.checksums():
+        for digest, facts in zip(self.checksums(), self.facts, strict=True):
             total.update(bytes.fromhex(digest))
+            total.update(repr(value_range(facts)).encode() if facts.header and facts.header.kind else b"")
         return total.hexdigest()
 
     def checksums(self) -> list[str]:
-        return file_hashes(self.paths)
+        return [checked_hash(path, facts) for path, facts in zip(self.paths, self.facts, strict=True)]
+
+    def is_current(self) -> bool:
+        """Whether all files still are as they were when the data set was loaded."""
+        pairs = list(zip(self.paths, self.facts, strict=True))
+        if all(facts.settled and stamp_of(path) == facts.stamp for path, facts in pairs):
+            return True
+        return [facts.sha256 for facts in file_facts(self.paths)] == [facts.sha256 for facts in self.facts]
+
+
+def value_range(facts: FileFacts) -> tuple[float, float] | None:
+    """Range of values that is scaled to 8 bits; None if the values have 8 bits."""
+    return (facts.header.low, facts.header.high) if facts.header is not None and facts.header.kind else None
+
+
+def with_one_range(facts: Sequence[FileFacts]) -> list[FileFacts]:
+    """Facts in which all images of a data set with values of one kind have one range, so that they stay comparable."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for one in facts:
+        if one.header is not None and one.header.kind:
+            low, high = ranges.get(one.header.kind, (np.nan, np.nan))
+            ranges[one.header.kind] = float(np.fmin(low, one.header.low)), float(np.fmax(high, one.header.high))
+    return [_ranged(one, *ranges[one.header.kind]) if one.header and one.header.kind else one for one in facts]
+
+
+def _ranged(facts: FileFacts, low: float, high: float) -> FileFacts:
+    """Facts of an image whose values are scaled from a given range, if it has values that are scaled."""
+    if facts.header is None or not facts.header.kind:
+        return facts
+    return replace(facts, header=replace(facts.header, low=low, high=high))
 
 
 @dataclass(frozen=True)
@@ -73,60 +139,7 @@ class StoredImages:
         return [pixel_hash(images[row]) for row in self.rows]
 
 
-def read_image(source: Path | BytesIO) -> Image.Image:
-    """An image file as RGB, turned as its EXIF says; of several frames or pages, the first.
-
-    Transparency is laid on white. 16-bit grey is scaled by the range of the type, so that images of a set stay
-    comparable; 32-bit and floating-point grey has no such range and is scaled from its own least to its own
-    largest finite value.
-
-    Raises:
-        Exception: whatever PIL raises; see `explain`.
-    """
-    with Image.open(source) as file:
-        if file.format == "EPS":
-            raise ValueError("it is a PostScript program, which is not executed")
-        # A TIFF turns itself when it is loaded, and its tag goes: it must not be turned again by a copy of the tag.
-        file.load()
-        return _as_rgb(ImageOps.exif_transpose(file))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _from_grey(np.asarray(image), 0.0, 65_535.0)
-    if image.mode in {"I", "F"}:
-        values = np.asarray(image)
-        finite = values[np.isfinite(values)]
-        return _from_grey(values, *((float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_grey(values: np.ndarray, low: float, high: float) -> Image.Image:
-    grey = np.zeros(values.shape, np.uint8)
-    rows = max(1, BLOCK // values.shape[1])  # all at once they would take eight times the image
-    for start in range(0, len(values) if high > low else 0, rows):
-        block = np.nan_to_num(values[start : start + rows].astype(np.float64), nan=low, posinf=high, neginf=low)
-        grey[start : start + rows] = ((block - low) * (255 / (high - low))).round().astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
-
-
-def explain(error: Exception) -> str:
-    """Why an image could not be read, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _decode_file(path: Path, size: int) -> np.ndarray:
-    try:
-        image = read_image(path)
-    except Exception as error:  # a format's parser may raise anything when it stumbles
-        raise DataError(
-            f"{path} cannot be read as an image ({explain(error)}). Replace or remove it. "
-            "`python -m palkit manifest SOURCE OUT.csv` lists all such files, and with --skip-unreadable writes a "
-            'manifest without them; in Python, load_dataset("SOURCE", skip_unreadable=True) leaves them out.'
-        ) from error
+def _fitted(image: Image.Image, size: int) -> np.ndarray:
     image = _middle(image)
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
@@ -159,6 +172,6 @@ def unreadable(paths: Sequence[Path]) -> pd.DataFrame:
 def _reason(path: Path) -> str:
     try:
         read_image(path)
-    except Exception as error:  # as in `_decode_file`
+    except Exception as error:  # as in `FileImages.picture`
         return explain(error)
     return ""

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palkit.datasets.files import FileImages, unreadable
-from palkit.datasets.own import MANIFEST_SUFFIXES
+from palkit.datasets.files import FileImages, unreadable, value_range
+from palkit.datasets.own import MANIFEST_SUFFIXES, in_order, order_file
 from palkit.datasets.pool import ImagePool, take
 from palkit.errors import ConfigError
-from palkit.files import atomic_path
+from palkit.files import atomic_path, write_text
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def write_manifest(pool: ImagePool, path: Path) -> Path:
     Args:
         pool: whose images lie in files.
         path: `.csv` or `.parquet`. Paths are relative to its folder unless they share nothing with it but the root.
+            Ranges of deep values go into it too; an order of classes that is not the usual one goes beside it.
 
     Raises:
         ConfigError: another suffix.
@@ -115,6 +116,14 @@ def write_manifest(pool: ImagePool, path: Path) -> Path:
             "group": groups,
         }
     )
+    ranges = [value_range(facts) for facts in pool.images.facts]
+    if any(ranges):
+        for place, column in enumerate(("low", "high")):
+            table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
+    if list(pool.class_names) != in_order(pool.class_names):
+        write_text(order_file(path), "\n".join(pool.class_names) + "\n")
+    else:
+        order_file(path).unlink(missing_ok=True)  # of a manifest that was there before
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".csv":
             table.to_csv(temporary, index=False)

@@ -14,6 +14,7 @@ from palkit.errors import ConfigError, DataError
 SPLITS = ("pool", "val", "test")
 FRACTIONS = (0.6, 0.15, 0.25)  # of SPLITS, where a data set has none of its own
 VAL_SHARE = 0.1  # of the training images, where a data set has a test set but no validation set
+USUAL_SIZE = 1500  # images that a simulated pool has at most where nobody says how many
 UNLABELLED = -1
 
 
@@ -83,6 +84,7 @@ class ImagePool:
         ids: (N,) names of the rows that stay the same when rows move.
         class_names: one per class.
         groups: (N,) what belongs together, such as a patient, "" where nothing does; None if that is not known.
+        notes: what was left out or decided when the images were read, a sentence each.
     """
 
     name: str
@@ -92,6 +94,7 @@ class ImagePool:
     ids: np.ndarray
     class_names: tuple[str, ...]
     groups: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,6 +163,7 @@ def make_pool(
     ids: np.ndarray,
     class_names: Sequence[str],
     groups: np.ndarray | None = None,
+    notes: Sequence[str] = (),
 ) -> ImagePool:
     """An ImagePool, refused where neither an experiment could run on it nor anybody label it.
 
@@ -171,12 +175,13 @@ def make_pool(
         ids: (N,).
         class_names: (C,).
         groups: (N,) or None.
+        notes: sentences.
 
     Raises:
         DataError: a validation or test image without a label, a group in two splits, or everything is labelled and
             there are too few classes, as a whole or in a split.
     """
-    pool = ImagePool(name, images, labels.astype(np.int64), split, ids, tuple(class_names), groups)
+    pool = ImagePool(name, images, labels.astype(np.int64), split, ids, tuple(class_names), groups, tuple(notes))
     if groups is not None:
         _refuse_crossing(pool, groups)
     if not pool.is_labelled:
@@ -196,9 +201,37 @@ def make_pool(
         if len(present) < 2:
             raise DataError(
                 f"data set {name!r}: its {part} split holds {len(present)} of {len(class_names)} classes; "
-                "every split (pool, val, test) needs at least 2."
+                "every split (pool, val, test) needs at least 2. Move images of other classes into it."
             )
     return pool
+
+
+def refuse_split(
+    name: str, labels: np.ndarray, split: np.ndarray, class_names: Sequence[str], groups: np.ndarray | None
+) -> None:
+    """Refuse a split made by `split_rows` that holds fewer than two classes in a part, saying what would do.
+
+    Args:
+        name: of the data set.
+        labels: (N,) integers >= 0.
+        split: (N,) of SPLITS.
+        class_names: (C,).
+        groups: (N,) or None.
+
+    Raises:
+        DataError: there is no such split, or none was found.
+    """
+    if len(class_names) < 2 or all(len(np.unique(labels[split == part])) >= 2 for part in SPLITS):
+        return
+    what, each = ("images", np.arange(len(labels)).astype(str)) if groups is None else ("groups", groups)
+    units = [len(np.unique(each[labels == label])) for label in range(len(class_names))]
+    fewest = sorted(zip(units, class_names, strict=True))[:3]
+    shown = ", ".join(f"{class_name!r} has {count}" for count, class_name in fewest)
+    raise DataError(
+        f"data set {name!r} cannot be divided into pool, val and test with two classes in each, as it must be. That "
+        f"takes two classes or more with at least 3 {what}: {shown}. Add {what}, or give the split yourself in the "
+        "column split of a manifest" + (", or leave out group." if groups is not None else ".")
+    )
 
 
 def _refuse_crossing(pool: ImagePool, groups: np.ndarray) -> None:
@@ -214,8 +247,21 @@ def _refuse_crossing(pool: ImagePool, groups: np.ndarray) -> None:
 def take(pool: ImagePool, rows: np.ndarray, name: str) -> ImagePool:
     """The data set with only some of its rows."""
     groups = None if pool.groups is None else pool.groups[rows]
-    images = pool.images.take(rows)
-    return make_pool(name, images, pool.labels[rows], pool.split[rows], pool.ids[rows], pool.class_names, groups)
+    parts = pool.labels[rows], pool.split[rows], pool.ids[rows]
+    return make_pool(name, pool.images.take(rows), *parts, pool.class_names, groups, pool.notes)
+
+
+def usual_size(size: int | str | None, there: int) -> int | None:
+    """Number of pool images that take part, None for all.
+
+    Args:
+        size: a number, None for all, or "auto": 1,500, or all where there are fewer.
+        there: images in the pool.
+    """
+    if size == "auto":
+        return USUAL_SIZE if there >= USUAL_SIZE else None
+    assert not isinstance(size, str), "checked by the config"
+    return size
 
 
 def head(pool: ImagePool, size: int) -> ImagePool:
@@ -228,7 +274,9 @@ def head(pool: ImagePool, size: int) -> ImagePool:
     """
     rows = pool.rows("pool")
     if size > len(rows):
-        raise ConfigError(f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images.")
+        raise ConfigError(
+            f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images. Lower it, or leave it out."
+        )
     if len(np.unique(pool.labels[rows[:size]])) < len(np.unique(pool.labels[rows])):
         rows = np.random.default_rng(0).permutation(rows)
     return take(pool, np.setdiff1d(np.arange(len(pool)), rows[size:]), pool.name)
@@ -253,13 +301,22 @@ def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
 
 
 def stratified_split(labels: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS) -> np.ndarray:
-    """(N,) of SPLITS, each class divided by `fractions`; the same for the same labels."""
+    """(N,) of SPLITS, each class divided by `fractions`; the same for the same labels.
+
+    A class with enough images has one in every wanted part, however small its share.
+    """
     rng = np.random.default_rng(0)
     split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        cuts = np.cumsum([round(fraction * len(rows)) for fraction in fractions[:2]])
-        for part, chosen in zip(SPLITS, np.split(rows, cuts), strict=True):
+        sizes = [round(fraction * len(rows)) for fraction in fractions[:2]]
+        sizes.append(len(rows) - sum(sizes))
+        wanted = [place for place, fraction in enumerate(fractions) if fraction > 0]
+        for place in wanted if len(rows) >= len(wanted) else ():
+            if sizes[place] == 0:
+                sizes[int(np.argmax(sizes))] -= 1
+                sizes[place] = 1
+        for part, chosen in zip(SPLITS, np.split(rows, np.cumsum(sizes)[:2]), strict=True):
             split[chosen] = part
     return split
 
@@ -294,12 +351,15 @@ def grouped_split(
     return np.array(SPLITS)[place[member]]
 
 
-def split_rows(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def split_rows(
+    labels: np.ndarray, groups: np.ndarray | None, fractions: tuple[float, float, float] = FRACTIONS
+) -> np.ndarray:
     """(N,) of SPLITS where there are none: unlabelled images go to the pool, with all of their group.
 
     Args:
         labels: (N,) integers, UNLABELLED where not known.
         groups: (N,) strings, see ImagePool.
+        fractions: wanted of each split.
     """
     split = np.full(len(labels), "pool", dtype=f"<U{max(map(len, SPLITS))}")
     known = labels != UNLABELLED
@@ -307,12 +367,18 @@ def split_rows(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
         known &= ~np.isin(groups, np.setdiff1d(groups[~known], [""]))
     if known.any():
         split[known] = (
-            stratified_split(labels[known]) if groups is None else grouped_split(labels[known], groups[known])
+            stratified_split(labels[known], fractions)
+            if groups is None
+            else grouped_split(labels[known], groups[known], fractions)
         )
     return split
 
 
-def carve(labels: np.ndarray) -> np.ndarray:
-    """(N,) of "pool" and "val": a validation set taken out of the labelled training images, each class alike."""
-    chosen = stratified_split(labels, (1 - VAL_SHARE, VAL_SHARE, 0.0)) != "pool"
-    return np.where(chosen & (labels != UNLABELLED), "val", "pool")
+def carve(labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """(N,) of "pool" and "val": a validation set taken out of the labelled training images, each class alike.
+
+    Args:
+        labels: (N,) integers, UNLABELLED where not known.
+        groups: (N,) strings that no split divides, see ImagePool.
+    """
+    return np.where(split_rows(labels, groups, (1 - VAL_SHARE, VAL_SHARE, 0.0)) == "pool", "pool", "val")
