@@ -123,13 +123,10 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     Raises:
         DataError: the file cannot be read, is no such table, or a row does not fit its header; names the line.
     """
-    text, best, used = read_text(path), -1, ","
-    records: list[tuple[int, list[str]]] = []
-    for separator in [",", *(sign for sign in ";\t" if sign in text)]:
-        found = list(_records(path, text, separator))
-        fitting = len(set(known) & {name.strip().lower() for name in found[0][1]}) if found else 0
-        if fitting > best:
-            records, best, used = found, fitting, separator
+    text = read_text(path)
+    signs = [",", *(sign for sign in ";\t" if sign in text)]
+    used = max(signs, key=lambda sign: len(set(known) & {name.strip().lower() for name in _first(text, sign)}))
+    records = list(_records(path, text, used))
     if not records:
         raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
     first, header = records[0]
@@ -151,6 +148,11 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
         lines.append(line)
         rows.append([*cells[: len(names)], *[""] * (len(names) - len(cells))])
     return pd.DataFrame(rows, columns=names, dtype=object), lines
+
+
+def _first(text: str, separator: str) -> list[str]:
+    """Cells of the first row, however badly it fits."""
+    return next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
 
 
 def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -309,12 +309,12 @@ def stratified_split(labels: np.ndarray, fractions: tuple[float, float, float] =
     split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
-        sizes = [round(fraction * len(rows)) for fraction in fractions[:2]]
-        sizes.append(len(rows) - sum(sizes))
         wanted = [place for place, fraction in enumerate(fractions) if fraction > 0]
+        sizes = np.array([round(fraction * len(rows)) for fraction in fractions])
+        sizes[wanted[-1]] += len(rows) - sizes.sum()
         for place in wanted if len(rows) >= len(wanted) else ():
             if sizes[place] == 0:
-                sizes[int(np.argmax(sizes))] -= 1
+                sizes[sizes.argmax()] -= 1
                 sizes[place] = 1
         for part, chosen in zip(SPLITS, np.split(rows, np.cumsum(sizes)[:2]), strict=True):
             split[chosen] = part
@@ -348,7 +348,27 @@ def grouped_split(
         after = (filled + counts[group] - wanted) ** 2 * weight
         place[group] = (after - before).sum(axis=1).argmin()
         filled[place[group]] += counts[group]
+    _fill_gaps(place, counts > 0, [part for part, fraction in enumerate(fractions) if fraction > 0])
     return np.array(SPLITS)[place[member]]
+
+
+def _fill_gaps(place: np.ndarray, has: np.ndarray, parts: Sequence[int]) -> None:
+    """Move groups so that a class with enough of them is in every part, if it can be without leaving another.
+
+    Args:
+        place: (G,) part of each group, changed.
+        has: (G, C) whether a group holds images of a class.
+        parts: that are wanted.
+    """
+    for label in np.flatnonzero(has.sum(axis=0) >= len(parts)):
+        for part in parts:
+            if has[place == part, label].any():
+                continue
+            for group in np.flatnonzero(has[:, label])[np.argsort(has[has[:, label]].sum(axis=1), kind="stable")]:
+                left = (place == place[group]) & (np.arange(len(place)) != group)
+                if not (has[group] & ~has[left].any(axis=0)).any():
+                    place[group] = part
+                    break
 
 
 def split_rows(
