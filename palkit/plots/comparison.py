@@ -14,13 +14,13 @@ from palkit.plots.style import (
     CLASS_COLOURS,
     CLASS_MARKERS,
     INK,
-    LONGEST,
     PER_ROW,
     STRATEGY_STYLES,
     WIDTH,
     PlainFigure,
     check_table,
     configuration_name,
+    excess,
     legend_below,
     metric_axis,
     random_first,
@@ -53,9 +53,10 @@ def critical_difference(ranking: Ranking) -> Figure:
     from scikit_posthocs import critical_difference_diagram
 
     names = [configuration_name(*str(name).split(" + ")) for name in ranking.ranks.index]
-    shown = dict(zip(ranking.ranks.index, shown_names(names, 2 * LONGEST), strict=True))
+    shown = dict(zip(ranking.ranks.index, shown_names(names), strict=True))
     count = len(shown)
-    figure = PlainFigure(figsize=(0.75 * WIDTH, 1.3 + 0.15 * count), layout="constrained")
+    width = min(WIDTH, 0.75 * WIDTH + 2 * excess(names, 16))
+    figure = PlainFigure(figsize=(width, 1.3 + 0.15 * count), layout="constrained")
     axes = figure.subplots()
     artists = critical_difference_diagram(
         ranking.ranks.rename(shown),

@@ -34,7 +34,7 @@ from palkit.plots.style import (
     ticks_at,
 )
 
-TITLE = 36  # letters of an image's title: what three lines hold where eight images share a page
+TITLE = 30  # letters of an image's title: what three lines hold where eight images share a page
 
 
 @styled

@@ -165,6 +165,10 @@ class PlainFigure(Figure):
     Matplotlib makes some of the text only when it draws, and would take it for LaTeX if the reader's settings say so.
     """
 
+    def __repr__(self) -> str:
+        # As any other figure, in what a notebook stores.
+        return super().__repr__().replace(type(self).__name__, Figure.__name__)
+
     @allow_rasterization
     def draw(self, renderer: RendererBase) -> None:
         with rc_context(STYLE), warnings.catch_warnings():
