@@ -124,6 +124,9 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
         DataError: the file cannot be read, is no such table, or a row does not fit its header; names the line.
     """
     text = read_text(path)
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as CSV.")
     signs = [",", *(sign for sign in ";\t" if sign in text)]
     used = max(signs, key=lambda sign: len(set(known) & {name.strip().lower() for name in _first(text, sign)}))
     records = list(_records(path, text, used))

@@ -122,7 +122,10 @@ def square_norms(rows: Rows) -> Tensor:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """(..., n, m) float64 distances of `a` (..., n, D) and `b` (..., m, D), each from its own pair's differences: no cancellation, exact ties."""
+    """(..., n, m) float64 distances of `a` (..., n, D) and `b` (..., m, D), each from the differences of its own pair.
+
+    Nothing cancels, and equal differences tie exactly.
+    """
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 

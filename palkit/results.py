@@ -11,7 +11,7 @@ from palkit.errors import ConfigError, DataError
 from palkit.files import REPOSITORY
 from palkit.formats import read_table, write_table
 from palkit.metrics import recalls_of, reliability_of
-from palkit.setting import pool_of
+from palkit.setting import looked_at_once, pool_of
 from palkit.sweep import Sweep, plan
 
 FIGURES = REPOSITORY / "figures"
@@ -19,6 +19,7 @@ USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
 OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
 
 
+@looked_at_once()
 def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
     """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
 
@@ -155,7 +156,7 @@ def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if not columns:
         return {"": table}
     short = table.assign(**{name: table[name].map(short_paths(table[name].unique())) for name in columns})
-    return {", ".join(key): table.loc[rows.index] for key, rows in short.groupby(columns, sort=False)}
+    return {", ".join(map(str, key)): table.loc[rows.index] for key, rows in short.groupby(columns, sort=False)}
 
 
 def short_paths(paths: Iterable[str]) -> dict[str, str]:

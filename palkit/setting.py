@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +42,29 @@ def pool_of(config: ExperimentConfig) -> ImagePool:
     return _dataset(config.dataset, config.pool_size)
 
 
+_found: ContextVar[dict[tuple, ImagePool] | None] = ContextVar("_found", default=None)
+
+
+@contextmanager
+def looked_at_once() -> Iterator[None]:
+    """Take every data set as it is found first: for work over many runs that is done in a moment."""
+    before = _found.set({})
+    try:
+        yield
+    finally:
+        _found.reset(before)
+
+
 def _dataset(name: str, pool_size: int | str | None) -> ImagePool:
+    found = _found.get()
+    if found is None:
+        return _current(name, pool_size)
+    if (name, pool_size) not in found:
+        found[name, pool_size] = _current(name, pool_size)
+    return found[name, pool_size]
+
+
+def _current(name: str, pool_size: int | str | None) -> ImagePool:
     """A data set as it is now: images that were replaced, came or went are noticed in a process that goes on."""
     pool = _loaded(name, pool_size, *_version(name))
     if isinstance(pool.images, FileImages) and not pool.images.is_current():

@@ -17,7 +17,7 @@ from palkit.experiment import directory_of
 from palkit.files import REPOSITORY, runs_dir
 from palkit.plain_yaml import read_yaml
 from palkit.runs import RunDirectory
-from palkit.setting import setting, settle
+from palkit.setting import looked_at_once, setting, settle
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
@@ -188,6 +188,7 @@ class Task:
         return " / ".join([*parts, self.variant] if self.variant else parts)
 
 
+@looked_at_once()
 def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
     """The tasks of a sweep, in grid order. A bad config becomes a task that will fail and say why.
 

@@ -16,8 +16,7 @@ from bad_files import EPS
 from bad_input import NAN, World, judge
 from PIL import Image
 
-from palkit.datasets import load_dataset
-from palkit.datasets import FileImages, read_image
+from palkit.datasets import FileImages, load_dataset, read_image
 from palkit.dispatch import DispatchConfig
 from palkit.errors import ConfigError, DataError
 from palkit.exchange import read_label_studio

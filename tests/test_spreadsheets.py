@@ -135,7 +135,7 @@ def test_text_that_looks_the_same_is_the_same(tmp_path: Path) -> None:
         assert len(set(pool.groups)) == 3
         assert len(pool.images.decode(np.arange(len(pool)), 8)) == 8
     write_images(tmp_path / "twice", both, 1)
-    with pytest.raises(DataError, match=r"'B.*\\u0308.*looks like 'B\\xe4ren.*rename"):
+    with pytest.raises(DataError, match=r"looks like 'Ba\\u0308renfell.*rename"):
         load_dataset(str(tmp_path / "twice"))
 
 
