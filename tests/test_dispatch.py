@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,13 +206,12 @@ def test_the_time_limit_ends_a_run_for_good_and_keeps_its_rounds(stub_run: dict[
     }
     sweep = Sweep("slow", stub_run, variants={"slow": slow, "quick": {}})
     (slow_task, _) = plan(sweep)
-    began = time.monotonic()
-    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=25 if notebooks else 5)
+    # Long enough for the quick one on a busy machine; the slow one would take hours.
+    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=60 if notebooks else 15)
     slow_run, quick_run = run_sweep(sweep, config, console=QUIET)
     assert "TimeLimitError: stopped after the time limit" in str(slow_run.error)
     assert quick_run.error is None
-    assert time.monotonic() - began < 100, "not tried again"
-    assert len(slow_task.directory.sessions()) == 1
+    assert len(slow_task.directory.sessions()) == 1, "not tried again"
 
 
 @pytest.mark.usefixtures("cold")

@@ -158,7 +158,7 @@ shards.SHARD_BYTES = 1
 backbone = load_backbone(BackboneConfig("test_vit", image_size=32, depth=4, checkpoint=sys.argv[1]))
 def progress(stage, done, total):
     print(done, flush=True)
-    time.sleep(0.2)
+    time.sleep(3600 if done >= 3 * 128 else 0)  # whoever kills this process has the time that it needs
 InputCache(head(load_dataset("digits"), 150), backbone, progress=progress).shards(2)
 """
 

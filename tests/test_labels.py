@@ -316,6 +316,10 @@ def _write_for_ever(path: Path, annotator: str, acknowledged: Path) -> None:
             told.flush()
 
 
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text().splitlines() if line] if file.exists() else []
+
+
 def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     """Three annotators label as fast as they can, each killed at another moment, again and again."""
     path, context = tmp_path / "labels.jsonl", multiprocessing.get_context("fork")
@@ -324,13 +328,16 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> No
         workers = [context.Process(target=_write_for_ever, args=(path, name, file)) for name, file in told.items()]
         for worker in workers:
             worker.start()
-        for worker in workers:
-            time.sleep(0.13 + 0.05 * turn)
+        before = {name: len(_lines(file)) for name, file in told.items()}
+        for worker, (name, file) in zip(workers, told.items(), strict=True):
+            while len(_lines(file)) < before[name] + 3:
+                time.sleep(0.01)
+            time.sleep(0.03 * turn)
             os.kill(worker.pid or 0, signal.SIGKILL)
             worker.join()
     events = LabelLog(path).events()
     for name, file in told.items():
-        acknowledged = [line for line in file.read_text().splitlines() if line]
+        acknowledged = _lines(file)
         written = [one.id for one in events if one.annotator == name]
         # The last number of a turn may have been written and not acknowledged; the acknowledging file may be torn.
         assert len(acknowledged) > 5

@@ -94,9 +94,9 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL, env=os.environ.copy(), start_new_session=True,
     )  # fmt: skip
     tasks = plan(sweep)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(task.directory.count_rounds() for task in tasks):
-        assert time.monotonic() < deadline, "no round within two minutes"
+        assert time.monotonic() < deadline, "no round within ten minutes"
         assert process.poll() is None, "the sweep ended before it could be killed"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

@@ -169,10 +169,9 @@ def test_the_page_answers_while_it_computes_and_the_newest_wins(values: dict[str
         assert view.answer is None, "nothing is computed before the page is back"
         view.controls["seed"].value = 7
         view.controls["seed"].value = 8
-        for _ in range(600):
-            await asyncio.sleep(0.05)
-            if shown:
-                break
+        async with asyncio.timeout(300):
+            while not shown:
+                await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
         return view, said, shown
 

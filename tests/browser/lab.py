@@ -18,9 +18,10 @@ from playwright.sync_api import Locator, Page, expect
 
 from palkit.files import REPOSITORY, cache_dir
 
-START_SECONDS = 60
-PAGE_SECONDS = 60
-IDLE_SECONDS = 60
+# A test fails by what it sees, never by how long it took: these only end one that hangs.
+START_SECONDS = 300
+PAGE_SECONDS = 300
+IDLE_SECONDS = 300
 
 # No news, no look for updates, no file written behind the test's back: what a person would click away.
 DISABLED = ("@jupyterlab/apputils-extension:announcements", "@jupyterlab/extensionmanager-extension:plugin")
@@ -39,7 +40,15 @@ EXECUTE = """([command, options]) => {
   window.jupyterapp.commands.execute(command, options).finally(() => { window.palkitUnderWay -= 1; });
 }"""
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
-STATUS = f"{NOTEBOOK}?.context?.sessionContext?.session?.kernel?.status"
+# Each of these may not be there yet.
+KERNEL = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel"
+STATUS = f"{KERNEL}?.status"
+
+# Asked anew as long as there is no answer: what is asked of a kernel that is only just starting may be lost.
+ANSWERS = f"""() => Promise.race([
+  {KERNEL}?.requestKernelInfo().then(Boolean, () => false),
+  new Promise(resolve => setTimeout(resolve, 2000, false)),
+])"""
 
 CONTRAST = """selector => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
@@ -186,19 +195,38 @@ def stop_kernels(lab: Lab) -> None:
         lab.api("DELETE", f"sessions/{session['id']}")
 
 
-def kernel_process(lab: Lab) -> psutil.Process:
-    """The process of the only kernel that runs."""
-    (kernel,) = lab.api("GET", "kernels")
-    connection = f"kernel-{kernel['id']}.json"
-    (process,) = [child for child in lab.process.children() if any(connection in word for word in child.cmdline())]
-    return process
+def kernel_process(lab: Lab, other_than: int | None = None) -> psutil.Process:
+    """The process of the only kernel, once it runs.
+
+    Args:
+        other_than: process id of one that was killed.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        (kernel,) = lab.api("GET", "kernels")
+        connection = f"kernel-{kernel['id']}.json"
+        found = [child for child in lab.process.children() if child.pid != other_than and _runs_on(child, connection)]
+        if found:
+            (process,) = found
+            return process
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no kernel runs; JupyterLab said:\n{lab.log.read_text()}")
+        time.sleep(0.05)
 
 
-def kill_kernel(lab: Lab) -> None:
-    """End the only kernel without notice (SIGKILL), as when memory runs out."""
+def _runs_on(process: psutil.Process, connection: str) -> bool:
+    try:
+        return any(connection in word for word in process.cmdline())
+    except psutil.Error:  # it has just ended, and nobody has asked after it yet
+        return False
+
+
+def kill_kernel(lab: Lab) -> int:
+    """End the only kernel without notice (SIGKILL), as when memory runs out; returns the process id it had."""
     process = kernel_process(lab)
     process.kill()
-    process.wait(10)
+    process.wait(START_SECONDS)
+    return process.pid
 
 
 def write_notebook(lab: Lab, name: str, *cells: str) -> str:
@@ -264,22 +292,35 @@ def cell_output(page: Page, index: int) -> Locator:
     return cell(page, index).locator(".jp-Cell-outputArea")
 
 
-def kernel_is_dead(page: Page) -> bool:
-    """Whether the page knows of no kernel that could answer: it died, or is only just starting again."""
-    return page.evaluate(STATUS) not in ("idle", "busy")
+def wait_busy(page: Page) -> None:
+    """Wait until the kernel is at work."""
+    page.wait_for_function(f"{STATUS} === 'busy'", timeout=IDLE_SECONDS * 1000)
 
 
 def restart_kernel(page: Page) -> None:
     """Restart the kernel as its menu does, without the question; what was computed is lost."""
     page.evaluate(f"() => {NOTEBOOK}.context.sessionContext.restartKernel()")
-    wait_idle(page)
+    _wait_for_answer(page)
 
 
-def wait_restarted(page: Page) -> None:
-    """After `kill_kernel`: wait for JupyterLab's word that the kernel died and its new one, and close the dialog."""
+def wait_restarted(page: Page, lab: Lab, killed: int) -> None:
+    """After `kill_kernel`: wait for JupyterLab's word that the kernel died and its new one, and close the dialog.
+
+    Args:
+        killed: what `kill_kernel` returned.
+    """
     dialog = page.locator(".jp-Dialog", has_text="Kernel Restarting")
     expect(dialog).to_be_visible(timeout=IDLE_SECONDS * 1000)
     dialog.get_by_role("button", name="Ok").click()
+    kernel_process(lab, other_than=killed)
+    _wait_for_answer(page)
+
+
+def _wait_for_answer(page: Page) -> None:
+    """Wait until the kernel answers and has nothing to do: the page calls it idle for a moment before it connects."""
+    deadline = time.monotonic() + IDLE_SECONDS
+    while not page.evaluate(ANSWERS):
+        assert time.monotonic() < deadline, "the kernel does not answer"
     wait_idle(page)
 
 

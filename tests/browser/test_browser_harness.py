@@ -10,8 +10,6 @@ from lab import (
     cell,
     cell_output,
     contrast,
-    kernel_is_dead,
-    kernel_process,
     kill_kernel,
     open_notebook,
     restart_kernel,
@@ -19,12 +17,12 @@ from lab import (
     run_cell,
     set_theme,
     unlabelled_controls,
+    wait_busy,
     wait_idle,
     wait_restarted,
     write_notebook,
 )
 from playwright.sync_api import Page, expect
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from palkit.files import REPOSITORY
 
@@ -116,19 +114,13 @@ def test_widgets_answer_to_the_keyboard_and_lab_does_not(
 def test_a_killed_kernel_comes_back_empty(page: Page, lab: Lab, page_errors: list[str]) -> None:
     endless = "import time\nwhile True:\n    time.sleep(0.1)"
     open_notebook(page, lab, write_notebook(lab, "killed.ipynb", "known = 'still here'", "known", endless))
-    assert not kernel_is_dead(page)
     run_cell(page, 0)
     run_cell(page, 1)
     wait_idle(page)
     expect(cell_output(page, 1)).to_contain_text("still here")
-    first = kernel_process(lab).pid
     run_cell(page, 2)
-    with pytest.raises(PlaywrightTimeout):
-        wait_idle(page, timeout=1)
-    kill_kernel(lab)
-    wait_restarted(page)
-    assert not kernel_is_dead(page)
-    assert kernel_process(lab).pid != first
+    wait_busy(page)
+    wait_restarted(page, lab, kill_kernel(lab))
     run_cell(page, 1)
     wait_idle(page)
     expect(cell_output(page, 1)).to_contain_text("NameError")

@@ -96,8 +96,7 @@ def test_an_annotator_labels_ten_images_and_gets_the_next(
     assert labels(log) == {name: names[KEYS.index(key)] for name, key in given.items()}
 
     # The kernel dies; what was labelled is there again, and only that is asked which is open.
-    kill_kernel(lab)
-    wait_restarted(page)
+    wait_restarted(page, lab, kill_kernel(lab))
     desk = start(page)
     expect(desk.locator("label").first).to_have_text("3 of 80 labels")
     expect(desk.get_by_text("1 of 5")).to_be_visible()
