@@ -240,3 +240,17 @@ def test_the_usual_size_of_a_pool_is_no_demand(tmp_path: Path, tiny_run: dict[st
         list(rounds(config_from_dict({**values, "rounds": 20})))
     with pytest.raises(ConfigError, match=r"pool_size is 'many' \(str\); it must be int or 'auto' or nothing"):
         config_from_dict({"pool_size": "many"})
+
+
+def test_an_order_of_classes_that_somebody_put_beside_a_manifest_stays(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.classes.txt").write_text("dog\ncat")
+    assert main(["manifest", str(images), str(tmp_path / "m.csv")]) == 0
+    assert load_dataset(str(tmp_path / "m.csv")).class_names == ("dog", "cat")
+
+
+def test_spaces_around_names_of_classes_mean_nothing(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "s", ("cat ", " dog", "dog"), 5)
+    pool = load_dataset(str(folder))
+    assert pool.class_names == ("cat", "dog")
+    assert main(["manifest", str(folder), str(tmp_path / "m.csv")]) == 0
+    assert load_dataset(str(tmp_path / "m.csv")).checksum() == pool.checksum()

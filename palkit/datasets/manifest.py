@@ -122,8 +122,6 @@ def write_manifest(pool: ImagePool, path: Path) -> Path:
             table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
     if list(pool.class_names) != in_order(pool.class_names):
         write_text(order_file(path), "\n".join(pool.class_names) + "\n")
-    else:
-        order_file(path).unlink(missing_ok=True)  # of a manifest that was there before
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".csv":
             table.to_csv(temporary, index=False)

@@ -124,7 +124,7 @@ def _class_order(path: Path) -> list[str] | None:
     Raises:
         DataError: a name is there twice, or the file cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     names = [normal(line.strip()) for line in read_text(path).splitlines() if line.strip()]
     twice = [name for place, name in enumerate(names) if name in names[:place]]
@@ -181,7 +181,7 @@ def from_manifest(manifest: Path, group: str | None = None, classes: Sequence[st
 
 def order_file(source: Path) -> Path:
     """Where the order of the classes of a folder or manifest is given, if it is."""
-    return source / CLASS_ORDER if source.is_dir() else source.with_suffix(f".{CLASS_ORDER}")
+    return source / CLASS_ORDER if os.path.isdir(source) else source.with_suffix(f".{CLASS_ORDER}")
 
 
 def _read(manifest: Path) -> pd.DataFrame:
@@ -231,7 +231,7 @@ def from_table(
             what = "is listed twice" if same else f"looks like {table['path'][earlier]!a}, which is listed too"
             shown = repr(table["path"][row]) if same else ascii(table["path"][row])
             raise DataError(f"{manifest}, line {line}: {shown} {what}. Remove one, or rename the file.")
-    text = np.array([normal(label) for label in table["label"]], dtype=object)
+    text = np.array([normal(label.strip()) for label in table["label"]], dtype=object)
     classes = _classes(text, class_names, manifest)
     code = {label: number for number, label in enumerate(classes)} | {"": UNLABELLED}
     labels = np.array([code[label] for label in text], dtype=np.int64)
@@ -286,7 +286,7 @@ def _classes(text: np.ndarray, given: Sequence[str] | None, manifest: Path) -> l
     found = in_order(set(text) - {""})
     if given is None:
         return found
-    given = [normal(name) for name in given]
+    given = [normal(name.strip()) for name in given]
     unlisted = [label for label in found if label not in given]
     if unlisted:
         raise DataError(
