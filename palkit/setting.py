@@ -86,7 +86,7 @@ def _version(name: str) -> list[object]:
     if name in DATASETS or not os.path.exists(path):  # unlike the method, it takes a name that no file can have
         return []
     files = [order_file(path), *([] if path.is_dir() else [path])]
-    content = [sha256(file) for file in files if file.is_file()]
+    content = [sha256(file) for file in files if os.path.isfile(file)]
     return [path.resolve(), *content, list_folder(path) if path.is_dir() else None]
 
 

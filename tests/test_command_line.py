@@ -175,3 +175,19 @@ def test_names_of_folders_fit_any_file_system(name: str) -> None:
 def test_short_names_of_folders_stay_what_they_were() -> None:
     kept = {"digits": "digits", "/data/run #3": "data_run_3", "x" * 100: "x" * 100, "é" * 50: "é" * 50, "..": "dataset"}
     assert {name: folder_name(name) for name in kept} == kept
+
+
+def test_names_up_to_what_the_system_allows_work_and_longer_ones_are_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(30):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{'f' * 240}{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (8 * number, 200 * (number % 2), 0)).save(path)
+    manifest = tmp_path / f"{'m' * 248}.csv"
+    assert main(["manifest", str(tmp_path / "images"), str(manifest)]) == 0
+    assert main(["run", *arguments, f"dataset={manifest}", "pool_size=null", "batch_size=8", "rounds=1"]) == 0
+    capsys.readouterr()
+    assert main(["manifest", str(tmp_path / "images"), str(tmp_path / f"{'m' * 300}.csv")]) == 1
+    assert "File name too long). Give it a shorter name" in capsys.readouterr().err
+    assert main(["run", f"dataset={'x' * 300}"]) == 1
