@@ -155,7 +155,7 @@ def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
     distance = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     index = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     for part in chunks(len(rows), rows.shape[1] + len(references)):
-        x = rows[part].double()
+        x = rows[part]
         index[part] = torch.addmm(norms, x - centre, centred.T, alpha=-2).argmin(1)
         distance[part] = exact[index[part]].sub_(x).square_().sum(1)
     return distance, index
@@ -276,12 +276,10 @@ def k_center(rows: Rows, seeds: Tensor, candidates: Tensor, count: int) -> Tenso
         references = rows[seeds.to(device)]
         closest = nearest(rows, references)[1][candidates]
         # As `refresh` computes them: a bound must not fall below the distance itself by a last bit.
-        bound = torch.cat(
-            [
-                distances(rows[candidates[p]][:, None], references[closest[p]][:, None])[:, 0, 0]
-                for p in chunks(len(candidates), rows.shape[1])
-            ]
-        )
+        bound = torch.empty(len(candidates), dtype=torch.float64, device=device)
+        for part in chunks(len(candidates), 4 * rows.shape[1]):  # rows and references, in float32 and float64
+            gap = distances(rows[candidates[part]][:, None], references[closest[part]][:, None])
+            bound[part] = gap[:, 0, 0]
     else:
         picks.append(int(nearest(rows, column_mean(rows)[None])[0][candidates].argmin()))
         bound = torch.full((len(candidates),), torch.inf, dtype=torch.float64, device=device)
