@@ -90,7 +90,8 @@ def read_image(source: Path | BytesIO, value_range: tuple[float, float] | None =
         rgb = _as_rgb(scaled)
     rgb.info.clear()
     rgb.getexif()[ExifTags.Base.Orientation] = found.orientation
-    return ImageOps.exif_transpose(rgb)
+    ImageOps.exif_transpose(rgb, in_place=True)  # a copy of the largest images would need half a gigabyte more
+    return rgb
 
 
 def inspect(source: Path) -> Header:
@@ -176,7 +177,7 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
         with suppress(Exception):  # metadata that cannot be read say nothing
             orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
             hash(orientation)
-        return _Decoded(file.copy(), deep, frames, orientation)
+        return _Decoded(file, deep, frames, orientation)
 
 
 def _rawmode(file: Image.Image) -> str:
@@ -273,7 +274,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
