@@ -253,9 +253,9 @@ class Learner:
             if not (copies := contradictions(plain(), labels)):
                 raise
             raise DivergenceError(
-                f"{copies} of the {len(labels)} labelled images are copies of one with another label, and no model can "
-                f"tell them apart ({error}) `python -m palkit manifest SOURCE OUT.csv` lists copies, and with "
-                "--drop-duplicates leaves them out."
+                f"training failed because {copies} of the {len(labels)} labelled images are copies of one with another "
+                "label, and no model can tell them apart. `python -m palkit manifest SOURCE OUT.csv` lists copies: "
+                "correct their labels, or leave them out with --drop-duplicates."
             ) from error
         if training.temperature_folds:
             temperature = cross_fitted_temperature(self._attach, inputs, plain(), labels, training, seed)

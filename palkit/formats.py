@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from palkit.errors import DataError
+from palkit.errors import DataError, brief
 from palkit.files import atomic_path
 
 CHECKSUM = b"palkit_sha256"
@@ -107,7 +108,8 @@ def read_text(path: Path) -> str:
         return content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: the bytes are not UTF-8. Save the file again as UTF-8.") from error
+        form = "UTF-16, as the file begins" if marked else "UTF-8"
+        raise DataError(f"{path}, line {line}: the bytes are not {form}. Save the file again as UTF-8.") from error
 
 
 def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
@@ -126,8 +128,10 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     text = read_text(path)
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as CSV.")
-    signs = [",", *(sign for sign in ";\t" if sign in text)]
+        raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as UTF-8.")
+    if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
+        text = "\n" + text[said.end() :]
+    signs = [said[1]] if said else [",", *(sign for sign in ";\t" if sign in text)]
     used = max(signs, key=lambda sign: len(set(known) & {name.strip().lower() for name in _first(text, sign)}))
     records = list(_records(path, text, used))
     if not records:
@@ -136,6 +140,11 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     names = [name.strip().lower() if name.strip().lower() in known else name.strip() for name in header]
     while names and not names[-1]:
         names.pop()
+    if not set(names) & set(known):
+        raise DataError(
+            f"{path}, line {first}: none of the columns {', '.join(known)} is named here (found: {brief(text[:60])}). "
+            "The first line must name the columns."
+        )
     for name in names:
         if name and names.count(name) > 1:
             raise DataError(f"{path}, line {first}: there are two columns {name!r}. Remove or rename one.")
@@ -143,13 +152,13 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     for line, cells in records[1:]:
         if not any(cell.strip() for cell in cells):
             raise DataError(f"{path}, line {line}: the row is empty. Remove it.")
-        if any(cell.strip() for cell in cells[len(names) :]):
+        if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
             raise DataError(
                 f"{path}, line {line}: {len(cells)} cells where the header has {len(names)}. Put a cell that holds "
-                f"{used!r} into double quotes."
+                f"{used!r} into double quotes, and write a {used!r} for each empty cell."
             )
         lines.append(line)
-        rows.append([*cells[: len(names)], *[""] * (len(names) - len(cells))])
+        rows.append(cells[: len(names)])
     return pd.DataFrame(rows, columns=names, dtype=object), lines
 
 

@@ -150,7 +150,7 @@ class SessionLearner:
     def _relabelled(self, labels: Mapping[str, str], class_names: Sequence[str], progress: Progress) -> Learner:
         """The learner, made when it is first needed, that knows these labels."""
         if self._learner is None:
-            here = setting(self.config, self.device, progress)
+            here = setting(self.config, self.device, progress, self.pool)
             config = dataclasses.replace(self.config, batch_size=self.batch_size(class_names))
             self._learner = Learner(settle(config, here), here)
         code = {name: number for number, name in enumerate(class_names)}

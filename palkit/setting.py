@@ -30,9 +30,18 @@ class Setting:
     cache: InputCache
 
 
-def setting(config: ExperimentConfig, device: str = "cpu", progress: Progress = silent) -> Setting:
-    """Load data and backbone of a config."""
-    pool = pool_of(config)
+def setting(
+    config: ExperimentConfig, device: str = "cpu", progress: Progress = silent, pool: ImagePool | None = None
+) -> Setting:
+    """Load data and backbone of a config.
+
+    Args:
+        config: of a run.
+        device: see `palkit.experiment.rounds`.
+        progress: likewise.
+        pool: the data, if they are loaded already and must stay as they are.
+    """
+    pool = pool_of(config) if pool is None else pool
     backbone = _backbone(config.backbone, device)
     return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
 

@@ -376,7 +376,9 @@ def test_the_range_is_recorded_in_a_manifest(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(DataError, match="has 1 class"):
         load_dataset(str(tmp_path / "dim.csv"))
     bare = "\n".join(",".join(line.split(",")[:2]) for line in [header, *lines])
-    (tmp_path / "all.csv").write_text(bare.replace("path,label", "path,label,low,high").replace(",dim", ",dim,5,3"))
+    (tmp_path / "all.csv").write_text(
+        bare.replace("path,label", "path,label,low,high").replace(",dim", ",dim,5,3").replace(",bright", ",bright,,")
+    )
     with pytest.raises(DataError, match=r"line \d+: low '5' and high '3' are no range"):
         load_dataset(str(tmp_path / "all.csv"))
 
@@ -397,3 +399,45 @@ def test_more_channels_than_colours_say_so(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="20 x 30 x 13 values, and an image has 1 to 4 channels"):
         read_image(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32, np.int8])
+@pytest.mark.parametrize("white", [False, True])
+def test_grey_rises_with_the_values(tmp_path: Path, kind: type, white: bool) -> None:
+    """Whatever their type and sign, and also where the file says that the lowest are white."""
+    limits = (0.0, 1.0) if kind == np.float32 else (np.iinfo(kind).min, np.iinfo(kind).max)
+    values = np.linspace(*limits, 1024).astype(kind).reshape(32, 32)
+    tifffile.imwrite(tmp_path / "x.tif", values, photometric="miniswhite" if white else "minisblack")
+    grey = np.asarray(read_image(tmp_path / "x.tif"))[..., 0].reshape(-1).astype(int)
+    steps = np.diff(grey)
+    assert (steps <= 0).all() if white else (steps >= 0).all()
+    assert len(np.unique(grey)) > 200
+
+
+def test_complex_numbers_are_no_image_and_hide_no_other(tmp_path: Path) -> None:
+    folder = two_classes(tmp_path / "s")
+    tifffile.imwrite(folder / "tumour" / "k.tif", np.ones((32, 32), np.complex64))
+    pool = load_dataset(str(folder), skip_unreadable=True)
+    assert len(pool) == 12
+    assert "complex64" in pool.notes[-1]
+
+
+def test_writing_burned_into_one_image_leaves_the_others_their_levels(tmp_path: Path) -> None:
+    for number in range(20):
+        values = np.random.default_rng(number).integers(0, 4096, (40, 40)).astype(np.uint16)
+        values[:3, :3] = 65535 if number == 7 else values[:3, :3]
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(values).save(path)
+    pool = load_dataset(str(tmp_path))
+    for image in pool.images.decode(np.arange(20), 40):
+        assert len(np.unique(image)) > 100
+
+
+def test_places_without_data_are_black_and_no_part_of_the_range(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((40, 40)).astype(np.float32)
+    values[:10] = -3.4e38
+    tifffile.imwrite(tmp_path / "x.tif", values)
+    found = np.asarray(read_image(tmp_path / "x.tif"))
+    assert (found[:10] == 0).all()
+    assert len(np.unique(found[10:])) > 200

@@ -89,11 +89,50 @@ def test_what_spreadsheets_write_is_read(images: Path, separator: str, encoding:
     assert len(pool) == 12
 
 
-def test_rows_may_lack_their_last_empty_cells(images: Path) -> None:
-    rows = listed(images)
-    text = ["path,label,group", *(f"{path},{label}" for path, label in rows[:-1]), rows[-1][0]]
-    pool = load(images, "\n".join(text))
-    assert (pool.labels == -1).sum() == 1
+@pytest.mark.parametrize("row", ["cat/0.png", "cat/0.png,cat"])
+def test_rows_that_lack_cells_are_refused(images: Path, row: str) -> None:
+    """Where one row may lack its last cell, an unquoted comma in another would go unnoticed."""
+    with pytest.raises(DataError, match=r"line 3: \d cells? where the header has 3.*write a ',' for each empty cell"):
+        load(images, f"path,label,notes\ndog/0.png,carcinoma, in situ\n{row}\n")
+
+
+@pytest.mark.parametrize("first", ["Images of 2024", "# path label", "a,b,c"])
+def test_a_header_that_names_no_column_is_what_an_error_is_about(images: Path, first: str) -> None:
+    with pytest.raises(DataError, match=r"line 1: none of the columns path, label.*first line must name"):
+        load(images, f"{first}\npath,label\ncat/0.png,cat\n")
+
+
+def test_the_separator_that_excel_is_told(images: Path) -> None:
+    rows = "\n".join(f"{path};{label}" for path, label in listed(images))
+    assert len(load(images, f"sep=;\npath;label\n{rows}")) == 12
+    with pytest.raises(DataError, match=r"line 4: there is no file"):
+        load(images, "sep=;\npath;label\ncat/0.png;cat\nnowhere.png;dog")
+
+
+def test_parquet_columns_in_capitals(images: Path) -> None:
+    table = pd.DataFrame(listed(images), columns=["Path", "LABEL"])
+    table.to_parquet(images / "m.parquet")
+    assert len(load_dataset(str(images / "m.parquet"))) == 12
+    table.rename(columns={"Path": "file"}).to_parquet(images / "m.parquet")
+    with pytest.raises(DataError, match=r"lacks the column path \(found: .*'file'"):
+        load_dataset(str(images / "m.parquet"))
+
+
+def test_an_error_says_what_was_left_out(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "s", ("a", "b"), 5)
+    for path in (folder / "b").iterdir():
+        path.rename(path.with_suffix(".dcm"))
+    with pytest.raises(DataError, match=r"has 1 class \(a\).*5 files are left out .*5 \.dcm.*1 folder holds no image"):
+        load_dataset(str(folder))
+    nested = write_images(tmp_path / "zip" / "images", ("a", "b"), 5).parent
+    with pytest.raises(DataError, match=r"has 1 class \(images\).*lie deeper than their class's folder"):
+        load_dataset(str(nested))
+
+
+def test_training_images_too_few_for_validation_say_so(images: Path) -> None:
+    rows = [f"{p},{c},{'train' if n % 6 == 0 else 'test'}" for n, (p, c) in enumerate(listed(images))]
+    with pytest.raises(DataError, match=r"no images for validation, and its training images are too few"):
+        load(images, "path,label,split\n" + "\n".join(rows))
 
 
 def test_spaces_and_backslashes_around_paths(images: Path) -> None:
@@ -240,6 +279,15 @@ def test_the_usual_size_of_a_pool_is_no_demand(tmp_path: Path, tiny_run: dict[st
         list(rounds(config_from_dict({**values, "rounds": 20})))
     with pytest.raises(ConfigError, match=r"pool_size is 'many' \(str\); it must be int or 'auto' or nothing"):
         config_from_dict({"pool_size": "many"})
+
+
+def test_an_order_of_classes_given_to_manifest_is_what_is_stored(images: Path, tmp_path: Path) -> None:
+    for order in (["dog", "cat"], ["cat", "dog"], ["dog", "cat"]):
+        assert main(["manifest", str(images), str(tmp_path / "m.csv"), "--classes", *order]) == 0
+        assert load_dataset(str(tmp_path / "m.csv")).class_names == tuple(order)
+    for bad in (["cat", "dog", "cat"], ["cat", "dog", ""]):
+        with pytest.raises(ConfigError, match="names must differ and not be empty"):
+            load_dataset(str(images), classes=bad)
 
 
 def test_an_order_of_classes_that_somebody_put_beside_a_manifest_stays(images: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from palkit.datasets import FileImages, hashes, load_dataset
 from palkit.errors import DataError
 from palkit.experiment import resolve
 from palkit.inputs import InputCache
+from palkit.session import open_session
 from palkit.setting import pool_of, setting
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -199,3 +201,21 @@ def test_hashes_of_young_files_are_not_kept(tmp_path: Path) -> None:
     assert isinstance(images, FileImages)
     assert not any(facts.settled for facts in images.facts)
     assert images.is_current()
+
+
+def test_a_labelling_session_keeps_to_the_images_it_was_opened_on(folder: Path, tiny_run: dict[str, Any]) -> None:
+    """Renamed, gone or new images must not move the others by a row between labels and features."""
+    run = {key: tiny_run[key] for key in ("backbone", "scoring", "training", "adapter") if key in tiny_run}
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    for place, change in enumerate((lambda p: p.rename(p.with_name("900.png")), lambda p: p.unlink(), lambda p: None)):
+        here = folder.parent / f"flat-{place}"
+        here.mkdir()
+        for name in names:
+            shutil.copy(folder / name, here / name.replace("/", "-"))
+        session = open_session(str(here), "ana", classes=["cat", "dog"], folder=here.parent / f"labels-{place}", **run)
+        change(here / "cat-0.png")
+        chosen = ["cat-3.png", "cat-5.png", "dog-3.png", "dog-7.png"]
+        session.label(chosen, [name[:3] for name in chosen])
+        with pytest.raises(DataError, match=r"cat-0\.png cannot be read") if place < 2 else nullcontext():
+            session.fit()
+        assert session.learner.pool.ids.tolist() == session.pool.ids.tolist()

@@ -103,6 +103,9 @@ def load_dataset(
         ConfigError: neither a known name nor an existing path, or options that do not go with it.
         DataError: the data cannot be used; the message names the file and the fix.
     """
+    if name in DATASETS and os.path.isdir(name):
+        notice = f"{name!r} is the data set of that name; for the folder that is here write './{name}'."
+        warnings.warn(notice, DataNotice, stacklevel=2)
     pool = _load(name, group, unlabelled, classes)
     for note in pool.notes:
         warnings.warn(note, DataNotice, stacklevel=2)

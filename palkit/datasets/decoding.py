@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import sys
 import warnings
 from contextlib import suppress
@@ -30,14 +31,17 @@ PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"II*\0", b"MM\0*")
 PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}  # chunks without which there are none
 ADOBE = 14  # bytes of the segment that says which colours a JPEG file has, with its length
 COLOURS = {"RGB", "RGBA", "LA"}
-BITS_PER_SAMPLE = 258
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF
+WHITE_IS_ZERO, SIGNED = 0, 2
 BYTE_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # the other one of each
 OUTERMOST = (
     0.001  # share of an image's pixels beyond its range on each side: one hot pixel must not make the rest black
 )
+NO_DATA = 1e30  # what is as far from 0 as that marks places that were not measured
 BLOCK = 2**20  # values that are scaled at a time: all at once they would take eight times the image
 # Of what metadata hold that nobody needs: remarks about each file would hide what matters.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # beyond twice that size it is an error
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -47,7 +51,7 @@ class Header:
 
     Attributes:
         frames: pages or frames; 1 if it cannot be opened.
-        kind: of values with more than 8 bits: "16-bit", "32-bit" or "floating-point"; "" if there are none.
+        kind: of values that are not unsigned bytes: "16-bit", "integer" or "floating-point"; "" if there are none.
         low, high: range of such values, see `value_range`; NaN if there are none.
     """
 
@@ -120,11 +124,14 @@ def format_of(source: Path) -> str:
 
 def explain(error: Exception) -> str:
     """Why an image could not be read, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    # Pillow names an object of ours by its address in memory, which says nothing.
+    return " ".join(re.sub(r"<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error)).split()) or type(error).__name__
 
 
 def range_of(values: np.ndarray) -> tuple[float, float]:
-    """Range of an image's finite values without the outermost 0.1 % on each side, or with them if nothing is left.
+    """Range of an image's values without the outermost 0.1 % on each side, or with them if nothing is left.
+
+    What is not finite, or so large that it marks places without data, is left out.
 
     Args:
         values: any shape.
@@ -132,7 +139,7 @@ def range_of(values: np.ndarray) -> tuple[float, float]:
     Returns:
         Lowest and highest; NaN if no value is finite.
     """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+    finite = values[np.abs(values) < NO_DATA] if values.dtype.kind == "f" else values.reshape(-1)
     if not finite.size:
         return np.nan, np.nan
     low = np.quantile(finite, OUTERMOST, method="higher")
@@ -160,7 +167,7 @@ def _decoded(source: Path | BytesIO) -> _Decoded:
 
 
 class _Channels(ValueError):
-    """An image has more channels than colours and transparency take."""
+    """What a file holds is no image: it says more than the first decoder's error."""
 
 
 def _by_pillow(source: Path | BytesIO) -> _Decoded:
@@ -171,8 +178,15 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
         # A TIFF turns itself when it is loaded, and its tag goes: it must not be turned again by a copy of the tag.
         file.load()
         deep = None
+        signed_bytes = file.format == "TIFF" and _tag(file, SAMPLE_FORMAT) == SIGNED and not raw
+        if signed_bytes:
+            raise ValueError("its values are signed bytes")  # which Pillow takes for unsigned ones
         if raw:
             deep = _sixteen_bits(source, file, tiles, raw) if file.mode in COLOURS else np.asarray(file)
+            if file.format == "TIFF":
+                unsigned = file.mode == "I" and _tag(file, BITS_PER_SAMPLE) == 32 and _tag(file, SAMPLE_FORMAT) == 1
+                deep = deep.view(np.uint32) if unsigned else deep
+                deep = _inverted(deep) if _tag(file, PHOTOMETRIC) == WHITE_IS_ZERO else deep
         orientation: Any = 1
         with suppress(Exception):  # metadata that cannot be read say nothing
             orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
@@ -190,9 +204,20 @@ def _rawmode(file: Image.Image) -> str:
         raw = tile[3] if isinstance(tile[3], str) else next((a for a in tile[3] or () if isinstance(a, str)), "")
         if ";16" in raw:
             return raw
-    if file.format == "TIFF" and max(file.tag_v2.get(BITS_PER_SAMPLE, (8,))) > 8:  # type: ignore[attr-defined]
+    if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) > 8:
         return "planes"
     return ""
+
+
+def _tag(file: Image.Image, tag: int) -> int:
+    """A number that a TIFF states, the first if it states several; 1 if none, as it is by default."""
+    value = file.tag_v2.get(tag, 1)  # type: ignore[attr-defined]
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def _inverted(values: np.ndarray) -> np.ndarray:
+    """Values of which the lowest are white, so that the highest are."""
+    return -values if values.dtype.kind == "f" else ~values
 
 
 def _sixteen_bits(source: Path | BytesIO, file: Image.Image, tiles: list[Any], raw: str) -> np.ndarray:
@@ -247,6 +272,9 @@ def _by_tifffile(content: bytes) -> _Decoded:
             raise ValueError("it could be a decompression bomb")
         values = page.asarray()
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values  # type: ignore[union-attr]
+        tags = {code: tag.value for code in (PHOTOMETRIC, ORIENTATION) if (tag := page.tags.get(code))}  # type: ignore[union-attr]
+    if values.dtype.kind not in "uifb":
+        raise _Channels(f"its values are {values.dtype.name} numbers, which are no grey levels")
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
         shape = " x ".join(map(str, values.shape))
         raise _Channels(f"it has {shape} values, and an image has 1 to 4 channels: write three of them as RGB")
@@ -254,10 +282,13 @@ def _by_tifffile(content: bytes) -> _Decoded:
         values = values[..., 0]
     if values.dtype.kind == "b":
         values = values.astype(np.uint8) * 255
+    if values.ndim == 2 and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = _inverted(values)
+    turned = tags.get(ORIENTATION, 1)
     if values.dtype == np.uint8:
-        return _Decoded(Image.fromarray(values), None, frames)
+        return _Decoded(Image.fromarray(values), None, frames, turned)
     colours = values if values.ndim == 2 else values[..., :3]
-    return _Decoded(Image.new("L", colours.shape[1::-1]), colours, frames)
+    return _Decoded(Image.new("L", colours.shape[1::-1]), colours, frames, turned)
 
 
 def _frames(file: Image.Image) -> int:
@@ -267,7 +298,9 @@ def _frames(file: Image.Image) -> int:
 
 
 def _kind(values: np.ndarray) -> str:
-    return "floating-point" if values.dtype.kind == "f" else f"{8 * values.dtype.itemsize}-bit"
+    if values.dtype.kind == "f":
+        return "floating-point"
+    return "16-bit" if values.dtype == np.uint16 else "integer"
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

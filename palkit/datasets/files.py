@@ -99,12 +99,25 @@ def value_range(facts: FileFacts) -> tuple[float, float] | None:
 
 def with_one_range(facts: Sequence[FileFacts]) -> list[FileFacts]:
     """Facts in which all images of a data set with values of one kind have one range, so that they stay comparable."""
-    ranges: dict[str, tuple[float, float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for one in facts:
         if one.header is not None and one.header.kind:
-            low, high = ranges.get(one.header.kind, (np.nan, np.nan))
-            ranges[one.header.kind] = float(np.fmin(low, one.header.low)), float(np.fmax(high, one.header.high))
+            found.setdefault(one.header.kind, []).append((one.header.low, one.header.high))
+    ranges = {kind: _common_range(np.array(rows)) for kind, rows in found.items()}
     return [_ranged(one, *ranges[one.header.kind]) if one.header and one.header.kind else one for one in facts]
+
+
+def _common_range(ranges: np.ndarray) -> tuple[float, float]:
+    """Lowest and highest of the ranges of images (N, 2), but no further out than the usual image is wide.
+
+    Writing burned into a few images must not leave the others a handful of grey levels.
+    """
+    ranges = ranges[np.isfinite(ranges).all(axis=1)]
+    if not len(ranges):
+        return np.nan, np.nan
+    low, high = np.median(ranges, axis=0)
+    width = high - low if high > low else np.inf
+    return float(max(ranges[:, 0].min(), low - width)), float(min(ranges[:, 1].max(), high + width))
 
 
 def _ranged(facts: FileFacts, low: float, high: float) -> FileFacts:

@@ -93,13 +93,14 @@ def examine(pool: ImagePool) -> Findings:
     return Findings(pool, unreadable(pool.images.paths), pool.duplicates())
 
 
-def write_manifest(pool: ImagePool, path: Path) -> Path:
+def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Path:
     """Write the images of a pool as a manifest, atomically; `load_dataset` reads it with the same splits.
 
     Args:
         pool: whose images lie in files.
         path: `.csv` or `.parquet`. Paths are relative to its folder unless they share nothing with it but the root.
             Ranges of deep values go into it too; an order of classes that is not the usual one goes beside it.
+        ordered: write the order beside it in any case, since somebody gave it.
 
     Raises:
         ConfigError: another suffix.
@@ -120,7 +121,7 @@ def write_manifest(pool: ImagePool, path: Path) -> Path:
     if any(ranges):
         for place, column in enumerate(("low", "high")):
             table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
-    if list(pool.class_names) != in_order(pool.class_names):
+    if ordered or list(pool.class_names) != in_order(pool.class_names):
         write_text(order_file(path), "\n".join(pool.class_names) + "\n")
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".csv":

@@ -82,7 +82,10 @@ def from_folder(
         table["split"] = [splits[path.parts[0]] for path in found.images]
     if group is not None:
         table["group"] = path_groups(table["path"], group)
-    return from_table(str(folder), table, folder / "images", order, notes=notes)
+    try:
+        return from_table(str(folder), table, folder / "images", order, notes=notes)
+    except DataError as error:  # what was left out may be what is lacking
+        raise DataError(" ".join([str(error), *notes])) from error
 
 
 def _split_folders(folder: Path, found: Listing) -> Mapping[str, str] | None:
@@ -191,11 +194,13 @@ def _read(manifest: Path) -> pd.DataFrame:
     else:
         try:
             stored = parquet.read_table(manifest)
-            names = [name for name in COLUMNS if name in stored.column_names]
-            columns = {name: stored[name].cast("string").fill_null("").to_pylist() for name in names}
+            known = [name for name in stored.column_names if name.strip().lower() in COLUMNS]
+            columns = {n.strip().lower(): stored[n].cast("string").fill_null("").to_pylist() for n in known}
+            others = [name for name in stored.column_names if name not in known]
         except (OSError, ValueError, ArrowException) as error:
             raise DataError(f"{manifest} cannot be read as a table ({error}). {LAYOUT}") from error
         table, lines = pd.DataFrame(columns, dtype=str), list(range(1, stored.num_rows + 1))
+        table = table.assign(**dict.fromkeys(others, ""))
     for name in set(COLUMNS[1:]) & set(table):
         table[name] = table[name].str.strip()
     return table.assign(line=lines)
@@ -230,9 +235,10 @@ def from_table(
             same = table["path"][earlier] == table["path"][row]
             what = "is listed twice" if same else f"looks like {table['path'][earlier]!a}, which is listed too"
             shown = repr(table["path"][row]) if same else ascii(table["path"][row])
-            raise DataError(f"{manifest}, line {line}: {shown} {what}. Remove one, or rename the file.")
+            where = f"{manifest}, line {line}" if "line" in table else str(manifest.parent)
+            raise DataError(f"{where}: {shown} {what}. Remove one, or rename the file.")
     text = np.array([normal(label.strip()) for label in table["label"]], dtype=object)
-    classes = _classes(text, class_names, manifest)
+    classes = _classes(text, class_names, name)
     code = {label: number for number, label in enumerate(classes)} | {"": UNLABELLED}
     labels = np.array([code[label] for label in text], dtype=np.int64)
     groups = np.array([normal(one) for one in table["group"]], dtype=object) if "group" in table else None
@@ -282,15 +288,18 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: (int(name), name)) if numbers else found
 
 
-def _classes(text: np.ndarray, given: Sequence[str] | None, manifest: Path) -> list[str]:
+def _classes(text: np.ndarray, given: Sequence[str] | None, name: str) -> list[str]:
     found = in_order(set(text) - {""})
     if given is None:
         return found
     given = [normal(name.strip()) for name in given]
+    if "" in given or len(set(given)) < len(given):
+        raise ConfigError(f"classes: names must differ and not be empty, got {', '.join(map(repr, given))}.")
     unlisted = [label for label in found if label not in given]
     if unlisted:
         raise DataError(
-            f"{manifest}: class {unlisted[0]!r} is not in the order of classes given ({', '.join(given)}). Add it."
+            f"{name}: class {unlisted[0]!r} is not in the order of classes given ({', '.join(given)}), by option or in "
+            f"{CLASS_ORDER}. Add it there; capitals count."
         )
     return list(given)
 
@@ -317,6 +326,13 @@ def _given_split(
     pool = parts == "pool"
     if (parts == "test").any() and not (parts == "val").any() and (labels[pool] != UNLABELLED).any():
         parts[pool] = carve(labels[pool], None if groups is None else groups[pool])
+        if len(np.unique(labels[parts == "val"])) < 2 <= len(np.unique(labels[labels != UNLABELLED])):
+            what = "images" if groups is None else "groups"
+            raise DataError(
+                f"{name} has no images for validation, and its training images are too few to take some of two classes "
+                f"out of them: that needs two classes with at least 2 {what} there. Add {what}, or say in the column "
+                "split which images are val."
+            )
         notes.append(
             f"{name} has no images for validation: {int((parts == 'val').sum()):,} of its {int(pool.sum()):,} training "
             "images are taken for it, always the same ones. The test images are as given."

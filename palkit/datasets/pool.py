@@ -201,7 +201,8 @@ def make_pool(
         if len(present) < 2:
             raise DataError(
                 f"data set {name!r}: its {part} split holds {len(present)} of {len(class_names)} classes; "
-                "every split (pool, val, test) needs at least 2. Move images of other classes into it."
+                "every split (pool, val, test) needs at least 2. Give it such images, or leave the splits out to have "
+                "them made."
             )
     return pool
 
