@@ -324,7 +324,8 @@ def _given_split(
         )
     parts = split.to_numpy(dtype=str)
     pool = parts == "pool"
-    if (parts == "test").any() and not (parts == "val").any() and (labels[pool] != UNLABELLED).any():
+    # A pool that is still to be labelled keeps what labels it has: nothing can be simulated on it anyway.
+    if (parts == "test").any() and not (parts == "val").any() and (labels[pool] != UNLABELLED).all() and pool.any():
         parts[pool] = carve(labels[pool], None if groups is None else groups[pool])
         if len(np.unique(labels[parts == "val"])) < 2 <= len(np.unique(labels[labels != UNLABELLED])):
             what = "images" if groups is None else "groups"
