@@ -17,7 +17,7 @@ from torch import Tensor
 from palkit.adapters import AdaptedModel, merge
 from palkit.checks import checked
 from palkit.config import ExperimentConfig, plain
-from palkit.datasets import ImagePool
+from palkit.datasets import FileImages, ImagePool
 from palkit.engine import Progress, silent
 from palkit.errors import ConfigError, brief, unknown_name
 from palkit.experiment import Learner, seed_of
@@ -221,7 +221,7 @@ class Exploration:
             question.config, strategy="random", strategy_options={}, balance=None, batch_size=None, rounds=1
         )
         here = self._setting(config, progress)
-        key = json.dumps([plain(config), here.pool.checksum()], sort_keys=True)
+        key = json.dumps([plain(config), _identity(here.pool)], sort_keys=True)
         learner = self._learners.get(key, lambda: Learner(settle(config, here), here))
         buyer = (question.strategies[0], question.config.balance)
         own = question.history == "own" and question.round
@@ -244,8 +244,8 @@ class Exploration:
             return replace(here, cache=_Views(here.pool, here.cache))
 
         values = plain(config)
-        # With what the images are now: they may be replaced while the page is open.
-        parts = [pool_of(config).checksum(), *(values[n] for n in ("dataset", "pool_size", "backbone", "scoring"))]
+        # With what the images are now: they may be replaced or renamed while the page is open.
+        parts = [_identity(pool_of(config)), *(values[n] for n in ("dataset", "pool_size", "backbone", "scoring"))]
         here = self._settings.get(json.dumps(parts, sort_keys=True), make)
         here.cache.progress = progress  # that of an earlier question may be closed
         return here
@@ -293,6 +293,13 @@ class Exploration:
             return select(name, scores, labelled, size, rng, balance=balance, **options).numpy()
 
         return self._picks.get((state, name, balance, size), make)
+
+
+def _identity(pool: ImagePool) -> str:
+    """Checksum of a pool with what its images and classes are called and where its files lie."""
+    paths = [str(path) for path in pool.images.paths] if isinstance(pool.images, FileImages) else []
+    content = json.dumps([pool.checksum(), pool.ids.tolist(), pool.class_names, paths])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _generator(learner: Learner, purpose: str, state: _State, after: int = 0) -> torch.Generator:

@@ -256,6 +256,30 @@ def test_refusals(question: Question, tmp_path: Path) -> None:
         Exploration().answer(replace(question, config=config))
 
 
+@pytest.mark.parametrize("renamed", ["files", "a class"])
+def test_what_is_renamed_while_the_page_is_open_is_noticed(
+    renamed: str, tiny_run: dict[str, Any], tmp_path: Path
+) -> None:
+    """Same pixels in the same order under other names."""
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(12):
+            pixels = np.random.default_rng([ord(label), i]).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{i:02}.png")
+    values = {**tiny_run, "dataset": str(tmp_path), "pool_size": None, "adapter": "linear_probe", "batch_size": 2}
+    question, exploration = Question(config_from_dict(values), ("entropy",)), Exploration()
+    before = exploration.answer(question)
+    if renamed == "files":
+        for path in sorted(tmp_path.rglob("*.png")):
+            path.rename(path.with_name(f"scan {path.name}"))
+    else:
+        (tmp_path / "b").rename(tmp_path / "benign")
+    after = exploration.answer(question)
+    assert after.pool.class_names == (("a", "b") if renamed == "files" else ("a", "benign"))
+    assert not set(after.pool.ids) <= set(before.pool.ids)
+    assert after.pool.images.decode(after.rows, 16).any(), "the files under their new names"
+
+
 def test_memo_keeps_what_was_asked_for_last() -> None:
     memo, made = Memo(2), []
 
