@@ -20,6 +20,7 @@ NEIGHBOURS = 10
 RIDGE = 100.0  # closed form: hundreds of probes in seconds
 STRONG_RIDGE = 1000.0  # for all labels at once
 SIZES = (2 / 3, 1, 4 / 3)  # of the backbone's own image size: less, the same, more
+TIE = 1e-12  # means of the same accuracies may differ in the last bits
 PERPLEXITY = 30  # of t-SNE, about the number of neighbours that count
 
 
@@ -74,8 +75,8 @@ class Readout:
     @property
     def name(self) -> str:
         """Data set and backbone."""
-        config = self.config
-        return f"{self.pool.name}, {config.name}, {config.image_size} px, {self.depth} blocks, {config.pooling}"
+        config, depth = self.config, _counted(self.depth, "block")
+        return f"{self.pool.name}, {config.name}, {config.image_size} px, {depth}, {config.pooling}"
 
     @property
     def depth(self) -> int:
@@ -128,24 +129,34 @@ class Readout:
         size, accuracy = self.config.image_size, self.table[self.table["probe"] == self.few]
         here = accuracy[accuracy["image_size"] == size].set_index(["depth", "pooling"])["accuracy"]
         own = here.xs(self.config.pooling, level="pooling")
-        deepest = int(own.idxmax())
-        others = here.xs(deepest, level="depth").drop(self.config.pooling)
+        depths = own.index[own >= own.max() - TIE].tolist()
+        others = here.xs(depths[0], level="depth").drop(self.config.pooling)
         best = accuracy.loc[accuracy.groupby("image_size")["accuracy"].idxmax()]
         sizes = [f"{row.image_size} px {row.accuracy:.3f} (cost {row.cost})" for row in best.itertuples()]
         top = best[best["image_size"] == size].iloc[0]
-        doubt = 50 / len(self.pool.rows("val")) ** 0.5
+        better = (
+            f"Best at that size: {_counted(top['depth'], 'block')}, {top['pooling']} pooling, {top['accuracy']:.3f}."
+            if top["accuracy"] > here[self.depth, self.config.pooling] + TIE
+            else "Nothing is better at that size."
+        )
+        validation = len(self.pool.rows("val"))
         lines = [
-            f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is best after {deepest} of "
-            f"{self.blocks} blocks ({own.max():.3f}); after the last it is at {own.loc[self.blocks]:.3f}.",
-            f"Pooling, at that depth: {self.config.pooling} {own.max():.3f}"
+            f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is "
+            + (
+                f"the same ({own.max():.3f}) after each of {_counted(self.blocks, 'block')}."
+                if len(depths) == len(own)
+                else f"best after {_listed(depths)} of {_counted(self.blocks, 'block')} ({own.max():.3f}); after the "
+                f"last it is at {own.loc[self.blocks]:.3f}."
+            ),
+            f"Pooling, after {_counted(depths[0], 'block')}: {self.config.pooling} {own.max():.3f}"
             + "".join(f", {pooling} {value:.3f}" for pooling, value in others.items())
             + ".",
             f"Image size, each at its best: {', '.join(sizes)}.",
-            f"Runs take {self.depth} blocks and {self.config.pooling} pooling at {size} px: "
-            f"{here[self.depth, self.config.pooling]:.3f}. Best at that size: {top['depth']} blocks, {top['pooling']} "
-            f"pooling, {top['accuracy']:.3f}.",
-            f"Accuracies are means over {self.draws} draws of {self.labels} labels on {len(self.pool.rows('val'))} "
-            f"validation images; these alone give a standard error of up to {doubt:.1f} points.",
+            f"Runs take {_counted(self.depth, 'block')} and {self.config.pooling} pooling at {size} px: "
+            f"{here[self.depth, self.config.pooling]:.3f}. {better}",
+            f"Accuracies are means over {_counted(self.draws, 'draw')} of {_counted(self.labels, 'label')} on "
+            f"{_counted(validation, 'validation image')}; the number of these alone gives a standard error of up to "
+            f"{50 / validation**0.5:.1f} points.",
         ]
         return "\n".join(lines)
 
@@ -267,3 +278,13 @@ def map_2d(features: np.ndarray) -> np.ndarray:
     """(n, 2) t-SNE map of (n, D) features, started from their first principal components."""
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)  # t-SNE's own advice for few images
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers in a sentence: "1, 3 and 4"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -200,7 +200,7 @@ def test_overlaps_are_written_as_shares() -> None:
     (axes,) = plots.overlaps(shared).axes
     assert [text.get_text() for text in axes.texts] == ["100%", "25%", "25%", "100%"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["entropy", "BADGE"]
-    with pytest.raises(ConfigError, match="empty"):
+    with pytest.raises(ConfigError, match="there is none"):
         plots.overlaps(pd.DataFrame())
 
 

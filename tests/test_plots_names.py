@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from plots_helpers import names, table
 
 from palkit import plots
-from palkit.plots.style import FONT, columns_of, fonts_for, shown_names, title_of
+from palkit.plots.style import FONT, LONGEST, columns_of, fonts_for, shown_names, title_of
 from palkit.statistics import area_costs, label_saving, rank_strategies, summarise
 
 # A warning from matplotlib or numpy would land in every notebook.
@@ -104,6 +104,29 @@ def test_long_names_lose_their_middle_and_stay_distinct() -> None:
     assert shown[2].startswith("中文")
     assert columns_of(shown[2]) <= 20
     assert shown_names(ODD, 20) == ODD
+
+
+@pytest.mark.parametrize(
+    ("long", "parts"),
+    [
+        (
+            ["squamous cell carcinoma keratinising", "squamous cell carcinoma non-keratinising"],
+            ["keratinising", "non-kera"],
+        ),
+        ([f"tumour of the nervous system, type {i}, resected" for i in (1, 12, 13)], ["1,", "12,", "13,"]),
+        (["x" * 80, "x" * 40 + "y" + "x" * 39, "x" * 40 + "yz" + "x" * 38], ["xx", "yx", "yz"]),
+    ],
+)
+def test_long_names_keep_what_tells_them_apart(long: list[str], parts: list[str]) -> None:
+    shown = shown_names(long)
+    assert all(part in name.split("…", 1)[1] for part, name in zip(parts, shown, strict=True)), shown
+    assert len(set(shown)) == len(long)
+    assert max(map(columns_of, shown)) <= LONGEST
+    assert not any("(" in name for name in shown), "no number that nobody explains"
+
+
+def test_names_that_differ_in_spaces_are_numbered() -> None:
+    assert shown_names(["a  b", "a b", "c"]) == ["a b (1)", "a b (2)", "c"]
 
 
 def test_only_our_own_names_are_spelt_out() -> None:

@@ -113,8 +113,8 @@ def test_the_best_comes_first_where_lower_is_better() -> None:
         assert shown[-1] == getattr(summary["aubc"], best)(), "the last row is on top"
 
 
-def recalls() -> pd.DataFrame:
-    rows = itertools.product(STRATEGIES, range(2), (10, 20, 30), [f"class {number}" for number in range(10)])
+def recalls(classes: int = 10) -> pd.DataFrame:
+    rows = itertools.product(STRATEGIES, range(2), (10, 20, 30), [f"class {number}" for number in range(classes)])
     table = pd.DataFrame(rows, columns=["strategy", "seed", "labels", "class"])
     return table.assign(run=table["strategy"] + table["seed"].astype(str), dataset="a",
                         recall=np.linspace(0, 1, len(table)))  # fmt: skip
@@ -135,6 +135,18 @@ def test_class_recalls_are_means_over_seeds() -> None:
         plots.class_recalls(pd.concat([table, table.assign(dataset="b")]))
     with pytest.raises(ConfigError, match="several runs of seed 0"):
         plots.class_recalls(pd.concat([table, table.assign(run="other")]))
+
+
+@pytest.mark.parametrize("classes", [11, 18, 60, 200])
+def test_no_two_classes_look_the_same(classes: int) -> None:
+    figure = plots.class_recalls(recalls(classes))
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == classes
+
+
+def test_more_classes_than_there_are_looks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lines of 201 classes cannot be told apart"):
+        plots.class_recalls(recalls(201))
 
 
 def test_label_savings_show_their_intervals() -> None:

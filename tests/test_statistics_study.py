@@ -111,7 +111,7 @@ def test_constant_curves_have_bands_of_no_width(value: float) -> None:
 def test_tasks_of_other_budgets_aggregate_on_fractions_or_not_at_all() -> None:
     values = np.random.default_rng(0).random((3, 3))
     twice = pd.concat([runs(values), runs(values, labels=(20, 40, 80), dataset="b")])
-    with pytest.raises(ConfigError, match=r'differ in the labels .*axis="fraction"'):
+    with pytest.raises(ConfigError, match=r"differ in the labels .*share of the budget"):
         statistics.iqm_curves(twice)
     assert list(statistics.iqm_curves(twice, axis="fraction")["n_tasks"]) == [2, 2, 2]
     uneven = pd.concat([runs(values), runs(values, labels=(20, 30, 80), dataset="b")])

@@ -285,6 +285,25 @@ def test_readouts_take_no_more_images_and_labels_than_there_are(tiny_config: Bac
     assert "Runs take 4 blocks and mean pooling at 32 px" in one.findings()
 
 
+def test_findings_say_when_depths_tie_and_count_in_english(tiny_config: BackboneConfig, tmp_path: Path) -> None:
+    """Accuracies are set, since which depths tie must be known."""
+    one = readout_of({"a": 10, "b": 10}, tmp_path, tiny_config)
+    flat = replace(one, table=one.table.assign(accuracy=1.0), draws=1, labels=1)
+    flat = replace(flat, table=flat.table.replace({"probe": {one.few: flat.few}}))
+    text = flat.findings()
+    assert "is the same (1.000) after each of 4 blocks." in text
+    assert "Nothing is better at that size." in text
+    assert "1 draw of 1 label on " in text
+    assert "best after" not in text
+    assert "after 1 block:" in text
+    some = flat.table.assign(accuracy=np.where(flat.table["depth"].isin([2, 3]), 1.0, 0.5))
+    assert (
+        "is best after 2 and 3 of 4 blocks (1.000); after the last it is at 0.500."
+        in replace(flat, table=some).findings()
+    )
+    assert replace(one, config=replace(tiny_config, depth=1)).name.endswith(", 1 block, mean")
+
+
 def test_readouts_use_the_weights_of_the_checkpoint(
     tiny_config: BackboneConfig, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

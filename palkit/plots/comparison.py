@@ -11,14 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from palkit.errors import ConfigError
 from palkit.plots.style import (
-    CLASS_COLOURS,
-    CLASS_MARKERS,
+    CLASS_LOOKS,
     INK,
     PER_ROW,
     STRATEGY_STYLES,
     WIDTH,
     PlainFigure,
     check_table,
+    class_look,
     configuration_name,
     excess,
     legend_below,
@@ -164,7 +164,8 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
         by: column that tells panels apart.
 
     Raises:
-        ConfigError: columns are missing, there are no rows, or several data sets or runs of one seed in a panel.
+        ConfigError: columns are missing, there are no rows, several data sets or runs of one seed in a panel, or more
+            classes than there are looks.
     """
     check_table(recalls, ["run", "seed", by, "labels", "class", "recall"], "table of recalls")
     if "dataset" in recalls.columns and recalls["dataset"].nunique() > 1:
@@ -174,10 +175,12 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
         panel, seed = repeated[repeated].index[0]
         raise ConfigError(f"{by}={panel} has several runs of seed {seed}: filter the table of recalls.")
     names = sorted(recalls["class"].unique())
-    styles = {
-        name: (CLASS_COLOURS[number % len(CLASS_COLOURS)], CLASS_MARKERS[number % len(CLASS_MARKERS)])
-        for number, name in enumerate(names)
-    }
+    if len(names) > CLASS_LOOKS:
+        raise ConfigError(
+            f"the lines of {len(names)} classes cannot be told apart in one figure, {CLASS_LOOKS} are the most; take "
+            "some of them from the table of recalls."
+        )
+    looks = {name: class_look(number) for number, name in enumerate(names)}
     panel_names = sorted(recalls[by].unique(), key=random_first)
     figure, panels = side_by_side(len(panel_names), 2.1)
     handles: dict[object, Line2D] = {}
@@ -185,10 +188,9 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
         rows = recalls[recalls[by] == panel]
         for name, line in rows.groupby("class"):
             mean = line.groupby("labels")["recall"].mean()
-            colour, marker = styles[name]
-            (handles[name],) = axes.plot(
-                mean.index, mean, color=colour, marker=marker, markersize=3, linewidth=1, label=str(name)
-            )
+            colour, marker, dashes = looks[name]
+            look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
+            (handles[name],) = axes.plot(mean.index, mean, markersize=3, linewidth=1, label=str(name), **look)
         axes.set_title(f"{title_of(str(panel))} ({seeds_of(pd.Series(rows['seed'].nunique()))})")
         axes.set_xlabel("labels bought")
         axes.set_ylim(-0.03, 1.03)

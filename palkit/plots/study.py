@@ -306,7 +306,10 @@ def overlaps(shared: pd.DataFrame) -> Figure:
         ConfigError: there are fewer than two configurations.
     """
     if len(shared) < 2:
-        raise ConfigError(f"the table of overlaps is empty but for {len(shared)} configuration; give two or more.")
+        raise ConfigError(
+            "two or more configurations are needed to have bought something in common; there is "
+            + ("none." if shared.empty else f"one, {title_of(str(shared.index[0]))}.")
+        )
     size = len(shared)
     figure = PlainFigure(figsize=(1.6 + 0.55 * size, 1.1 + 0.36 * size), layout="constrained")
     axes = figure.subplots()

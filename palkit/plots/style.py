@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache, wraps
 from io import BytesIO
 from math import ceil
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, ParamSpec
 from unicodedata import east_asian_width
@@ -80,6 +81,8 @@ CLASS_COLOURS = (
     "#888888",
 )
 CLASS_MARKERS = ("o", "^", "s", "D", "v")
+CLASS_LINES = ("-", "--", ":", "-.")
+CLASS_LOOKS = len(CLASS_COLOURS) * len(CLASS_MARKERS) * len(CLASS_LINES)  # all of them different
 INK = "#333333"
 BLUES = LinearSegmentedColormap.from_list("palkit", ["#FFFFFF", "#6699CC", "#004488"])
 
@@ -235,6 +238,14 @@ def strategy_style(name: str) -> tuple[str, str]:
     return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]
 
 
+def class_look(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line style of a class; the first `CLASS_LOOKS` numbers have each their own."""
+    colours, markers = len(CLASS_COLOURS), len(CLASS_MARKERS)
+    # Each time the colours begin again, so do the markers, one further on.
+    marker = CLASS_MARKERS[(number + number // colours) % markers]
+    return CLASS_COLOURS[number % colours], marker, CLASS_LINES[number // (colours * markers) % len(CLASS_LINES)]
+
+
 def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]) -> tuple[Path, Path]:
     """Write a figure as PNG and SVG, so that the same figure always gives the same bytes.
 
@@ -368,21 +379,54 @@ def title_of(name: str) -> str:
 
 
 def shown_names(names: Iterable[object], longest: int = LONGEST) -> list[str]:
-    """Names in one line each, the middle of long ones left out, and numbered where that would make two alike.
+    """Names in one line each, the middle of long ones left out, but not the part in which two differ.
+
+    They are numbered where that is not enough, such as where they differ in spaces alone.
 
     Args:
         names: any text.
         longest: columns of a name; letters of East Asia take two.
     """
     written = [str(name) for name in names]
-    short = {name: _short(name, longest) for name in written}
-    alike: dict[str, list[str]] = {}
-    for name, shown in short.items():
-        alike.setdefault(shown, []).append(name)
-    for shown, group in alike.items():
-        if len(group) > 1:
-            short |= {name: f"{shown} ({number})" for number, name in enumerate(group, start=1)}
+    short = {name: _short(one_line(name), longest) for name in written}
+    for group in _alike(short):
+        short |= _told_apart(group, longest)
+    for group in _alike(short):
+        short |= {name: f"{short[name]} ({number})" for number, name in enumerate(group, start=1)}
     return [short[name] for name in written]
+
+
+def _alike(short: Mapping[str, str]) -> list[list[str]]:
+    """Names that are shown as others are, together with these."""
+    groups: dict[str, list[str]] = {}
+    for name, shown in short.items():
+        groups.setdefault(shown, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _told_apart(names: Sequence[str], longest: int) -> dict[str, str]:
+    """Short forms of long names: how they begin, then from where they differ."""
+    lines = {name: one_line(name) for name in names}
+    if len(set(lines.values())) == 1:
+        return {name: _short(line, longest) for name, line in lines.items()}
+    common = len(commonprefix(list(lines.values())))  # noqa: RUF071  characters are meant
+    shown = {}
+    for name, line in lines.items():
+        head = _fitting(line[:common], longest // 3)
+        word = max(line.rfind(" ", 0, common) + 1, len(head))  # a word is not begun in its middle, if there is room
+        start = word if columns_of(line[word:common]) <= longest // 4 else common
+        shown[name] = f"{head}…{_short(line[start:], longest - longest // 3 - 1)}"
+    for group in _alike(shown):
+        if len(group) < len(names):
+            shown |= _told_apart(group, longest)
+    return shown
+
+
+def _fitting(line: str, columns: int) -> str:
+    """As much of the beginning of a line as fits."""
+    while columns_of(line) > columns:
+        line = line[:-1]
+    return line
 
 
 def one_line(name: str) -> str:
@@ -390,16 +434,12 @@ def one_line(name: str) -> str:
     return " ".join(name.encode(errors="backslashreplace").decode().split())
 
 
-def _short(name: str, longest: int) -> str:
-    line = one_line(name)
+def _short(line: str, longest: int) -> str:
+    """A line of at most so many columns, its middle left out."""
     if columns_of(line) <= longest:
         return line
-    head, tail = line, line[::-1]
-    while columns_of(head) > longest * 2 // 3:
-        head = head[:-1]
-    while columns_of(tail) >= longest - longest * 2 // 3:
-        tail = tail[:-1]
-    return f"{head}…{tail[::-1]}"
+    tail = _fitting(line[::-1], longest - longest * 2 // 3 - 1)[::-1]
+    return f"{_fitting(line, longest * 2 // 3)}…{tail}"
 
 
 def columns_of(text: str) -> int:

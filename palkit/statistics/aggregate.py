@@ -283,7 +283,7 @@ def _curves_of_tasks(rows: pd.DataFrame, metric: str, tasks: Sequence[str], name
         raise ConfigError(
             f"{name}: tasks differ in their number of seeds ("
             + some(f"{task}: {count}" for task, count in counts.items())
-            + "). Run the missing seeds, drop the others, or name the column of the tasks in `by`."
+            + "). Run the missing seeds, drop the others, or compare within each task."
         )
     return curves
 
@@ -297,9 +297,9 @@ def _common_points(curves: Mapping[Hashable, pd.DataFrame], axis: str, name: str
     points = [table.index.to_numpy() / (table.index[-1] if axis == "fraction" else 1) for table in curves.values()]
     if any(len(at) != len(points[0]) or not np.allclose(at, points[0]) for at in points):
         remedy = (
-            'Aggregate on axis="fraction" of the budget, or areas (`iqm_areas`).'
+            "Aggregate over the share of the budget, or aggregate areas."
             if axis == "labels"
-            else "Aggregate areas (`iqm_areas`) instead."
+            else "Aggregate areas instead."
         )
         raise ConfigError(
             f"{name}: tasks differ in the {axis} of their rounds, "

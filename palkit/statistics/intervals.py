@@ -28,9 +28,9 @@ def area_under_curve(labels: ArrayLike, metric: ArrayLike) -> float:
     """
     x, y = np.asarray(labels, dtype=float), np.asarray(metric, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
+        found = "there is one round" if x.shape == y.shape == (1,) else f"there are {x.size} counts and {y.size} values"
         raise ConfigError(
-            "an area under the budget curve needs two or more rounds, each with a label count and a value; "
-            f"got shapes {x.shape} and {y.shape}."
+            f"an area under the budget curve needs two or more rounds, each with a label count and a value; {found}."
         )
     if not (np.diff(x) > 0).all():
         raise ConfigError(f"label counts must increase from round to round, got {x.tolist()}.")

@@ -87,8 +87,10 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
         (groups, groups) mean over the seeds that both have; 1 on the diagonal, NaN for a pair without a common seed.
 
     Raises:
-        ConfigError: a group bought nothing, or has two runs of one seed.
+        ConfigError: the table is empty, nothing was bought after the initial set, or a group has two runs of one seed.
     """
+    if selections.empty:
+        raise ConfigError("the table of selections is empty.")
     chosen = selections[selections["round"] > 0]
     repeated = chosen.groupby([by, "seed"])["run"].transform("nunique") > 1
     if chosen.empty or repeated.any():
@@ -135,7 +137,7 @@ def gains(
     if len(repeated):
         raise ConfigError(
             f"{name_of(values)} has several runs of one setting and seed, among them {some(repeated['run'].unique())}; "
-            "say more in `reference`, or filter the table."
+            "say more about the reference, or filter the table."
         )
     found = rounds[keys].merge(base[[*keys, metric]], on=keys, how="left", validate="many_to_one")[metric].to_numpy()
     alone = rounds.loc[np.isnan(found), "run"].unique()

@@ -118,8 +118,8 @@ def rank_strategies(
     n_blocks, count = areas.shape
     if count < 3 or n_blocks < 2:
         raise ConfigError(
-            f"ranks need 3 or more treatments and 2 or more blocks, got {count} ({some(areas.columns)}) and {n_blocks} "
-            f"by {blocks}. Compare two with `paired_difference`."
+            f"ranks need 3 or more treatments and 2 or more blocks (by {blocks}); there are {count} "
+            f"({some(areas.columns)}) and {n_blocks}. Read paired differences instead."
         )
     # Imported here: it brings seaborn along, which takes a while.
     from scikit_posthocs import posthoc_nemenyi_friedman

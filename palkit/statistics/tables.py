@@ -93,7 +93,7 @@ def seed_curves(rows: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
         hashes = some(map(str, rows.loc[rows["seed"] == seed, "run"].unique()))
         raise ConfigError(
             f"{name}: seed {seed} has several runs ({hashes}), so they differ in something else. Filter the table, or "
-            "name the column in which they differ in `by`."
+            "group by the column in which they differ too."
         )
     stalled = within & (np.diff(labels) <= 0)
     if stalled.any():
