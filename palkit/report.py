@@ -89,7 +89,9 @@ summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
 """
 
 
-def write_report(notebook: Path, sweep: str, runs: Sequence[RunDirectory], planned: int) -> Path:
+def write_report(
+    notebook: Path, sweep: str, runs: Sequence[RunDirectory], planned: int, missing: Sequence[str]
+) -> Path:
     """Write `report.html` beside an executed notebook, unless it is there already and of the same notebook.
 
     Args:
@@ -97,6 +99,7 @@ def write_report(notebook: Path, sweep: str, runs: Sequence[RunDirectory], plann
         sweep: its name.
         runs: complete runs of the sweep.
         planned: how many runs the sweep has.
+        missing: sentences about those that are not complete.
 
     Raises:
         DataError: the provenance of a run cannot be read.
@@ -105,7 +108,7 @@ def write_report(notebook: Path, sweep: str, runs: Sequence[RunDirectory], plann
     if target.exists() and f'"{checksum}"' in target.read_text(encoding="utf-8"):
         return target
     facts = {
-        "Runs": [f"{len(runs)} of {planned} complete"],
+        "Runs": [f"{len(runs)} of {planned} complete", *missing],
         **provenance_of(runs),
         "Report": [f"written {_minute(datetime.now(UTC).isoformat())} from {notebook.name}, SHA-256 {checksum}"],
     }

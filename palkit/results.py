@@ -1,5 +1,8 @@
 """What came out of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
 
+import json
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,16 @@ import pandas as pd
 
 from palkit.config import plain
 from palkit.errors import ConfigError, DataError
-from palkit.files import REPOSITORY
+from palkit.files import REPOSITORY, read_json, write_text
 from palkit.formats import read_table, write_table
 from palkit.metrics import recalls_of, reliability_of
 from palkit.setting import looked_at_once, pool_of
-from palkit.sweep import Sweep, plan
+from palkit.sweep import Sweep, Task, plan
 
 FIGURES = REPOSITORY / "figures"
 USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
+SUMS = ("data_sha256", "weights_sha256")  # in the config of a run, of what it was computed from
+MISSING = "missing.txt"  # in the folder of the results, if runs are
 OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
 
 
@@ -36,14 +41,15 @@ def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
     Raises:
         ConfigError: no run is complete.
     """
-    planned = plan(sweep, device)
+    return _collected(sweep, plan(sweep, device))
+
+
+def _collected(sweep: Sweep, planned: Sequence[Task]) -> dict[str, pd.DataFrame]:
+    """Tables of the complete ones among the tasks of a sweep, see `collect`."""
     tasks = [task for task in planned if task.is_complete]
     if not tasks:
-        # Runs cannot be found again without what they were made of.
-        absent = next((f" First of all: {task.absent}" for task in planned if task.absent), "")
-        raise ConfigError(
-            f"sweep {sweep.name!r} has no complete run yet; start it with `python -m palkit sweep`.{absent}"
-        )
+        why = " ".join(missing_runs(sweep, planned)) or "Its grid has no run."
+        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet. {why}")
     varied = _varied([plain(task.config) for task in tasks if task.config is not None])
     tables: dict[str, list[pd.DataFrame]] = {}
     for task, values in zip(tasks, varied, strict=True):
@@ -179,9 +185,58 @@ def results_folder(sweep: Sweep) -> Path:
     return FIGURES / sweep.name if sweep.is_profile else sweep.studies
 
 
+@looked_at_once()
 def write_results(sweep: Sweep, device: str = "cpu") -> Path:
-    """Store the tables of `collect` in the folder of the sweep's results, and return that folder."""
-    folder = results_folder(sweep)
-    for name, table in collect(sweep, device).items():
+    """Store the tables of `collect` in the folder of the sweep's results with what is missing; returns that folder."""
+    folder, planned = results_folder(sweep), plan(sweep, device)
+    for name, table in _collected(sweep, planned).items():
         write_table(table, folder / f"{name}.parquet")
+    lines = missing_runs(sweep, planned)
+    if lines:
+        write_text(folder / MISSING, "\n".join(lines))
+    else:
+        (folder / MISSING).unlink(missing_ok=True)
     return folder
+
+
+def read_missing(folder: Path) -> list[str]:
+    """How many planned runs are not among the results in a folder, and why, a sentence each; none if all are there."""
+    path = folder / MISSING
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def missing_runs(sweep: Sweep, tasks: Sequence[Task]) -> list[str]:
+    """How many tasks of a sweep are not complete, and why, a sentence each; none if all are."""
+    missing = [task for task in tasks if not task.is_complete]
+    if not missing:
+        return []
+    stored: dict[Path, list[dict[str, Any]]] = {}
+    reasons = Counter(" ".join((task.absent or _why_missing(task, stored)).split()) for task in missing)
+    name = sweep.name if sweep.is_profile else str(sweep.file)
+    return [
+        f"{len(missing)} of {len(tasks)} planned runs are missing. To compute them, start the sweep again: "
+        f"`python -m palkit sweep {shlex.quote(name)}`.",
+        *(f"Missing: {count}. {reason}" for reason, count in reasons.items()),
+    ]
+
+
+def _why_missing(task: Task, stored: dict[Path, list[dict[str, Any]]]) -> str:
+    """Why a run that could be had is not there; `stored` keeps the configs of runs by folder, less their checksums."""
+    if task.config is None:
+        return "Not a valid config; the sweep says why."
+    if task.directory.path.exists():
+        return "Begun but not finished, or with damaged files."
+    folder = task.directory.path.parent
+    if folder not in stored:
+        stored[folder] = [_without_sums(path) for path in sorted(folder.glob("*/config.json"))]
+    if json.loads(json.dumps(task.parameters)) in stored[folder]:
+        return "Computed before, but not for the data and weights as they are now: these have changed since."
+    return "Not begun."
+
+
+def _without_sums(path: Path) -> dict[str, Any]:
+    """The config of a run without the checksums of data and weights; empty if it cannot be read."""
+    try:
+        return {name: value for name, value in read_json(path).items() if name not in SUMS}
+    except (OSError, ValueError):
+        return {}

@@ -24,10 +24,10 @@ from palkit.errors import ConfigError, PalkitError, brief
 from palkit.files import REPOSITORY, sha256, write_text
 from palkit.formats import read_table
 from palkit.notebooks import execute_notebook
-from palkit.plots import configuration_columns, entitle, save_figure, table_files, wide_areas
+from palkit.plots import configuration_columns, configuration_name, entitle, save_figure, table_files, wide_areas
 from palkit.readouts import Readout, readout
 from palkit.report import write_report
-from palkit.results import parts, results_folder, short_paths, write_results
+from palkit.results import MISSING, parts, read_missing, results_folder, short_paths, write_results
 from palkit.statistics import REFERENCE, Ranking, against, area_table, label_saving_intervals, rank_strategies
 from palkit.sweep import Sweep, load_sweep, plan, sweep_file
 
@@ -100,6 +100,9 @@ def show(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, path: Path
     """
     from IPython.display import display
 
+    if table.empty:
+        print("Not shown: no run of the sweep is of this kind.")
+        return
     drawn = parts(table) if divided else {"": table}
     names = _file_names(path.name, list(drawn))
     for part, rows in drawn.items():
@@ -252,6 +255,38 @@ def ranking(rounds: pd.DataFrame) -> Ranking:
     return rank_strategies(rounds, treatments=("adapter" if adapters else "strategy",))
 
 
+def missing(sweep: str) -> list[str]:
+    """How many planned runs are not among the stored results of a sweep, and why, a sentence each; none if all are.
+
+    Args:
+        sweep: its name or its YAML file.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    return read_missing(figures(sweep))
+
+
+def one_configuration(rounds: pd.DataFrame) -> frozenset[str]:
+    """Runs of every data set and backbone that differ in strategy and seed alone; prints which these are.
+
+    They have no class balance where there are such runs, else the balance that is the first in the alphabet, and of
+    these the adapter that is the last.
+
+    Args:
+        rounds: the table of rounds.
+    """
+    chosen: list[str] = []
+    for part, rows in parts(rounds).items():
+        balance = "none" if (rows["balance"] == "none").any() else rows["balance"].min()
+        balanced = rows[rows["balance"] == balance]
+        adapter = balanced["adapter"].max()
+        name = configuration_name(adapter, balance) + (", without class balance" if balance == "none" else "")
+        print(f"Shown{f' of {part}' if part else ''}: {name}")
+        chosen += balanced.loc[balanced["adapter"] == adapter, "run"].unique().tolist()
+    return frozenset(chosen)
+
+
 def picks(selections: pd.DataFrame) -> pd.DataFrame:
     """Labels bought per strategy and class of a data set, mean over runs; named for `plots.picks_by_class`."""
     classes = load_dataset(selections["dataset"].iloc[0]).class_names
@@ -325,7 +360,7 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
         target = source if in_place else sweep.studies / source.name
         stamp = target.with_suffix(".json")
         # With the executed copy's own checksum: a damaged one is executed again.
-        files = (source, results, sweep.conclusion, target)
+        files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
         error = None
         if in_place or not (stamp.exists() and stamp.read_text(errors="replace") == _state(files, values)):
             with console.status(f"executing {plain_text(source.name)}"):
@@ -388,4 +423,4 @@ def report(name: str, *, device: str) -> Path | None:
         return None
     tasks = plan(sweep, device)
     runs = [task.directory for task in tasks if task.is_complete]
-    return write_report(notebook, sweep.name, runs, len(tasks))
+    return write_report(notebook, sweep.name, runs, len(tasks), read_missing(results_folder(sweep)))

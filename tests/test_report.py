@@ -177,19 +177,20 @@ def test_damaged_provenance_is_named(name: str) -> None:
 def test_report_is_written_again_only_if_the_notebook_changed(tmp_path: Path) -> None:
     notebook, runs = tmp_path / "04_study.ipynb", [run_directory("a"), run_directory("b")]
     nbformat.write(executed(), notebook)
-    target = write_report(notebook, "default", runs, 3)
+    target = write_report(notebook, "default", runs, 3, ["Missing: 1. Not begun."])
     assert target == tmp_path / "report.html"
     text = Elements(target.read_text(encoding="utf-8")).text
     assert "Study of the sweep default" in text
     assert "2 of 3 complete" in text
+    assert "Missing: 1. Not begun." in text
     assert "from 04_study.ipynb, SHA-256" in text
     stamp = target.stat().st_mtime_ns
-    write_report(notebook, "default", runs, 3)
+    write_report(notebook, "default", runs, 3, ["Missing: 1. Not begun."])
     assert target.stat().st_mtime_ns == stamp
     changed = executed()
     changed.cells[0].source = "# Another question?"
     nbformat.write(changed, notebook)
-    write_report(notebook, "default", runs, 3)
+    write_report(notebook, "default", runs, 3, ["Missing: 1. Not begun."])
     assert "Another question?" in target.read_text(encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Studies: names that tell configurations apart, sections that say why they are missing, the quick profile."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,21 @@ from palkit.dispatch import DispatchConfig, run_sweep
 from palkit.errors import ConfigError, DataError
 from palkit.files import REPOSITORY
 from palkit.results import parts, read_results, write_results
-from palkit.statistics import against, area_under_curve
-from palkit.study import compare, conclusion, overview, picks, ranking, savings, show
-from palkit.sweep import Sweep
+from palkit.statistics import against, area_under_curve, selection_overlap
+from palkit.study import (
+    areas,
+    attempt,
+    compare,
+    conclusion,
+    missing,
+    one_configuration,
+    overview,
+    picks,
+    ranking,
+    savings,
+    show,
+)
+from palkit.sweep import Sweep, load_sweep
 
 SIMULATION = REPOSITORY / "figures" / "simulation"
 
@@ -82,6 +95,94 @@ def test_a_figure_that_cannot_be_drawn_says_why(
     show(lambda rows: plots.critical_difference(ranking(rows)), one, tmp_path / "ranks", divided=False)
     assert "Not shown: ranks need 3 or more treatments" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_table_reaches_no_figure(
+    simulation: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(lambda rows: plots.picks_by_class(picks(rows)), simulation[:0], tmp_path / "picks")
+    assert capsys.readouterr().out == "Not shown: no run of the sweep is of this kind.\n"
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="table of selections is empty"):
+        selection_overlap(read_results(SIMULATION)[1][:0])
+
+
+CONFIGURATIONS = {
+    # (data set, adapter, balance) of each run; which are taken; what is said
+    "all balanced": ([("a", "lora", "pcb")], [0], ["Shown: LoRA + PCB"]),
+    "an adapter for each data set": (
+        [("a", "bitfit", "none"), ("b", "linear_probe", "none"), ("b", "bitfit", "none")],
+        [0, 1],
+        ["Shown of a: BitFit, without class balance", "Shown of b: linear probe, without class balance"],
+    ),
+    "a balance for each data set": (
+        [("a", "lora", "pcb"), ("b", "lora", "none"), ("b", "lora", "pcb")],
+        [0, 1],
+        ["Shown of a: LoRA + PCB", "Shown of b: LoRA, without class balance"],
+    ),
+    "the last adapter always balanced": (
+        [("a", "lora", "pcb"), ("a", "bitfit", "none")],
+        [1],
+        ["Shown: BitFit, without class balance"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_no_data_set_is_left_out_of_what_one_configuration_shows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, taken, lines = CONFIGURATIONS[name]
+    table = pd.DataFrame(rows, columns=["dataset", "adapter", "balance"]).assign(backbone="vit")
+    table["run"] = [str(number) for number in table.index]
+    assert one_configuration(table) == {str(number) for number in taken}
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_sections_speak_to_readers(simulation: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
+    """What 04 prints where one round, one strategy or two are too few: no name of a function, no shape of an array."""
+    two = simulation[simulation["strategy"] != "random"]
+    first = two[two["round"] == 0]
+    attempt(lambda: ranking(two[two["adapter"] == "linear_probe"]))
+    attempt(lambda: areas(first, Path("none")))
+    attempt(lambda: plots.overlaps(pd.DataFrame(1.0, index=["badge"], columns=["badge"])))
+    shown = capsys.readouterr().out
+    assert "paired differences" in shown
+    assert "there is one round" in shown
+    assert "there is one, BADGE" in shown
+    assert shown.count("Not shown") == 3
+    assert not any(sign in shown for sign in ("`", "shape", "(1,)"))
+
+
+def test_planned_runs_that_are_missing_are_counted_with_the_reason(
+    tiny_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of images that were replaced since, of a data set that is gone, and of seeds that nobody started."""
+    folders = [tmp_path / name for name in ("kept", "replaced", "gone")]
+    for number, images in enumerate(folders):
+        for label in "ab":
+            (images / label).mkdir(parents=True)
+            for i in range(12):
+                pixels = np.random.default_rng([number, ord(label), i]).integers(0, 255, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(images / label / f"{i:02}.png")
+    base = {**tiny_run, "adapter": "linear_probe", "pool_size": None, "rounds": 1, "batch_size": 4}
+    grid = {"dataset": [str(images) for images in folders], "seed": [0]}
+    path = tmp_path / "my sweep.yaml"
+    path.write_text(json.dumps({"base": base, "grid": grid}))
+    run_sweep(load_sweep(path), DispatchConfig(jobs=1, notebooks=False), console=Console(quiet=True))
+    write_results(load_sweep(path))
+    assert missing(str(path)) == []
+
+    shutil.copy(folders[1] / "a" / "00.png", folders[1] / "b" / "03.png")
+    shutil.rmtree(folders[2])
+    path.write_text(json.dumps({"base": base, "grid": grid | {"seed": [0, 1]}}))
+    write_results(load_sweep(path))
+    lines = missing(str(path))
+    assert lines[0].startswith("5 of 6 planned runs are missing.")
+    assert f"`python -m palkit sweep '{path}'`" in lines[0]
+    text = "\n".join(lines)
+    assert "Missing: 1. Computed before, but not for the data and weights as they are now" in text
+    assert "Missing: 2. Not begun." in text
+    assert "Missing: 2. DataError" in text
+    assert str(folders[2]) in text
 
 
 def test_overview_savings_and_picks(simulation: pd.DataFrame) -> None:

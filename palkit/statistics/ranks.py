@@ -119,7 +119,8 @@ def rank_strategies(
     if count < 3 or n_blocks < 2:
         raise ConfigError(
             f"ranks need 3 or more treatments and 2 or more blocks (by {blocks}); there are {count} "
-            f"({some(areas.columns)}) and {n_blocks}. Read paired differences instead."
+            f"({some(areas.columns)}) and {n_blocks}."
+            + (" Two are compared by paired differences." if count == 2 else "")
         )
     # Imported here: it brings seaborn along, which takes a while.
     from scikit_posthocs import posthoc_nemenyi_friedman
