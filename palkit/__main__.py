@@ -228,6 +228,8 @@ def _study(options: argparse.Namespace) -> int:
             failed = True
             where = f"{notebook.path.name}, {notebook.error}"
             console.print(f"[red]failed:[/] {escape(where)}\n  The notebook holds the traceback.", soft_wrap=True)
+    for line in study.missing(options.name):
+        console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
     console.print(f"figures:  {study.figures(options.name)}", markup=False, soft_wrap=True)
     if not options.in_place:
         page = study.report(options.name, device=device)
