@@ -3,7 +3,9 @@
 import codecs
 import json
 import os
+import re
 import threading
+import unicodedata
 import warnings
 import zlib
 from collections import Counter
@@ -12,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import pandas as pd
 from filelock import FileLock
@@ -38,6 +40,13 @@ SIZE = ".size"  # what the name of the file ends in that says how many bytes hav
 FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of UTF-32 too, whose little-endian mark begins with that of UTF-16
 COLUMNS = ("id", "annotator", "answer", "label", "time")
+COMMENT = b"#"  # begins a line that somebody wrote for people
+BY_HAND = {  # what an editor, or who uses it, leaves in a file
+    "Windows line ends": re.compile(rb"\r\n"),
+    "spaces around lines": re.compile(rb"(?m)^[ \t]+\S|[ \t]\r?$"),
+    "blank lines": re.compile(rb"(?m)^[ \t\r]*\n"),
+    "comments": re.compile(rb"(?m)^[ \t]*#"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,9 @@ def now() -> str:
 class LabelLog:
     """A file to which events are appended, one JSON object a line; several processes and users may do so at once.
 
-    An editor may leave a byte order mark or Windows line ends in it. Names are read in NFC: two that look the same are
-    the same, however they were typed.
+    An editor may leave a byte order mark, Windows line ends, spaces and blank lines in it, compose accents or take them
+    apart, and take the last line end away; lines that begin with # are comments. Two names that look the same are the
+    same, however they were typed.
 
     Attributes:
         edited: how often somebody has changed the file by hand; as long as nobody does, events are only added.
@@ -134,19 +144,19 @@ class LabelLog:
                 if not self._size:
                     self._refuse_wide(new)
                     mark, new = _divided(new)
-                    if mark or b"\r\n" in new:
-                        self._warn_of_editor()
+                    self._warn_of_editor(mark, new[: new.rfind(b"\n") + 1])
                     self._size = len(mark)
                 # What follows the last line break may still be being written.
                 complete = new[: new.rfind(b"\n") + 1]
                 numbered = enumerate(complete.split(b"\n")[:-1], start=self._lines + 1)
                 self._events += [
-                    _event(line, f"{self.path}, line {number}")
-                    for number, line in numbered
-                    if line.strip() and not line.rstrip(b"\r").endswith(INCOMPLETE)
+                    _event(line, f"{self.path}, line {number}") for number, line in numbered if _is_event(line)
                 ]
                 self._lines += complete.count(b"\n")
                 self._size += len(complete)
+                last = new[len(complete) :]
+                if _is_whole(last):  # an editor took the line end away
+                    return [*self._events, _event(last, "")]
             return list(self._events)
 
     def _is_edited(self, size: int, modified: int) -> bool:
@@ -159,7 +169,8 @@ class LabelLog:
         """Compare the file's end with what has been written so far.
 
         Returns:
-            Bytes that an editor has added to it: a byte order mark and carriage returns.
+            Bytes that an editor has added to it, less those that it took away: a byte order mark, carriage returns,
+            spaces, comments and so on. The lines are counted as palkit writes them.
 
         Raises:
             DataError: something is missing, or the file is not UTF-8 any more.
@@ -170,14 +181,24 @@ class LabelLog:
             return 0
         content = self._read_from(0) if there else b""
         self._refuse_wide(content)
-        plain = _divided(content)[1].replace(b"\r\n", b"\n")
-        if written and plain[written - 1 : written] != b"\n":
+        text = _divided(content)[1]
+        plain = text.replace(b"\r\n", b"\n")
+        if len(plain) == written and plain.endswith(b"\n"):
+            return len(content) - written
+        *lines, last = text.split(b"\n")
+        whole = _is_whole(last)
+        kept = sum(map(_written_size, [*lines, *[last] * whole]))
+        if kept < written:
+            for number, line in enumerate(lines, 1):
+                if _is_event(line):
+                    _event(line, f"{self.path}, line {number}")  # one that somebody damaged is not lost, but named
             raise DataError(
-                f"{self.path} has lost its end: {written} bytes had been written, {len(plain)} are there, and labels "
-                "may be missing. Restore the file from a backup. To go on with what is left, or if you shortened it "
-                f"yourself, delete {self._size_path}"
+                f"{self.path} has lost its end, or lines before it: of {written} bytes that had been written {kept} "
+                "are there, and labels may be missing. Restore the file from a backup. To go on with what is left, or "
+                f"if you shortened it yourself, delete {self._size_path}"
             )
-        return len(content) - len(plain)
+        # The next line to be written ends the last one, as whoever wrote that had done.
+        return len(content) + whole - kept - len(last) * (not whole)
 
     def _refuse_wide(self, content: bytes) -> None:
         """DataError if an editor has saved the file as UTF-16 or UTF-32."""
@@ -187,12 +208,14 @@ class LabelLog:
                 "save it once more as UTF-8."
             )
 
-    def _warn_of_editor(self) -> None:
-        warnings.warn(
-            f"{self.path} was saved by an editor, with a byte order mark or Windows line ends. Nothing is lost by "
-            "that: all lines are read, and what comes is added.",
-            stacklevel=3,
-        )
+    def _warn_of_editor(self, mark: bytes, lines: bytes) -> None:
+        found = ["a byte order mark"] * bool(mark) + [name for name, sign in BY_HAND.items() if sign.search(lines)]
+        if found:
+            warnings.warn(
+                f"{self.path} was saved by an editor, with {', '.join(found)}. Nothing is lost by that: all lines are "
+                "read, and what comes is added.",
+                stacklevel=3,
+            )
 
     @property
     def _size_path(self) -> Path:
@@ -252,11 +275,31 @@ def _mend(file: IO[bytes], size: int) -> bytes:
     tail = file.read().rsplit(b"\n", 1)[-1]
     if not tail:
         return b""
+    return b"\n" if _is_whole(tail) else INCOMPLETE + b"\n"
+
+
+def _is_event(line: bytes) -> bool:
+    """Whether a line must be an event: it is not blank, no comment, and its writer came to its end."""
+    return not (not line.strip() or line.lstrip().startswith(COMMENT) or line.rstrip().endswith(INCOMPLETE))
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line without an end is an event all the same."""
     try:
-        _event(tail, "")
+        _event(line, "")
     except DataError:
-        return INCOMPLETE + b"\n"
-    return b"\n"
+        return False
+    return True
+
+
+def _written_size(line: bytes) -> int:
+    """Bytes of a line and its end as palkit has written them, whatever an editor has made of it."""
+    if not line.rstrip().endswith(INCOMPLETE) and not _is_event(line):
+        return 0
+    try:
+        return len(_line(_as_written(line, "")))
+    except DataError:
+        return len(line.rstrip()) + 1
 
 
 def _line(event: Event) -> bytes:
@@ -276,6 +319,17 @@ def _checksum(event: Event) -> str:
 
 
 def _event(line: bytes, where: str) -> Event:
+    """The event of a line, its names as they are compared."""
+    event = _as_written(line, where)
+    return replace(event, annotator=normal(event.annotator), id=normal(event.id), label=normal(event.label))
+
+
+def _as_written(line: bytes, where: str) -> Event:
+    """The event of a line with the names that were written: an editor may have composed accents, or taken them apart.
+
+    Raises:
+        DataError: it is none, or was changed.
+    """
     try:
         values = parsed(line.decode(errors=FILE_NAMES))
         checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
@@ -289,15 +343,20 @@ def _event(line: bytes, where: str) -> Event:
         lacking = [name for name in NEEDED[event.action] if not getattr(event, name)]
         if lacking:
             raise ValueError(f"action {event.action!r} needs {' and '.join(lacking)}")
-        if checksum is not None and checksum != _checksum(event):
+        forms = [event, *(Event(**_in_form(form, event)) for form in ("NFC", "NFD"))]
+        found = next((one for one in forms if checksum in (None, _checksum(one))), None)
+        if found is None:
             raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
-        event = replace(event, annotator=normal(event.annotator), id=normal(event.id), label=normal(event.label))
     except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
         raise DataError(
             f"{where}: this is not a line of a label log ({error}): {line[:200].decode(errors='replace')!r}. Mend or "
             "remove the line; the others stand."
         ) from error
-    return event
+    return found
+
+
+def _in_form(form: Literal["NFC", "NFD"], event: Event) -> dict[str, str]:
+    return {name: unicodedata.normalize(form, value) for name, value in asdict(event).items()}
 
 
 def classes(events: Iterable[Event], known: Sequence[str] = ()) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def test_a_line_that_was_changed_is_named_until_its_checksum_is_removed(tmp_path
     assert [one.label for one in LabelLog(log.path).events()] == ["cat", "cas"]
 
 
-@pytest.mark.parametrize("left", [0, 1, 0.5, -1], ids=["nothing", "a byte", "half", "all but the line break"])
+@pytest.mark.parametrize("left", [0, 1, 0.5, -2], ids=["nothing", "a byte", "half", "all but a brace"])
 def test_a_file_that_lost_its_end_is_named(tmp_path: Path, left: float) -> None:
     log = LabelLog(tmp_path / "labels.jsonl")
     log.append([says("a", "1", "cat")])
@@ -121,6 +121,9 @@ EDITORS = {
     "Windows line ends": lambda text: text.replace(b"\n", b"\r\n"),
     "a byte order mark": lambda text: b"\xef\xbb\xbf" + text,
     "both": lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"),
+    "spaces around lines": lambda text: text.replace(b"\n", b"  \n"),
+    "blank lines": lambda text: text.replace(b"\n", b"\n \n\n"),
+    "comments": lambda text: b"# by Ana\n" + text.replace(b"\n", b"\n  # seen\n"),
 }
 
 
@@ -138,13 +141,61 @@ def test_what_an_editor_adds_loses_nothing_and_is_said(tmp_path: Path, saved: Ca
     with pytest.warns(UserWarning, match="saved by an editor"):
         assert [one.id for one in watching.events()] == ["1", "2", "3", "4"]
     # Saved once more, by an editor that takes all of it away: that is not the loss of an end, and a loss still is.
-    plain = log.path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    lines = log.path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    plain = b"".join(line.strip() + b"\n" for line in lines if line.strip().startswith(b"{"))
     for content in (plain, saved(plain)):
         log.path.write_bytes(content)
         log.check()
-        log.path.write_bytes(b"".join(content.splitlines(keepends=True)[:-1]))
+        log.path.write_bytes(saved(b"".join(plain.splitlines(keepends=True)[:-1])))
         with pytest.raises(DataError, match="lost its end"):
             log.check()
+
+
+QUIET = {
+    "no last line end": lambda text: text[:-1],
+    "no last Windows line end": lambda text: text.replace(b"\n", b"\r\n")[:-2],
+    "accents apart": lambda text: text.replace("é".encode(), "e\u0301".encode()),
+    "escapes": lambda text: text.replace("é".encode(), b"\\u00e9"),
+    "tabs": lambda text: text.replace(b" ", b"\t"),
+    "shorter": lambda text: text.replace(b'": "', b'":"')[:-1],
+}
+
+
+@pytest.mark.parametrize("saved", QUIET.values(), ids=QUIET)
+@pytest.mark.filterwarnings("ignore:.*saved by an editor")
+def test_what_an_editor_changes_without_a_loss_is_read_and_a_loss_is_still_noticed(
+    tmp_path: Path, saved: Callable[[bytes], bytes]
+) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "café"), says("a", "2", "café")])
+    whole = log.path.read_bytes()
+    log.path.write_bytes(saved(whole))
+    again = LabelLog(log.path)
+    again.check()
+    assert [(one.id, one.label) for one in again.events()] == [("1", "café"), ("2", "café")]
+    again.append([says("a", "3", "owl")])
+    again.append([says("a", "4", "owl")])
+    for reader in (again, LabelLog(log.path)):
+        reader.check()
+        assert [one.id for one in reader.events()] == ["1", "2", "3", "4"]
+    last = log.path.read_bytes()
+    for left in (saved(whole), last[:-20], b"".join(last.splitlines(keepends=True)[1:])):
+        log.path.write_bytes(left)
+        with pytest.raises(DataError, match="lost its end"):
+            LabelLog(log.path).check()
+    # Blank lines, spaces and comments do not stand for what is missing.
+    for padding in (b"\n", b" ", b"# all is well\n"):
+        log.path.write_bytes(last.splitlines(keepends=True)[0] + padding * 200 + b"\n")
+        with pytest.raises(DataError, match="lost its end"):
+            LabelLog(log.path).check()
+
+
+def test_a_lost_end_is_not_confused_with_a_line_that_is_no_event(tmp_path: Path) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", "1", "café"), says("a", "2", "owl")])
+    log.path.write_bytes(log.path.read_bytes().replace("é".encode(), b"\xe9"))
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 1: .*it was changed"):
+        log.check()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
