@@ -28,6 +28,7 @@ import pandas as pd
 from palkit.checks import normal, parsed
 from palkit.errors import ConfigError, DataError, brief, hidden_difference
 from palkit.files import atomic_path
+from palkit.formats import read_text
 
 COLUMNS = ("id", "label", "annotator", "time")
 PREDICTION_COLUMNS = ("id", "label", "probability")
@@ -66,20 +67,24 @@ def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
 def read_labels_csv(path: Path) -> pd.DataFrame:
     """Read labels from CSV: columns `id` or `path`, and `label`; `annotator` and `time` if there; in any order.
 
+    Capitals in their names do not count, and cells may be divided by semicolons or tabs, as spreadsheets do.
+
     Label Studio's own CSV is read as `read_label_studio` does.
 
     Raises:
         DataError: the file cannot be read or used; names the line and what to do.
     """
-    text = _read(path)
+    text = read_text(path)
     if _studio_delimiter(text):
         return read_label_studio(path)
-    # A row may go over several lines, and errors are about the first of them.
-    reader, line, rows = csv.reader(io.StringIO(text, newline=""), strict=True), 1, []
+    line, rows = 1, []
     columns: dict[str, int] = {}
     width = 0
     seen: set[tuple[str, str]] = set()
     try:
+        sign = _separator(text)
+        # A row may go over several lines, and errors are about the first of them.
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
         for cells in reader:
             place, line = f"{path}, line {line}", reader.line_num + 1
             if not cells:
@@ -88,7 +93,9 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
                 columns, width = _csv_columns(cells, place), len(cells)
                 continue
             if len(cells) != width:
-                raise DataError(f"{place}: {len(cells)} cells where the header has {width}. Quote cells with commas.")
+                raise DataError(
+                    f"{place}: {len(cells)} cells where the header has {width}. Quote cells that hold {sign!r}."
+                )
             name, label, annotator, time = (cells[columns[name]] if name in columns else "" for name in COLUMNS)
             row = (name, label, annotator, time)
             _check_row(row, seen, place)
@@ -100,9 +107,18 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
     return _table(rows)
 
 
+def _separator(text: str) -> str:
+    """What stands between cells: the sign by which most of our columns are in the header."""
+    found = {}
+    for sign in ",;\t":
+        header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
+        found[sign] = len({"path", *COLUMNS} & {name.strip().lower() for name in header})
+    return max(found, key=found.__getitem__)
+
+
 def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:
     """Where each of our columns is."""
-    names = [name.strip() for name in header]
+    names = [name.strip().lower() for name in header]
     if "id" not in names:
         names = ["id" if name == "path" else name for name in names]
     for name in COLUMNS:
@@ -236,6 +252,7 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
     Args:
         path: of the export.
         control: name of the Choices tag whose values are the classes; None for "label", "choice" or the only one.
+            It must be said if several could be, as where a column of data is called so too.
         root: where the image folder lies, as the addresses begin: "slides" or "s3://bucket/slides". Ids are relative
             to it.
 
@@ -243,8 +260,8 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
         DataError: the file cannot be read or used, or has no label in it; names the task and what to do.
     """
     tasks = _tasks(path)
-    names = {name for task, place in tasks for name in _guarded(partial(_controls, task), place)}
-    controls, root = _chosen_controls(names, control, path), _path_of(root).rstrip("/\\")
+    found = [{*_guarded(partial(_controls, task), place)} for task, place in tasks]
+    controls, root = _chosen_controls([task for task, _ in tasks], found, control, path), _path_of(root).rstrip("/\\")
     latest: dict[tuple[str, str], tuple[datetime, Row]] = {}
     left_out: Counter[str] = Counter()
     for task, place in tasks:
@@ -266,7 +283,7 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
 
 def _tasks(path: Path) -> list[tuple[Mapping[str, Any], str]]:
     """Each task of an export, and where it stands."""
-    text = _read(path)
+    text = read_text(path)
     delimiter = _studio_delimiter(text)
     if delimiter:
         return list(_table_tasks(text, delimiter, path))
@@ -290,7 +307,7 @@ def _tasks(path: Path) -> list[tuple[Mapping[str, Any], str]]:
 def _studio_delimiter(text: str) -> str:
     """What stands between the cells of a table as Label Studio exports it, "" if the text is none."""
     header = text.partition("\n")[0].rstrip("\r")
-    return next((mark for mark in "\t," if ANNOTATION in [cell.strip('"') for cell in header.split(mark)]), "")
+    return next((mark for mark in "\t,;" if ANNOTATION in [cell.strip('"') for cell in header.split(mark)]), "")
 
 
 def _table_tasks(text: str, delimiter: str, path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -340,12 +357,24 @@ def _could_be_chosen(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, Mapping) and "choices" in value)
 
 
-def _chosen_controls(names: set[str], wanted: str | None, path: Path) -> tuple[str, ...]:
-    """The tags that give the class, the first that a task has.
+def _chosen_controls(
+    tasks: Sequence[Mapping[str, Any]], found: Sequence[set[str]], wanted: str | None, path: Path
+) -> tuple[str, ...]:
+    """The tags that give the class, of which each task has one at most.
+
+    A short export has a task's data beside its controls. Label Studio writes the controls between `id` and
+    `annotator`; where they are not there, anything that could be a control makes it uncertain what is.
+
+    Args:
+        tasks: of the export.
+        found: `_controls` of each.
+        wanted: see `read_label_studio`.
+        path: of the export.
 
     Raises:
         DataError: the one that is wanted is not there, or there are several and none is.
     """
+    names = set().union(*found)
     listed = ", ".join(map(repr, sorted(names))) or "none"
     if wanted is not None and wanted not in names:
         raise DataError(
@@ -353,11 +382,25 @@ def _chosen_controls(names: set[str], wanted: str | None, path: Path) -> tuple[s
         )
     if wanted is not None:
         return (wanted,)
-    if names & {*USUAL_CONTROLS}:
-        return USUAL_CONTROLS
-    if len(names) > 1:
+    placed = {name for task, own in zip(tasks, found, strict=True) for name in _placed(task) if name in own}
+    certain = placed or all("data" in task for task in tasks)
+    likely = placed or names
+    usual = tuple(name for name in USUAL_CONTROLS if name in likely)
+    both = any(own.issuperset(USUAL_CONTROLS) for own in found) and len(usual) > 1
+    if usual and not both and (certain or likely <= {*usual}):
+        return usual
+    if len(likely) > 1:
+        listed = ", ".join(map(repr, sorted(likely)))
         raise DataError(f"{path}: the classes could be in {listed}. Say which by control=.")
-    return tuple(names)
+    return tuple(likely)
+
+
+def _placed(task: Mapping[str, Any]) -> list[str]:
+    """What stands where a short export has its controls."""
+    order = list(task)
+    if "id" not in order or "annotator" not in order:
+        return []
+    return order[order.index("id") + 1 : order.index("annotator")]
 
 
 def _full(task: Mapping[str, Any], controls: Sequence[str], root: str, place: str) -> Iterator[Row | str]:
@@ -425,12 +468,18 @@ def _name(data: Mapping[str, Any], root: str, place: str) -> str:
     name = _path_of(addresses[0])
     if not root:
         return name
-    below = name.replace("\\", "/").removeprefix(root.replace("\\", "/") + "/")
-    if below == name.replace("\\", "/"):
+    image, folder = _comparable(name), _comparable(root) + "/"
+    if not image.startswith(folder):
         raise DataError(
             f"{place}: the image {name!r} does not lie below the root {root!r}. Give the root it lies below."
         )
-    return below
+    return image.removeprefix(folder)
+
+
+def _comparable(path: str) -> str:
+    """A path as one is compared with another: signs, a first slash and the case of a drive mean nothing."""
+    plain = normal(path).replace("\\", "/").lstrip("/")
+    return plain[0].upper() + plain[1:] if re.match("[a-z]:", plain) else plain
 
 
 def _is_address(value: Any) -> bool:
@@ -583,18 +632,6 @@ def _check_known(values: pd.Series, known: Sequence[str] | pd.Series, field: str
 
 def _table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
-
-
-def _read(path: Path) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}). Check the name and its permissions.") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: the bytes are not UTF-8. Save the file again as UTF-8.") from error
 
 
 def _write(path: Path, text: str) -> None:

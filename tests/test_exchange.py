@@ -85,10 +85,18 @@ def test_csv_is_plain(tmp_path: Path) -> None:
         ("time, annotator,id,label\n,mia,a.png,\n", [("a.png", "", "mia", "")]),
         ("path,id,label\n/x/a.png,a.png,cat", [("a.png", "cat", "", "")]),
         ("id,label\n", []),
+        ("Id,Label\na.png,cat\n", [("a.png", "cat", "", "")]),
+        ("PATH;LABEL;Annotator\na.png;cat, big;mia\n", [("a.png", "cat, big", "mia", "")]),
+        ("\r\nlabel\tid\r\ncat\ta;b.png\r\n", [("a;b.png", "cat", "", "")]),
     ],
 )
 def test_csv_of_other_makes(tmp_path: Path, text: str, rows: list) -> None:
     pd.testing.assert_frame_equal(read_labels_csv(write(tmp_path / "labels.csv", text)), labels_of(rows))
+
+
+def test_csv_may_be_utf_16(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("id\tlabel\r\ncafé.png\tcat\r\n".encode("utf-16"))
+    pd.testing.assert_frame_equal(read_labels_csv(tmp_path / "labels.csv"), labels_of([("café.png", "cat", "", "")]))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +109,8 @@ def test_csv_of_other_makes(tmp_path: Path, text: str, rows: list) -> None:
         (b'id,label\na,"two\nlines"\n,cat\n', "line 4: the id is empty"),
         (b"id,label\na,cat\nb,cat\na,dog\n", "line 4: 'a' has an earlier row by annotator ''"),
         (b"id,label\na,cat\nb\n", "line 3: 1 cells where the header has 2"),
+        (b"id;label\na;cat\nb;cat;x\n", "line 3: 3 cells where the header has 2. Quote cells that hold ';'"),
+        (b"Id,id,label\na,b,cat\n", "line 1: there are two columns 'id'"),
         (b"id,label\na,cat\nb,caf\xe9\n", "line 3: the bytes are not UTF-8"),
         (b'id,label\na,"cat\n', "line 2: not CSV"),
         (b"id,label,time\na,cat,31.1.2026\n", "line 2: the time '31.1.2026' is not ISO 8601"),
@@ -374,6 +384,34 @@ def test_which_control_has_the_classes_can_be_said_and_must_be_where_nobody_know
             read_label_studio(path, control="label")
 
 
+@pytest.mark.parametrize("data", ["label", "choice", "notes"])
+@pytest.mark.parametrize("control", ["choice", "label", "species"])
+def test_a_column_of_data_is_not_taken_for_the_control(tmp_path: Path, data: str, control: str) -> None:
+    if data == control:
+        return
+    first = {"image": "a.png", data: "old"}
+    placed = write(tmp_path / "placed.json", [{**first, "id": 1, control: "cat", "annotator": 1, "annotation_id": 1}])
+    assert read_label_studio(placed)["label"].tolist() == ["cat"]
+    lost = {**first, control: "cat", "annotation_id": 1}
+    for content in ([lost], [lost, {"image": "b.png", control: "dog", "annotation_id": 2}]):
+        path = write(tmp_path / "min.json", content)
+        with pytest.raises(DataError, match=r"min.json: the classes could be in .*, .*\. Say which by control="):
+            read_label_studio(path)
+        assert read_label_studio(path, control=control)["label"].tolist()[0] == "cat"
+    cells = {**first, control: "cat", "annotation_id": "1"}
+    with pytest.raises(DataError, match=r"min.csv: the classes could be in"):
+        read_label_studio(write(tmp_path / "min.csv", "\n".join(map(",".join, (cells, cells.values())))))
+
+
+def test_two_usual_controls_of_one_task_must_be_told_apart(tmp_path: Path) -> None:
+    results = [annotation([name], 10, FIRST)["result"][0] | {"from_name": tag}
+               for name, tag in (("cat", "label"), ("sharp", "choice"))]  # fmt: skip
+    path = write(tmp_path / "export.json", [task(1, GOOD, annotation([], 10, FIRST, result=results))])
+    with pytest.raises(DataError, match=r"the classes could be in 'choice', 'label'. Say which by control="):
+        read_label_studio(path)
+    assert read_label_studio(path, control="choice")["label"].tolist() == ["sharp"]
+
+
 def test_an_export_without_a_label_says_why(tmp_path: Path) -> None:
     box = {"from_name": "box", "to_name": "image", "type": "rectanglelabels", "value": {"rectanglelabels": ["x"]}}
     nothing = [
@@ -435,6 +473,12 @@ def test_addresses_lead_to_images(tmp_path: Path, address: str, image: str) -> N
         ("s3://bucket/x/slides", "s3://bucket/x/slides/a.png"),
         ("https://host/slides", "https://host/slides/a.png?v=1"),
         ("C:\\slides\\", "C:\\slides\\a.png"),
+        ("c:/slides", "C:\\slides\\a.png"),
+        ("D:", "d:/a.png"),
+        ("C:\\slides", "file:///c:/slides/a.png"),
+        ("/slides", "/data/local-files/?d=slides/a.png"),
+        ("slides", "/slides/a.png"),
+        ("/caf\u00e9", "cafe\u0301/a.png"),
     ],
 )
 def test_the_root_of_addresses_can_be_said(tmp_path: Path, root: str, address: str) -> None:
