@@ -82,13 +82,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 if all went well, 1 after an error that was explained."""
-    options = parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         with _notes():
             return COMMANDS[options.command](options)
     except PalkitError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments as parsed; KEY=VALUE may stand on both sides of an option, which sub-commands do not take."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and ("values" not in options or any(one.startswith("-") for one in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.values = [*options.values, *rest]
+    return options
 
 
 @contextmanager

@@ -11,11 +11,20 @@ from typing import Any
 from palkit.errors import ConfigError, brief, unknown_name
 
 WHOLE = 2**63  # what torch and numpy hold
+# What takes no room and changes no letter: soft hyphen, zero-width space, word joiner and invisible
+# operators, marks of direction, byte order mark. Not the joiners U+200C and U+200D, which change words in Persian and
+# Indic scripts, nor variation selectors and tags: emoji are made of these.
+UNSEEN = dict.fromkeys(
+    (0xAD, 0x061C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF)
+)
 
 
 def normal(text: str) -> str:
-    """Text as it is compared: one that looks the same is the same (NFC, https://unicode.org/reports/tr15/)."""
-    return unicodedata.normalize("NFC", text)
+    """Text as it is compared: one that looks the same is the same.
+
+    Accents are composed (NFC, https://unicode.org/reports/tr15/), and `UNSEEN` characters are dropped.
+    """
+    return unicodedata.normalize("NFC", text.translate(UNSEEN))
 
 
 def parsed(text: str) -> Any:

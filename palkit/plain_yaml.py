@@ -1,11 +1,24 @@
 """YAML that people write: plain values only, each key once, and no larger than it looks."""
 
+import re
+
 import yaml
 
 from palkit.errors import ConfigError, brief
 
 NODES = 100_000  # with every alias written out: nine lines of aliases to aliases stand for a billion values
 REASON = 300  # characters of the parser's
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of plain values that takes 1e-3 as a number, as YAML 1.2 and JSON do, and YAML 1.1 does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 def read_yaml(text: str, where: str) -> object:
@@ -19,7 +32,7 @@ def read_yaml(text: str, where: str) -> object:
         ConfigError: it is not YAML, holds other than plain values, a key twice, or aliases that grow without bound.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             return None

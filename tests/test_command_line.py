@@ -1,5 +1,6 @@
 """The commands that look at the machine and fill caches."""
 
+import warnings
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import yaml
 from PIL import Image
 
 from palkit import devices
-from palkit.__main__ import main
+from palkit.__main__ import _options, main
+from palkit.checks import normal
 from palkit.config import config_from_dict, typed
-from palkit.errors import ConfigError
+from palkit.datasets import load_dataset
+from palkit.errors import ConfigError, DataNotice
 from palkit.runs import RunDirectory, folder_name
 from palkit.setting import setting
 
@@ -115,7 +118,11 @@ def test_names_of_files_are_what_was_typed(
         ("seed", "07", 7),
         ("pool_size", "null", None),
         ("pool_size", "auto", "auto"),
-        ("strategy_options.beta", "1e-2", "1e-2"),
+        ("strategy_options.beta", "1e-2", 0.01),
+        ("training.head_lr", "1e-3", 0.001),
+        ("training.head_lr", "5E-4", 0.0005),
+        ("training.head_lr", "+.5e1", 5.0),
+        ("training.head_lr", "1e3x", "1e3x"),
         ("strategy_options", "{beta: 2}", {"beta": 2}),
         ("nothing", "3", 3),
         ("seed.of", "3", 3),
@@ -145,6 +152,49 @@ def test_a_run_takes_the_folder_that_was_named_and_not_the_one_beside_it(
     folder = Path(told.split("results: ")[1].strip())
     assert folder.parent == tmp_path / "[runs]" / "run_3", "not markup, but brackets"
     assert all("run #3" in image for image in RunDirectory("run #3", folder.name).selections()["id"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["run", "--device", "cpu", "seed=1", "rounds=2"],
+        ["run", "seed=1", "--device", "cpu", "rounds=2"],
+        ["run", "seed=1", "rounds=2", "--device=cpu"],
+        ["embed", "seed=1", "--workers", "2", "rounds=2", "--device", "cpu"],
+        ["doctor", "seed=1", "--compile", "rounds=2", "--device", "cpu"],
+    ],
+)
+def test_values_and_options_come_in_any_order(given: list[str]) -> None:
+    assert (options := _options(given)).values == ["seed=1", "rounds=2"]
+    assert options.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "given", [["run", "seed=1", "--devise", "cpu", "rounds=1"], ["sweep", "a", "--jobs", "1", "b"]]
+)
+def test_what_no_command_takes_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(given)
+    assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_a_folder_called_as_a_named_set_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataNotice)
+        load_dataset("digits")
+    (tmp_path / "digits").mkdir()
+    with pytest.warns(DataNotice, match=r"'digits' is the data set of that name; .* write '\./digits'") as said:
+        assert load_dataset("digits").name == "digits"
+    assert len(said) == 1
+
+
+def test_text_is_compared_by_what_is_seen() -> None:
+    for unseen in "\u200b\ufeff\u2060\u00ad\u200e\u202a":
+        assert normal(f"c{unseen}at{unseen}") == "cat"
+        assert normal(f"e{unseen}\u0301") == "é"
+    for kept in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "क्\u200dष", "👩\u200d🔬", "❤\ufe0f"):
+        assert normal(kept) == kept
 
 
 def test_yaml_that_is_no_text_says_how_to_make_it_text() -> None:

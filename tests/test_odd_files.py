@@ -16,7 +16,7 @@ from PIL import Image
 
 from palkit.__main__ import main
 from palkit.datasets import IMAGE_SUFFIXES, ImagePool, load_dataset, read_image
-from palkit.datasets.decoding import without_metadata
+from palkit.datasets.decoding import explain, without_metadata
 from palkit.datasets.folders import DEBRIS, list_folder
 from palkit.errors import DataError, DataNotice
 
@@ -441,3 +441,10 @@ def test_places_without_data_are_black_and_no_part_of_the_range(tmp_path: Path) 
     found = np.asarray(read_image(tmp_path / "x.tif"))
     assert (found[:10] == 0).all()
     assert len(np.unique(found[10:])) > 200
+
+
+def test_an_error_shows_no_address_in_memory() -> None:
+    with pytest.raises(OSError, match="cannot identify") as caught:
+        Image.open(io.BytesIO(b"no image"))
+    assert "object at 0x" in str(caught.value)
+    assert explain(caught.value) == "cannot identify image file"

@@ -178,6 +178,18 @@ def test_text_that_looks_the_same_is_the_same(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "twice"))
 
 
+def test_what_takes_no_room_makes_no_class_and_no_other_file(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "m", ("cat", "ca\u200bt", "dog"), 4)
+    rows = ["cat/0.png,cat", *(f"ca\u200bt/{n}.png,\ufeff cat\u200b" for n in range(3))]
+    rows += [f"dog/{n}.png,dog" for n in range(3)]
+    with pytest.raises(DataError, match="looks like"):
+        load(folder, "path,label\n" + "\n".join(rows))
+    pool = load(folder, "path,label\n" + "\n".join(rows[1:]))
+    assert pool.class_names == ("cat", "dog")
+    assert pool.ids[0] == "cat/0.png"
+    assert len(pool.images.decode(np.arange(len(pool)), 8)) == 6
+
+
 def test_official_train_and_test_without_validation(images: Path) -> None:
     """As IDRiD and most benchmarks come: validation images are taken out of the training images, and that is said."""
     rows = listed(images)

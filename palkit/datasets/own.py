@@ -129,7 +129,7 @@ def _class_order(path: Path) -> list[str] | None:
     """
     if not os.path.isfile(path):
         return None
-    names = [normal(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    names = [name for line in read_text(path).splitlines() if (name := normal(line).strip())]
     twice = [name for place, name in enumerate(names) if name in names[:place]]
     if twice or not names:
         raise DataError(
@@ -237,7 +237,7 @@ def from_table(
             shown = repr(table["path"][row]) if same else ascii(table["path"][row])
             where = f"{manifest}, line {line}" if "line" in table else str(manifest.parent)
             raise DataError(f"{where}: {shown} {what}. Remove one, or rename the file.")
-    text = np.array([normal(label.strip()) for label in table["label"]], dtype=object)
+    text = np.array([normal(label).strip() for label in table["label"]], dtype=object)
     classes = _classes(text, class_names, name)
     code = {label: number for number, label in enumerate(classes)} | {"": UNLABELLED}
     labels = np.array([code[label] for label in text], dtype=np.int64)
@@ -292,7 +292,7 @@ def _classes(text: np.ndarray, given: Sequence[str] | None, name: str) -> list[s
     found = in_order(set(text) - {""})
     if given is None:
         return found
-    given = [normal(name.strip()) for name in given]
+    given = [normal(name).strip() for name in given]
     if "" in given or len(set(given)) < len(given):
         raise ConfigError(f"classes: names must differ and not be empty, got {', '.join(map(repr, given))}.")
     unlisted = [label for label in found if label not in given]
