@@ -147,7 +147,8 @@ def _manifest(options: argparse.Namespace) -> int:
             "Replace them, or leave them out with --skip-unreadable."
         )
     pool = findings.cleaned(options.drop_duplicates)
-    console.print(f"manifest: {write_manifest(pool, options.out)}, {len(pool)} images", markup=False, soft_wrap=True)
+    written = write_manifest(pool, options.out, ordered=bool(options.classes))
+    console.print(f"manifest: {written}, {len(pool)} images", markup=False, soft_wrap=True)
     return 0
 
 
