@@ -1,6 +1,6 @@
 """What people say of the images of a pool: labels, doubts, second thoughts, and where they disagree.
 
-Names of images, classes and annotators are compared in NFC: those that look the same are the same.
+Names of images, classes and annotators are compared by `palkit.checks.normal`: those that look the same are the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -133,10 +133,10 @@ class Answers:
         """
         new = named("class", name)
         for other in self.class_names:
-            if new == other:
+            difference = hidden_difference(name.strip(), other)
+            if new == other and not difference:
                 raise ConfigError(f"class {name!r} exists already.")
             if seen(new) == seen(other):
-                difference = hidden_difference(new, other)
                 raise ConfigError(f"class {name!r} looks like {other!r} and differs in {difference}. Use that one.")
         self.log.append([Event(now(), self.annotator, "class", label=new)])
 

@@ -34,6 +34,7 @@ NEEDED = {
 }
 ACTIONS = tuple(NEEDED)
 INCOMPLETE = b" (incomplete)"  # ends a line whose writer was killed in the middle of it
+ENDS = (b"}\n", b")\n")  # of what palkit writes: an event, or an incomplete one
 LONGEST = 2**16  # bytes of a line
 CHECKSUM = "crc"  # of a line, by which a damaged one is told
 SIZE = ".size"  # what the name of the file ends in that says how many bytes have been written
@@ -177,13 +178,13 @@ class LabelLog:
         """
         written = self._written()
         there = self.path.stat().st_size if self.path.exists() else 0
-        if there == written and (not there or self._read_from(there - 1) == b"\n"):
+        if there == written and (not there or self._read_from(there - 2) in ENDS):
             return 0
         content = self._read_from(0) if there else b""
         self._refuse_wide(content)
         text = _divided(content)[1]
         plain = text.replace(b"\r\n", b"\n")
-        if len(plain) == written and plain.endswith(b"\n"):
+        if len(plain) == written and plain.endswith(ENDS):
             return len(content) - written
         *lines, last = text.split(b"\n")
         whole = _is_whole(last)

@@ -184,8 +184,10 @@ def test_what_an_editor_changes_without_a_loss_is_read_and_a_loss_is_still_notic
         with pytest.raises(DataError, match="lost its end"):
             LabelLog(log.path).check()
     # Blank lines, spaces and comments do not stand for what is missing.
-    for padding in (b"\n", b" ", b"# all is well\n"):
-        log.path.write_bytes(last.splitlines(keepends=True)[0] + padding * 200 + b"\n")
+    first = last.splitlines(keepends=True)[0]
+    written = int((tmp_path / "labels.jsonl.size").read_text())
+    for padding in (b"\n" * (written - len(first)), b"\n" * 999, b" " * 999 + b"\n", b"# all is well\n" * 99):
+        log.path.write_bytes(first + padding)
         with pytest.raises(DataError, match="lost its end"):
             LabelLog(log.path).check()
 
