@@ -291,14 +291,14 @@ def test_findings_say_when_depths_tie_and_count_in_english(tiny_config: Backbone
     flat = replace(one, table=one.table.assign(accuracy=1.0), draws=1, labels=1)
     flat = replace(flat, table=flat.table.replace({"probe": {one.few: flat.few}}))
     text = flat.findings()
-    assert "is the same (1.000) after each of 4 blocks." in text
+    assert "is the same (1.000) after each of 6 blocks." in text
     assert "Nothing is better at that size." in text
     assert "1 draw of 1 label on " in text
     assert "best after" not in text
     assert "after 1 block:" in text
     some = flat.table.assign(accuracy=np.where(flat.table["depth"].isin([2, 3]), 1.0, 0.5))
     assert (
-        "is best after 2 and 3 of 4 blocks (1.000); after the last it is at 0.500."
+        "is best after 2 and 3 of 6 blocks (1.000); after the last it is at 0.500."
         in replace(flat, table=some).findings()
     )
     assert replace(one, config=replace(tiny_config, depth=1)).name.endswith(", 1 block, mean")
