@@ -281,7 +281,7 @@ def map_2d(features: np.ndarray) -> np.ndarray:
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _listed(numbers: Sequence[int]) -> str:
