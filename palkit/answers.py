@@ -3,6 +3,7 @@
 Names of images, classes and annotators are compared by `palkit.checks.normal`: those that look the same are the same.
 """
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -133,7 +134,7 @@ class Answers:
         """
         new = named("class", name)
         for other in self.class_names:
-            difference = hidden_difference(name.strip(), other)
+            difference = hidden_difference(unicodedata.normalize("NFC", name).strip(), other)
             if new == other and not difference:
                 raise ConfigError(f"class {name!r} exists already.")
             if seen(new) == seen(other):
