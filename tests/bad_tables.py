@@ -332,7 +332,7 @@ def fixed_imports(world: World) -> dict[str, Case]:
             "more cells": LABELS + b"d.png,cat,ann,,x\n",
             "nul": LABELS.replace(b"cat", b"c\0t").replace(b"a.png", b""),
             "latin-1": "id,label\na,\xe4\n".encode("latin-1"),
-            "utf-16": LABELS.decode().encode("utf-16"),
+            "utf-16 without its mark": LABELS.decode().encode("utf-16-le"),
             "huge field": b"id,label\n" + b"x" * 200_000 + b",y\n",
             "open quote": b'id,label\n"a,b\n',
             "twice": LABELS + b"b.png,cat,,\n",
@@ -356,7 +356,7 @@ def fixed_imports(world: World) -> dict[str, Case]:
             "id is a list": studio(data={"palkit_id": [1]}),
             "annotations are text": studio(annotations="x"),
             "data are text": studio(data="x"),
-            "utf-16": studio().decode().encode("utf-16"),
+            "utf-16 without its mark": studio().decode().encode("utf-16-le"),
         },
     }
     readers = {"l.csv": read_labels_csv, "l.json": use_label_studio}
