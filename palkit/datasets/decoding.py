@@ -139,7 +139,9 @@ def range_of(values: np.ndarray) -> tuple[float, float]:
     Returns:
         Lowest and highest; NaN if no value is finite.
     """
-    finite = values[np.abs(values) < NO_DATA] if values.dtype.kind == "f" else values.reshape(-1)
+    finite = values.reshape(-1)
+    if values.dtype.kind == "f":
+        finite = values[np.abs(values) <= min(NO_DATA, np.finfo(values.dtype).max)]
     if not finite.size:
         return np.nan, np.nan
     low = np.quantile(finite, OUTERMOST, method="higher")
