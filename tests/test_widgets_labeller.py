@@ -189,8 +189,8 @@ def test_files_out_and_in(session: Session, fields: dict[str, Any], truth: dict[
     assert len(tasks) == 20, "labelled ones and those proposed"
     assert sum("predictions" in task for task in tasks) == 10
     before = session.log.path.read_bytes()
-    for text in ("", "id;label", "{", "[1]"):
-        name = "x.csv" if ";" in text else "x.json"
+    for text in ("", "id|label", "{", "[1]"):
+        name = "x.csv" if "|" in text else "x.json"
         assert page.tell("import", name=name, text=text)["news"].startswith(name), "and no folder of palkit's own"
     assert session.log.path.read_bytes() == before
 

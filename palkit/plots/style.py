@@ -431,7 +431,8 @@ def _fitting(line: str, columns: int) -> str:
 
 def one_line(name: str) -> str:
     """A name without line breaks, and with bytes written out that are no text, as names of files may hold."""
-    return " ".join(name.encode(errors="backslashreplace").decode().split())
+    text = name.encode(errors="backslashreplace").decode()
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text).strip()
 
 
 def _short(line: str, longest: int) -> str:
