@@ -96,6 +96,15 @@ def bitmaps(folder: Path, count: int) -> Path:
     return folder
 
 
+def linked(folder: Path) -> Path:
+    """A folder whose classes are links to those of another."""
+    links = folder.parent / "links"
+    links.mkdir()
+    for name in ("cat", "dog"):
+        (links / name).symlink_to(folder / name)
+    return links
+
+
 def config(folder: Path, tiny_run: dict[str, Any]) -> ExperimentConfig:
     return config_from_dict(tiny_run | {"dataset": str(folder), "pool_size": None})
 
@@ -112,10 +121,7 @@ def test_a_running_process_notices(
         source = folder / "m.csv"
         source.write_text("\n".join(["path,label", *rows]))
     if form == "links":
-        source = folder.parent / "links"
-        source.mkdir()
-        for name in ("cat", "dog"):
-            (source / name).symlink_to(folder / name)
+        source = linked(folder)
     run = config(source, tiny_run)
     before = setting(run)
     (row,) = np.flatnonzero(before.pool.ids == "cat/0.png")
@@ -132,10 +138,7 @@ def test_a_running_process_notices(
 def test_a_running_process_notices_what_comes_and_goes(folder: Path, tiny_run: dict[str, Any], form: str) -> None:
     source = folder
     if form == "links":
-        source = folder.parent / "links"
-        source.mkdir()
-        for name in ("cat", "dog"):
-            (source / name).symlink_to(folder / name)
+        source = linked(folder)
     run = config(source, tiny_run)
     assert len(pool_of(run)) == 24
     noise(NEW).save(folder / "cat" / "new.png")
