@@ -28,7 +28,7 @@ import pandas as pd
 from palkit.checks import normal, parsed
 from palkit.errors import ConfigError, DataError, brief, hidden_difference
 from palkit.files import atomic_path
-from palkit.formats import read_text
+from palkit.formats import read_text, separator
 
 COLUMNS = ("id", "label", "annotator", "time")
 PREDICTION_COLUMNS = ("id", "label", "probability")
@@ -82,7 +82,7 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
     width = 0
     seen: set[tuple[str, str]] = set()
     try:
-        sign = _separator(text)
+        sign = separator(text, {"path", *COLUMNS})
         # A row may go over several lines, and errors are about the first of them.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
         for cells in reader:
@@ -105,15 +105,6 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
     if not columns:
         raise DataError(f"{path}: the file is empty. Its first line must be the header {','.join(COLUMNS)}.")
     return _table(rows)
-
-
-def _separator(text: str) -> str:
-    """What stands between cells: the sign by which most of our columns are in the header."""
-    found = {}
-    for sign in ",;\t":
-        header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
-        found[sign] = len({"path", *COLUMNS} & {name.strip().lower() for name in header})
-    return max(found, key=found.__getitem__)
 
 
 def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +131,7 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
         raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as UTF-8.")
     if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
         text = "\n" + text[said.end() :]
-    signs = [said[1]] if said else [",", *(sign for sign in ";\t" if sign in text)]
-    used = max(signs, key=lambda sign: len(set(known) & {name.strip().lower() for name in _first(text, sign)}))
+    used = said[1] if said else separator(text, known)
     records = list(_records(path, text, used))
     if not records:
         raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
@@ -162,9 +161,19 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     return pd.DataFrame(rows, columns=names, dtype=object), lines
 
 
-def _first(text: str, separator: str) -> list[str]:
-    """Cells of the first row, however badly it fits."""
-    return next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=separator)), [])
+def separator(text: str, known: Collection[str]) -> str:
+    """What stands between cells, comma, semicolon or tab: the sign by which most of the known names are in the header.
+
+    Args:
+        text: of a table.
+        known: names of columns, in lower case.
+    """
+
+    def names(sign: str) -> list[str]:
+        header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
+        return [name.strip().lower() for name in header]
+
+    return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
 
 
 def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -448,3 +448,14 @@ def test_an_error_shows_no_address_in_memory() -> None:
         Image.open(io.BytesIO(b"no image"))
     assert "object at 0x" in str(caught.value)
     assert explain(caught.value) == "cannot identify image file"
+
+
+def test_signed_bytes_of_a_data_set_have_one_range(tmp_path: Path) -> None:
+    for number, name in enumerate(("dim", "bright") * 4):
+        values = np.random.default_rng(number).integers(-100, 0, (32, 32)) + 100 * (name == "bright")
+        (tmp_path / name).mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / name / f"{number}.tif", values.astype(np.int8))
+    pool = load_dataset(str(tmp_path))
+    images = pool.images.decode(np.arange(8), 32)
+    assert images[pool.label_names() == "dim"].mean() + 80 < images[pool.label_names() == "bright"].mean()
+    assert re.match(r"8 of 8 images have integer values", pool.notes[0])

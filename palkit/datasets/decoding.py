@@ -32,7 +32,7 @@ PNG_PIXELS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}  # chunks without which there 
 ADOBE = 14  # bytes of the segment that says which colours a JPEG file has, with its length
 COLOURS = {"RGB", "RGBA", "LA"}
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF
-WHITE_IS_ZERO, SIGNED = 0, 2
+WHITE_IS_ZERO, SIGNED, SIGNED_BYTES = 0, 2, "signed bytes"
 BYTE_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # the other one of each
 OUTERMOST = (
     0.001  # share of an image's pixels beyond its range on each side: one hot pixel must not make the rest black
@@ -177,12 +177,11 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
         if file.format == "EPS":
             raise ValueError("it is a PostScript program, which is not executed")
         raw, tiles, frames = _rawmode(file), list(file.tile), _frames(file)
+        if raw == SIGNED_BYTES:
+            raise ValueError("its values are signed bytes")  # which Pillow takes for unsigned ones
         # A TIFF turns itself when it is loaded, and its tag goes: it must not be turned again by a copy of the tag.
         file.load()
         deep = None
-        signed_bytes = file.format == "TIFF" and _tag(file, SAMPLE_FORMAT) == SIGNED and not raw
-        if signed_bytes:
-            raise ValueError("its values are signed bytes")  # which Pillow takes for unsigned ones
         if raw:
             deep = _sixteen_bits(source, file, tiles, raw) if file.mode in COLOURS else np.asarray(file)
             if file.format == "TIFF":
@@ -197,7 +196,9 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
 
 
 def _rawmode(file: Image.Image) -> str:
-    """How Pillow names values of more than 8 bits that a file holds; "" if it holds none."""
+    """How Pillow names values of more than 8 bits, or with a sign, that a file holds; "" if it holds none."""
+    if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) == 8 and _tag(file, SAMPLE_FORMAT) == SIGNED:
+        return SIGNED_BYTES
     if file.mode.startswith("I;16") or file.mode in ("I", "F"):
         return file.mode
     if file.mode not in COLOURS:
