@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -170,8 +171,10 @@ def separator(text: str, known: Collection[str]) -> str:
     """
 
     def names(sign: str) -> list[str]:
-        header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
-        return [name.strip().lower() for name in header]
+        with suppress(csv.Error):  # whoever reads all of it says what is wrong
+            header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
+            return [name.strip().lower() for name in header]
+        return []
 
     return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
 

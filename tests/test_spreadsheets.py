@@ -61,6 +61,7 @@ def load(folder: Path, text: str | bytes) -> ImagePool:
             "path,label,split\n\ncat/0.png,cat,trein",
             r"line 3: split 'trein' is none of pool, val, test \(train is pool\)",
         ),
+        ("x" * 200_000 + "\na,b", r"cannot be read as a table \(line 1: field larger"),
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         ('path,label\ncat/0.png,"cat', r"cannot be read as a table \(line 2"),
