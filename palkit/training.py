@@ -1,5 +1,6 @@
 """Fit a model to a few dozen labels, starting from the pretrained weights."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ CLASS_WEIGHTS = ("none", "balanced", "effective")
 LARGEST_RATE = 1e6  # float32 overflows soon after
 MOST_VIEWS = 1000  # all of an image's are held in memory
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
+Groups = list[tuple[nn.Module, float]]  # what learns, and its learning rate
 LOWER_RATES = "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
 
 
@@ -143,22 +145,58 @@ def fit(
         DivergenceError: the loss or a gradient is not finite, or the model ends far worse than guessing; says what
             to change.
     """
-    adapter_lr = config.adapter_lr or ADAPTERS[model.config.name].adapter_lr
     report = FitReport()
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
         torch.manual_seed(seed)
-        held_out = _held_out(labels, config.early_stopping)
-        weight = class_weights(labels[~held_out], model.head.out_features, config.class_weights)
-        if config.head_epochs:
-            features = _frozen_features(model, inputs, config.precision)
-            _Loop(config, weight, report, progress).run(
-                model.logits, features, labels, ~held_out, config.head_epochs, [(model.head, config.head_lr)]
-            )
-        loop = _Loop(config, weight, report, progress, model)
-        groups = [(model.head, config.head_lr), (model.backbone, adapter_lr)]
-        loop.run(lambda rows: model(rows)[1], inputs, labels, ~held_out, config.epochs, groups)
+        learn = ~_held_out(labels, config.early_stopping)
+        weight = class_weights(labels[learn], model.head.out_features, config.class_weights)
+        loop = _Loop(config, labels, learn, weight, report, progress)
+        probe = model.start_block == model.backbone.depth
+        if config.head_epochs or probe:
+            _fit_head(model, inputs, loop, probe)
+        if not probe:
+            _fit_all(model, inputs, loop)
         model.eval()
     return report
+
+
+def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -> None:
+    """Train the head alone on frozen features; of a probe that is all there is.
+
+    In float64, on the CPU, which every machine has: in float32 the last bits of another processor grow through the
+    optimiser until predictions differ. It costs nothing: a step is mostly overhead, and little of it with few labels.
+    """
+    config = loop.config
+    features = _frozen_features(model, inputs, config.precision).cpu().double()
+    head = copy.deepcopy(model.head).cpu().double()
+    groups: Groups = [(head, config.head_lr)]
+    if config.head_epochs:
+        loop.run(head, head, features, config.head_epochs, groups)
+    if probe:
+        loop.run(head, head, features, config.epochs, groups, choose=True)
+    model.head.load_state_dict(head.state_dict())
+
+
+def _fit_all(model: AdaptedModel, inputs: Tensor, loop: "_Loop") -> None:
+    """Train head and adapter together; the head and the loss in float64 where the device has it.
+
+    They sum over the classes: in float32 the number of a class would show in the last bits of every gradient.
+    """
+    config = loop.config
+    dtype = torch.float32 if inputs.device.type == "mps" else torch.float64
+
+    def forward(rows: Tensor) -> Tensor:
+        with autocast(rows.device, config.precision):
+            features = model.features(rows)
+        return model.logits(features.to(dtype))
+
+    adapter_lr = config.adapter_lr or ADAPTERS[model.config.name].adapter_lr
+    groups: Groups = [(model.head, config.head_lr), (model.backbone, adapter_lr)]
+    model.head.to(dtype)
+    try:
+        loop.run(model, forward, inputs, config.epochs, groups, choose=True)
+    finally:
+        model.head.float()
 
 
 def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
@@ -171,10 +209,10 @@ def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
     """
     if kind == "none":
         return None
-    counts = labels.bincount(minlength=classes).float()
+    counts = labels.bincount(minlength=classes).double().cpu()  # in float32 sums would depend on the classes' order
     size = counts if kind == "balanced" else effective_number(counts)
     weight = torch.where(counts > 0, 1 / size.clamp_min(1e-12), torch.zeros_like(counts))
-    return weight * (counts > 0).sum() / weight.sum()
+    return (weight * (counts > 0).sum() / weight.sum()).float().to(labels.device)
 
 
 def cross_fitted_temperature(
@@ -237,7 +275,7 @@ def _held_out(labels: Tensor, share: float) -> Tensor:
     """(L,) bool, every class of two or more labels giving about `share` of them, but never its last one."""
     chosen = torch.zeros_like(labels, dtype=torch.bool)
     if share:
-        for label in labels.unique():
+        for label in dict.fromkeys(labels.tolist()):  # as bought: the draws must not depend on the classes' numbers
             rows = (labels == label).nonzero().squeeze(1)
             number = min(len(rows) - 1, max(1, round(share * len(rows))))
             chosen[rows[torch.randperm(len(rows)).to(rows.device)[:number]]] = True
@@ -254,33 +292,46 @@ def _frozen_features(model: AdaptedModel, inputs: Tensor, precision: str) -> Ten
 
 @dataclass
 class _Loop:
-    """Epochs of one phase: the head alone if there is no model, else head and adapter."""
+    """Epochs over the labelled set: of the head alone, or of head and adapter."""
 
     config: TrainingConfig
+    labels: Tensor
+    learn: Tensor
     weight: Tensor | None
     report: FitReport
     progress: Progress
-    model: AdaptedModel | None = None
 
     def run(
         self,
+        net: nn.Module,
         forward: Callable[[Tensor], Tensor],
         inputs: Tensor,
-        labels: Tensor,
-        learn: Tensor,
         epochs: int,
-        groups: list[tuple[nn.Module, float]],
+        groups: Groups,
+        *,
+        choose: bool = False,
     ) -> None:
-        """Train for some epochs. `inputs` is (V, L, ...); epoch e sees view e mod V of the rows `learn`."""
-        config, model = self.config, self.model
+        """Train for some epochs.
+
+        Args:
+            net: all that learns.
+            forward: (B, ...) inputs to (B, C) logits.
+            inputs: (V, L, ...); epoch e sees view e mod V of the rows to learn from.
+            epochs: how many.
+            groups: parts of `net` and their learning rates.
+            choose: keep the epoch that held-out labels find best, if there are such labels.
+        """
+        config, model = self.config, net if isinstance(net, AdaptedModel) else None
+        labels, learn = self.labels.to(inputs.device), self.learn.to(inputs.device)
         rows_to_learn = learn.nonzero().squeeze(1)
+        choose = choose and not learn.all()
         optimizer = _optimizer(groups, config)
         steps = math.ceil(len(rows_to_learn) / config.batch_size)
         scheduler = _warmup_cosine(optimizer, config.warmup_epochs * steps, epochs * steps)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         best = _Best(config.patience)
+        net.train()
         if model is not None:
-            model.train()
             model.begin(epochs * steps)
         step, error, outputs = 0, 0.0, 2
         for epoch in range(epochs):
@@ -288,12 +339,11 @@ class _Loop:
             calibration = calibration_weight(epoch, epochs, config.calibration)
             order = torch.randperm(len(rows_to_learn)).to(labels.device)
             for rows in rows_to_learn[order].split(config.batch_size):
-                with autocast(view.device, config.precision):
-                    logits = forward(view[rows]).float()
+                logits = forward(view[rows])
                 outputs = logits.shape[1]
-                loss = self._cross_entropy(logits, labels[rows])
+                loss = self._cross_entropy(logits, labels[rows], config.label_smoothing)
                 # Smoothed targets cannot be met, so what they cost tells nothing of divergence.
-                mistake = F.cross_entropy(logits.detach(), labels[rows], self.weight)
+                mistake = self._cross_entropy(logits.detach(), labels[rows])
                 if calibration:
                     loss = loss + calibration * calibration_loss(logits, labels[rows], config.calibration_weighting)
                 penalty = None if model is None else model.penalty()
@@ -313,13 +363,11 @@ class _Loop:
                 error += mistake.item() * len(rows) / len(rows_to_learn)
             self.report.losses.append(total)
             self.progress("fitting", len(self.report.losses), config.head_epochs + config.epochs)
-            if model is None or learn.all():
-                continue
-            if best.is_over(self._held_out(forward, inputs, labels, ~learn), model):
+            if choose and best.is_over(self._held_out_loss(net, forward, inputs, labels, ~learn), net):
                 break
         self.report.steps += step
-        if model is not None and best.state:
-            best.restore(model)
+        if best.state:
+            best.restore(net)
             return
         guessing = math.log(outputs)  # among all classes, also those that no label is of yet
         if error > DIVERGED * guessing:
@@ -328,20 +376,22 @@ class _Loop:
                 + LOWER_RATES
             )
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, self.weight, label_smoothing=self.config.label_smoothing)
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(logits)
+        return F.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
 
     @torch.no_grad()
-    def _held_out(self, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, rows: Tensor) -> float:
-        assert self.model is not None
-        self.model.eval()
-        with autocast(inputs.device, self.config.precision):
-            losses = [self._cross_entropy(forward(view[rows]).float(), labels[rows]) for view in inputs]
-        self.model.train()
+    def _held_out_loss(
+        self, net: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, rows: Tensor
+    ) -> float:
+        net.eval()
+        smoothing = self.config.label_smoothing
+        losses = [self._cross_entropy(forward(view[rows]), labels[rows], smoothing) for view in inputs]
+        net.train()
         self.report.held_out.append(float(torch.stack(losses).mean()))
         return self.report.held_out[-1]
 
-    def _check(self, value: Tensor, what: str, epoch: int, groups: list[tuple[nn.Module, float]]) -> None:
+    def _check(self, value: Tensor, what: str, epoch: int, groups: Groups) -> None:
         if not torch.isfinite(value):
             raise DivergenceError(
                 f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. "
@@ -358,27 +408,27 @@ class _Best:
         self.waited = 0
         self.state: dict[str, Tensor] = {}
 
-    def is_over(self, loss: float, model: AdaptedModel) -> bool:
+    def is_over(self, loss: float, net: nn.Module) -> bool:
         """Take note of an epoch; whether there was none better for too long."""
         self.waited += 1
         if loss < self.loss:
             self.loss, self.waited = loss, 0
-            self.state = {name: p.detach().clone() for name, p in trainable_parameters(model).items()}
+            self.state = {name: p.detach().clone() for name, p in trainable_parameters(net).items()}
         return self.waited >= self.patience
 
     @torch.no_grad()
-    def restore(self, model: AdaptedModel) -> None:
-        for name, parameter in trainable_parameters(model).items():
+    def restore(self, net: nn.Module) -> None:
+        for name, parameter in trainable_parameters(net).items():
             if name in self.state:
                 parameter.copy_(self.state[name])
 
 
-def _rates(groups: list[tuple[nn.Module, float]]) -> str:
+def _rates(groups: Groups) -> str:
     names = ("head_lr", "adapter_lr")
     return "with " + " and ".join(f"{name}={lr:g}" for name, (_, lr) in zip(names, groups, strict=False))
 
 
-def _optimizer(groups: list[tuple[nn.Module, float]], config: TrainingConfig) -> torch.optim.Optimizer:
+def _optimizer(groups: Groups, config: TrainingConfig) -> torch.optim.Optimizer:
     """Optimiser with one group per learning rate and decay; biases and norms are not decayed."""
     settings = []
     for module, lr in groups:
