@@ -38,6 +38,7 @@ from palkit.scores import LabelledSet, PoolScores
 from palkit.scoring import score_pool
 from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
+from palkit.ties import Keys, mixed
 from palkit.training import contradictions, cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
@@ -145,7 +146,7 @@ def _compute(
         if not last:
             # A strategy that does not look at scores is not kept waiting for them.
             scores = learner.unscored() if learner.blind else learner.score_pool(model, number, progress)
-        eval_probs = learner.evaluate(model, progress)
+        judged = learner.evaluate(model, progress), learner.eval_labels, learner.eval_names
         score_s = time.perf_counter() - began
         began = time.perf_counter()
         if scores is not None and len(bought) == number + 1:
@@ -155,7 +156,7 @@ def _compute(
             number=number,
             labels=len(positions),
             bought=tuple(bought[number].tolist()),
-            metrics=evaluate(eval_probs, learner.eval_labels) | {"temperature": float(model.temperature)},
+            metrics=evaluate(*judged) | {"temperature": float(model.temperature)},
             costs={
                 "fit_s": fit_s,
                 "score_s": score_s,
@@ -168,7 +169,7 @@ def _compute(
             save_adapter(model, directory.adapter)
         if number == len(done):
             done.append(round_)
-            predictions.append(confidence_table(eval_probs, learner.eval_labels).assign(round=number))
+            predictions.append(confidence_table(*judged).assign(round=number))
             directory.write(done, learner.selections(bought), predictions)
             yield round_
 
@@ -190,6 +191,7 @@ class Learner:
         self.mean, variance = (moment.float() for moment in column_moments(frozen))
         self.std = variance.sqrt().clamp_min(STD_FLOOR)
         self.frozen = Standardised(frozen, self.mean, self.std)
+        self.names, self.eval_names = self._names(self.pool_rows), self._names(eval_rows)
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
@@ -197,6 +199,11 @@ class Learner:
         self.dropout = stochastic_passes(strategy.dropout, self.options)
         if strategy.is_oracle:
             self.options["labels"] = self.pool_labels
+
+    def _names(self, rows: np.ndarray) -> Keys:
+        """Keys of some images and of the classes: what settles ties under this seed."""
+        keys, seed = Keys.of(self.here.pool.ids[rows], self.here.pool.class_names), self.config.seed
+        return Keys(mixed(keys.rows, seed), mixed(keys.classes, seed))
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
@@ -209,7 +216,7 @@ class Learner:
         classes = len(self.here.pool.class_names)
         size = len(self.frozen) * self.frozen.shape[1] * 4
         features = self.frozen[:] if size <= memory_limit() else self.frozen
-        return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes))
+        return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes), names=self.names)
 
     def next_batch(self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int) -> np.ndarray:
         """Pool positions that the strategy buys for round `number`."""
@@ -228,7 +235,9 @@ class Learner:
         """Go on with other labels of the same images, or other classes."""
         self.here = dataclasses.replace(self.here, pool=pool)
         self.pool_labels = torch.from_numpy(pool.labels[self.pool_rows])
-        self.eval_labels = torch.from_numpy(pool.labels[pool.rows(self.config.evaluate_on)])
+        eval_rows = pool.rows(self.config.evaluate_on)
+        self.eval_labels = torch.from_numpy(pool.labels[eval_rows])
+        self.names, self.eval_names = self._names(self.pool_rows), self._names(eval_rows)
 
     def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
         """A model fitted from the pretrained weights to the labels bought so far.
@@ -292,6 +301,7 @@ class Learner:
             dropout=self.dropout,
             rng=self._generator("dropout", number),
             folder=folder,
+            names=self.names,
         )
         if folder is not None:
             weakref.finalize(scores.features, shutil.rmtree, folder, ignore_errors=True)

@@ -273,8 +273,8 @@ class Exploration:
         def make() -> PoolScores:
             model, rng = self._model(learner, state, progress), _generator(learner, "dropout", state)
             config = learner.here.cache.config
-            scores = score_pool(model, learner.inputs, config, progress, dropout=dropout, rng=rng)
-            self._scores.keep((state, None), PoolScores(scores.features, scores.probs))
+            scores = score_pool(model, learner.inputs, config, progress, dropout=dropout, rng=rng, names=learner.names)
+            self._scores.keep((state, None), PoolScores(scores.features, scores.probs, names=scores.names))
             return scores
 
         return self._scores.get((state, dropout), make)

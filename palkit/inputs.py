@@ -236,13 +236,10 @@ class InputCache:
         transform = augmenter(augmentation, size)
         # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a resumed
         # run asks for many images at once.
-        batches = [
-            self._forward(
-                torch.stack([seeded(transform, pixels[i], (seed, int(row), view)) for view in range(views)]),
-                start_block,
-            )
-            for i, row in enumerate(rows)
-        ]
+        batches = []
+        for image, name in zip(pixels, self.pool.ids[rows], strict=True):
+            seen = [seeded(transform, image, (seed, str(name), view)) for view in range(views)]
+            batches.append(self._forward(torch.stack(seen), start_block))
         return torch.stack(batches, dim=1)
 
     def _decoder(self, size: int) -> Decoder:
@@ -349,7 +346,7 @@ def augmenter(name: str, size: int) -> v2.Transform:
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if name == "crop_flip" else crop
 
 
-def seeded(transform: v2.Transform, image: Tensor, key: tuple[int, ...]) -> Tensor:
+def seeded(transform: v2.Transform, image: Tensor, key: tuple[int | str, ...]) -> Tensor:
     """Transform one image under a seed made from `key`; the transforms know the global generator only."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     with torch.random.fork_rng(devices=[]):

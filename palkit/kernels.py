@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from palkit.ties import first_best
+
 CHUNK_ELEMENTS = 2**19  # the float64 copy of a chunk is 4 MB, inside the last-level cache
 TIE = 1e-6
 
@@ -228,7 +230,7 @@ def knn(queries: Tensor, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
 
 
 def lazy_argmax(bound: Tensor, seen: Tensor, now: int, refresh: Callable[[Tensor], Tensor], first: int) -> int:
-    """Index of the largest value, where values only fall with time and refreshing one is dear.
+    """Lowest index of a largest value (within TIE), where values only fall with time and refreshing one is dear.
 
     Only values whose bound reaches the largest fresh one are refreshed (Minoux 1978).
 
@@ -244,9 +246,9 @@ def lazy_argmax(bound: Tensor, seen: Tensor, now: int, refresh: Callable[[Tensor
         fresh = (seen == now) | (bound <= 0)  # 0 cannot fall
         known = torch.where(fresh, bound, -1.0)
         value, index = torch.where(fresh, -1.0, bound).topk(min(size, len(bound)))
-        index = index[value >= known.max().clamp(min=0.0)]
+        index = index[value >= known.max().clamp(min=0.0) * (1 - TIE)]
         if not len(index):
-            return int(known.argmax())
+            return first_best(known, TIE)
         bound[index] = refresh(index).to(bound.dtype)
         seen[index] = now
         size *= 2
@@ -281,7 +283,7 @@ def k_center(rows: Rows, seeds: Tensor, candidates: Tensor, count: int) -> Tenso
             gap = distances(rows[candidates[part]][:, None], references[closest[part]][:, None])
             bound[part] = gap[:, 0, 0]
     else:
-        picks.append(int(nearest(rows, column_mean(rows)[None])[0][candidates].argmin()))
+        picks.append(first_best(-nearest(rows, column_mean(rows)[None])[0][candidates], TIE))
         bound = torch.full((len(candidates),), torch.inf, dtype=torch.float64, device=device)
     centres = torch.empty(count, rows.shape[1], dtype=torch.float64, device=device)
     seen = torch.zeros(len(candidates), dtype=torch.int64, device=device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from palkit.kernels import Rows, chunks, column_mean, draw, matvec, square_gaps, square_norms
+from palkit.ties import first_best
 
 SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many per cluster
 
@@ -35,7 +36,7 @@ def outer_kmeanspp(left: Tensor, right: Rows, candidates: Tensor, count: int, rn
     free = torch.zeros(len(norm), dtype=torch.float64, device=device)
     free[candidates] = 1
     distance = torch.full_like(norm, torch.inf)
-    picks = [int(candidates[norm[candidates].argmax()])]
+    picks = [int(candidates[first_best(norm[candidates])])]
     for _ in range(1, count):
         last = picks[-1]
         free[last] = 0
@@ -105,7 +106,7 @@ def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> T
     for _ in range(clusters):
         tried = draw(share if not picks else share * gap, rng, trials).to(rows.device)
         new = torch.minimum(square_gaps(centred[tried], square[tried], centred, square), gap)  # (trials, sample)
-        best = int((new @ share).argmin())
+        best = first_best(-(new.double() @ share.double()))
         gap = new[best]
         picks.append(int(tried[best]))
     return x[torch.tensor(picks, device=rows.device)]

@@ -10,22 +10,25 @@ from sklearn import metrics as sk
 from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
+from palkit.ties import Keys, predict
+
 ECE_BINS = 15
 
 
-def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
+def evaluate(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> dict[str, float]:
     """Quality and calibration of class probabilities.
 
     Args:
         probs: (N, C) float, rows sum to 1.
         labels: (N,) int64 true classes.
+        keys: of rows and classes, which settle what is predicted where classes tie; by default their positions.
 
     Returns:
         accuracy, balanced_accuracy, macro_f1, kappa (quadratic weights, for ordinal classes), nll (nats),
         brier (0 to 2), ece (15 equal-width bins, top label), adaptive_ece (15 bins of equal count, top label).
     """
     classes = np.arange(probs.shape[1])
-    p, samples = _normalised(probs), confidence_table(probs, labels)
+    p, samples = _normalised(probs), confidence_table(probs, labels, keys)
     y, predicted = labels.numpy(), samples["predicted"].to_numpy()
     confidence, correct = samples["confidence"].to_numpy(), predicted == y
     return {
@@ -47,12 +50,13 @@ def _kappa(y: NDArray, predicted: NDArray, classes: NDArray) -> float:
         return float(sk.cohen_kappa_score(y, predicted, labels=classes, weights="quadratic"))
 
 
-def confidence_table(probs: Tensor, labels: Tensor) -> pd.DataFrame:
+def confidence_table(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> pd.DataFrame:
     """What reliability needs to know of each sample, small enough to be stored.
 
     Args:
         probs: (N, C) float, rows sum to 1.
         labels: (N,) int64 true classes.
+        keys: as for `evaluate`.
 
     Returns:
         One row per sample: `label` and `predicted` (int16), `confidence` (float32, probability of `predicted`).
@@ -61,7 +65,7 @@ def confidence_table(probs: Tensor, labels: Tensor) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "label": labels.numpy().astype(np.int16),
-            "predicted": p.argmax(axis=1).astype(np.int16),
+            "predicted": predict(probs, keys or Keys.of_positions(*probs.shape)).numpy().astype(np.int16),
             "confidence": p.max(axis=1).astype(np.float32),
         }
     )
@@ -145,7 +149,7 @@ def calibration_error(table: pd.DataFrame) -> float:
 def adaptive_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Calibration error over 15 bins of equal count (up to one sample), so that no bin is nearly empty.
 
-    Samples of equal confidence are split over bins in the order given.
+    Samples of equal confidence share what they are right and wrong, so that their order does not matter.
 
     Args:
         confidence: (N,) probability of the predicted class.
@@ -154,8 +158,9 @@ def adaptive_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> flo
     Source: Nixon et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019, section 3; top label only.
     """
     confidence = np.asarray(confidence, dtype=float)
-    order = np.argsort(confidence, kind="stable")
-    surplus = (np.asarray(correct, dtype=float) - confidence)[order]
+    value, group = np.unique(confidence, return_inverse=True)  # values are sorted
+    right = np.bincount(group, np.asarray(correct, dtype=float)) / np.bincount(group)
+    surplus = (right - value)[np.sort(group)]
     return float(sum(abs(part.sum()) for part in np.array_split(surplus, ECE_BINS)) / len(surplus))
 
 

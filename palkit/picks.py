@@ -12,7 +12,6 @@ from palkit.experiment import Learner
 from palkit.kernels import distances
 from palkit.scores import PoolScores
 from palkit.setting import setting, settle
-from palkit.strategies.ranking import predicted_class
 from palkit.strategies.uncertainty import margin_scores
 
 PAIRS = 500  # rows between whose pairs the unit of distance is taken
@@ -81,7 +80,7 @@ def describe(comparison: Comparison, labels: np.ndarray) -> pd.DataFrame:
     some = features[:: max(1, len(features) // PAIRS)]
     unit = float(distances(some, some).sum() / (len(some) * (len(some) - 1)))
     margin = 1 - margin_scores(comparison.scores)
-    wrong = (predicted_class(comparison.scores.probs) != torch.from_numpy(labels)).double()
+    wrong = (comparison.scores.predicted != torch.from_numpy(labels)).double()
     rows = {}
     for name, positions in comparison.picks.items():
         picks = torch.from_numpy(positions)

@@ -14,7 +14,6 @@ from palkit.errors import ConfigError
 from palkit.kernels import distances, nearest
 from palkit.picks import PAIRS
 from palkit.scores import PoolScores
-from palkit.strategies.ranking import predicted_class
 from palkit.strategies.uncertainty import bald_scores, confidence_scores, entropy_scores, margin_scores
 
 NEIGHBOURS = 5
@@ -177,7 +176,7 @@ def propose(answer: Answer, name: str, picks: np.ndarray, scores: PoolScores) ->
     """
     base = name.removeprefix("power_")
     rows, chosen = answer.rows[picks], torch.from_numpy(picks)
-    predicted = predicted_class(answer.scores.probs[chosen])
+    predicted = answer.scores.predicted[chosen]
     measure, score = "", np.full(len(picks), np.nan)
     if base in RANKING:
         part = None if scores.stochastic_probs is None else scores.stochastic_probs[:, chosen]

@@ -1,14 +1,16 @@
 """What a strategy may look at: scores of every pool row, and the labels bought so far."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, brief, unknown_name
 from palkit.kernels import Rows
+from palkit.ties import Keys, predict
 
-DROPPED = ("features", "head", "adapter")
+DROPPED = ("features", "shared_features", "head", "adapter")
 PASSES = 10_000  # more would not fit anywhere
 
 
@@ -20,9 +22,10 @@ class Dropout:
         passes: how many, T.
         rate: probability with which a value is dropped.
         on: what is dropped. "features": entries of the pooled features, independently in each row and pass
-            (Gal 2017; Gupte 2024). "head": weights of the head, the same ones for all rows of a pass, so that a
-            pass is one function and rows are comparable within it (DropConnect, Wan et al. 2013). "adapter":
-            inputs of the low-rank path, in each adapted block (Gal 2017); the blocks before are computed once.
+            (Gal 2017; Gupte 2024). "shared_features": the same entries for all rows of a pass, so that a pass is one
+            function and what it says of two rows can be joined (consistent dropout, Kirsch 2019). "head": weights of
+            the head, likewise (DropConnect, Wan et al. 2013). "adapter": inputs of the low-rank path, in each adapted
+            block (Gal 2017); the blocks before are computed once.
     """
 
     passes: int
@@ -46,11 +49,13 @@ class PoolScores:
         features: (N, D) float32 pooled backbone features, what the head sees; shards where they exceed memory.
         probs: (N, C) float32 class probabilities, rows sum to 1.
         stochastic_probs: (T, N, C) float32, one pass per dropout mask, or None if nothing needed it.
+        names: keys of the images and classes, which settle ties; None where positions and numbers are all there is.
     """
 
     features: Rows
     probs: Tensor
     stochastic_probs: Tensor | None = None
+    names: Keys | None = None
 
     def __post_init__(self) -> None:
         for name, axes in {"features": 2, "probs": 2, "stochastic_probs": 3}.items():
@@ -72,9 +77,31 @@ class PoolScores:
                 f"features have {len(self.features)} rows and probs {len(self.probs)}; "
                 "both must cover the same pool in the same order."
             )
+        if self.names is not None and (len(self.names.rows), len(self.names.classes)) != self.probs.shape:
+            raise ConfigError(
+                f"scores: names are of {len(self.names.rows)} rows and {len(self.names.classes)} classes, "
+                f"probs of shape {tuple(self.probs.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What settles ties between rows and between classes."""
+        return self.names or Keys.of_positions(*self.probs.shape)
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """(N,) int64 most probable class of each row."""
+        return predict(self.probs, self.keys)
+
+
+def are_classes(labels: Tensor, scores: PoolScores) -> bool:
+    """Whether `labels` are one class for each row of the scores."""
+    if labels.shape != (len(scores),) or labels.dtype != torch.int64:
+        return False
+    return bool(((labels >= 0) & (labels < scores.probs.shape[1])).all())
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from palkit.formats import new_array
 from palkit.kernels import Rows
 from palkit.scores import Dropout, PoolScores
 from palkit.shards import Shards
+from palkit.ties import Keys, drawn
 
 BEHIND = 1  # batches computed on the device while the results of earlier ones are on their way
 
@@ -32,6 +33,7 @@ def score_pool(
     dropout: Dropout | None = None,
     rng: torch.Generator | None = None,
     folder: Path | None = None,
+    names: Keys | None = None,
 ) -> PoolScores:
     """Features and probabilities of every row, batch by batch.
 
@@ -43,6 +45,7 @@ def score_pool(
         dropout: stochastic passes wanted, or None.
         rng: CPU generator of what is dropped; needed with `dropout`.
         folder: where features and stochastic passes go if they exceed memory; None keeps them in RAM.
+        names: keys of the rows and classes; what is dropped of a row hangs on its key alone.
 
     Returns:
         PoolScores on the CPU with (N, D) features, (N, C) probs and, if wanted, (T, N, C) stochastic_probs.
@@ -60,6 +63,11 @@ def score_pool(
         raise ConfigError("stochastic passes need a generator: give rng.")
     stochastic = None if dropout is None else _storage(folder, "passes", (dropout.passes, *probs.shape))
     heads = _dropped_heads(model, dropout, rng)
+    keys = names or Keys.of_positions(total, probs.shape[1])
+    seed = 0 if rng is None else int(torch.randint(2**62, (), generator=rng))
+    shared = None
+    if dropout is not None and dropout.on == "shared_features":
+        shared = torch.rand(dropout.passes, model.backbone.width, generator=rng) >= dropout.rate
     forward = torch.compile(model) if config.compile else model
     arriving: deque[tuple[Callable[[], None], slice, list[Tensor]]] = deque()
 
@@ -75,9 +83,10 @@ def score_pool(
     def read(begin: int) -> tuple[Tensor, Tensor | None]:
         rows = pinned(inputs[begin : begin + config.rows], device)
         if dropout is None or dropout.on != "features":
-            return rows, None
-        # Row by row, so that what is drawn for a row does not depend on the batches.
-        return rows, torch.rand(len(rows), dropout.passes, model.backbone.width, generator=rng) >= dropout.rate
+            return rows, None if shared is None else shared.expand(len(rows), -1, -1)
+        own = keys.rows[begin : begin + len(rows)]
+        masks = drawn(own, seed, dropout.passes * model.backbone.width, 1 - dropout.rate)
+        return rows, masks.unflatten(1, (dropout.passes, -1))
 
     def work(begin: int, block: Tensor, masks: Tensor | None, part: slice) -> None:
         rows = slice(begin + part.start, begin + part.stop)
@@ -100,14 +109,12 @@ def score_pool(
         keep(BEHIND)
 
     halving = Halving(config.rows)
-    on_adapter = dropout is not None and dropout.on == "adapter"
-    seed = int(torch.randint(2**62, (), generator=rng)) if on_adapter else 0
     starts = range(0, total, config.rows)
     for begin, (block, masks) in zip(starts, ahead(read, starts), strict=True):
         halving(len(block), partial(work, begin, block, masks))
         progress("scoring", begin + len(block), total)
     keep(0)
-    return PoolScores(features if folder is None else Shards([folder / "features.npy"]), probs, stochastic)
+    return PoolScores(features if folder is None else Shards([folder / "features.npy"]), probs, stochastic, names)
 
 
 def _adapter_passes(model: AdaptedModel, inputs: Tensor, dropout: Dropout, seed: int) -> Tensor:

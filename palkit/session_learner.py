@@ -19,6 +19,7 @@ from palkit.metrics import evaluate
 from palkit.scores import LabelledSet, PoolScores
 from palkit.setting import setting, settle
 from palkit.strategies import get_strategy, select
+from palkit.ties import Keys
 
 BATCH = 10  # labels per round where there are no classes yet to go by
 
@@ -95,13 +96,14 @@ class SessionLearner:
         learner = self._relabelled(labels, class_names, progress)
         model = learner.fit(self._positions(labels), number, progress)
         scores = learner.score_pool(model, number, progress)
-        truth = learner.eval_labels
+        truth, names = learner.eval_labels, learner.eval_names
         if len(truth):
             probs = learner.evaluate(model, progress)
         else:
-            probs = scores.probs[self._positions(held_out)]
+            held = torch.from_numpy(self._positions(held_out))
+            probs, names = scores.probs[held], Keys(learner.names.rows[held], learner.names.classes)
             truth = torch.tensor([list(class_names).index(label) for label in held_out.values()], dtype=torch.int64)
-        return Fit(scores, tuple(class_names), evaluate(probs, truth) if len(truth) else {}, len(truth))
+        return Fit(scores, tuple(class_names), evaluate(probs, truth, names) if len(truth) else {}, len(truth))
 
     def choose(
         self,
@@ -131,7 +133,7 @@ class SessionLearner:
         learner = self._relabelled(labels, class_names, progress)
         config = learner.config
         keep = torch.from_numpy(np.flatnonzero(left))
-        scores = _restrict(fit.scores if fit else learner.unscored(), keep, len(class_names))
+        scores = _restrict(fit.scores if fit else learner.unscored(), keep, learner.names)
         bought = torch.from_numpy(self._positions(labels))
         picks = select(
             config.strategy if fit else config.initial,
@@ -164,9 +166,11 @@ class SessionLearner:
         return self._learner
 
 
-def _restrict(scores: PoolScores, keep: torch.Tensor, classes: int) -> PoolScores:
+def _restrict(scores: PoolScores, keep: torch.Tensor, names: Keys) -> PoolScores:
     """Scores of some rows; classes that have been added since the fit have no probability."""
     features: Rows = scores.features if len(keep) == len(scores) else View(scores.features, keep)
-    new = (0, max(classes, 1) - scores.probs.shape[1])
+    new = (0, len(names.classes) - scores.probs.shape[1])
     passes = scores.stochastic_probs
-    return PoolScores(features, pad(scores.probs[keep], new), None if passes is None else pad(passes[:, keep], new))
+    probs = pad(scores.probs[keep], new)
+    keys = Keys(names.rows[keep], names.classes)
+    return PoolScores(features, probs, None if passes is None else pad(passes[:, keep], new), keys)

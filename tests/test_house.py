@@ -13,7 +13,7 @@ from palkit.files import REPOSITORY
 PACKAGE = REPOSITORY / "palkit"
 # From what knows nothing to what knows everything: a module imports from its own line or from those above it.
 LAYERS = (
-    ("errors",),
+    ("errors", "ties"),
     ("checks", "plain_yaml"),
     ("files", "kernels", "kmeans", "metrics", "qkv", "prompts", "extrapolation", "statistics"),
     ("formats", "labels", "notebooks", "exchange", "session_file", "shards", "scores", "calibration", "devices"),
@@ -27,16 +27,16 @@ LAYERS = (
     ("setting", "experiment", "picks", "doctor"),
     ("sweep", "worker", "results", "watch", "dispatch", "estimate"),
     ("answers", "session_learner", "session", "proposals", "explore"),
-    ("plots", "claims", "report", "study", "widgets"),
+    ("plots", "claims", "reproduce", "report", "study", "widgets"),
     ("__main__",),
 )
 # Strategies see scores and tensors, never a model or an image; kernels are tensors only; data sets know no model.
 NARROW = {
-    "kernels": {"errors"},
-    "kmeans": {"errors", "kernels"},
-    "scores": {"errors", "kernels", "shards"},
-    "datasets": {"checks", "errors", "files", "formats"},
-    "strategies": {"checks", "errors", "kernels", "kmeans", "scores", "shards"},
+    "kernels": {"errors", "ties"},
+    "kmeans": {"errors", "kernels", "ties"},
+    "scores": {"errors", "kernels", "shards", "ties"},
+    "datasets": {"checks", "errors", "files", "formats", "ties"},
+    "strategies": {"checks", "errors", "kernels", "kmeans", "scores", "shards", "ties"},
 }
 
 

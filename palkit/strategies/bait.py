@@ -7,6 +7,7 @@ from palkit.errors import ConfigError
 from palkit.kernels import Rows, chunks
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.registry import strategy
+from palkit.ties import first_best
 
 CHUNK = 2**24  # float64 numbers of one block of products: 128 MB
 
@@ -57,11 +58,11 @@ def bait(
     for _ in range(min(2 * batch_size, len(free))):
         worth = design.change(1)
         worth[torch.tensor(chosen, dtype=torch.int64, device=free.device)] = -torch.inf
-        chosen.append(int(worth.argmax()))
+        chosen.append(first_best(worth))
         design.move(chosen[-1], 1)
     design.keep(torch.tensor(chosen, device=free.device))
     while len(chosen) > batch_size:
-        worst = int(design.change(-1).argmax())
+        worst = first_best(design.change(-1))
         design.move(worst, -1)
         del chosen[worst]
         design.keep(torch.tensor([i for i in range(len(chosen) + 1) if i != worst], device=free.device))

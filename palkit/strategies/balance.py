@@ -8,7 +8,6 @@ from torch import Tensor
 
 from palkit.errors import ConfigError
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies.ranking import predicted_class
 
 Propose = Callable[[int], Tensor]
 
@@ -41,7 +40,7 @@ def pcb(
     unlabelled = len(scores) - len(labelled)
     candidates = propose(max(batch_size, math.ceil(gamma * unlabelled)))
     classes = scores.probs.shape[1]
-    predicted = predicted_class(scores.probs[candidates.to(scores.probs.device)]).cpu()
+    predicted = scores.predicted.cpu()[candidates]
     queues = [(predicted == c).nonzero().squeeze(1).flip(0).tolist() for c in range(classes)]
     counts = torch.bincount(labelled.labels.cpu(), minlength=classes)
     batch: list[int] = []

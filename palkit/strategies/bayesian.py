@@ -8,9 +8,10 @@ from palkit.kernels import chunks, draw
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ranking import shannon_entropy
 from palkit.strategies.registry import strategy
+from palkit.ties import first_best
 
 
-@strategy("batchbald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5))
+@strategy("batchbald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5, on="shared_features"))
 def batchbald(
     scores: PoolScores,
     labelled: LabelledSet,
@@ -43,7 +44,7 @@ def batchbald(
     picks: list[int] = []
     while True:
         worth = expected_entropy(passes, free, posterior, weight) - own
-        picks.append(int(worth.where(open_rows, torch.tensor(-torch.inf, device=worth.device)).argmax()))
+        picks.append(first_best(worth.masked_fill(~open_rows, -torch.inf)))
         if len(picks) == batch_size:
             return free[torch.tensor(picks, device=free.device)]
         open_rows[picks[-1]] = False

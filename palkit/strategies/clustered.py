@@ -14,11 +14,11 @@ from palkit.strategies.ranking import (
     cluster_centres,
     margin_gap,
     per_row,
-    predicted_class,
     shannon_entropy,
     top,
 )
 from palkit.strategies.registry import require_labels, require_positive, strategy
+from palkit.ties import predict
 
 MAX_LINKED = 10_000  # rows of agglomerative clustering, whose distances then take 400 MB
 HEAD_ROWS = 20_000  # rows from which the linear head is recovered
@@ -46,8 +46,7 @@ def dropquery(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: t
     """
     passes = scores.stochastic_probs
     assert passes is not None
-    certain = predicted_class(scores.probs)
-    changed = torch.stack([predicted_class(p) != certain for p in passes]).sum(0)
+    changed = torch.stack([predict(p, scores.keys) != scores.predicted for p in passes]).sum(0)
     free = labelled.unlabelled(len(scores))
     return spread(scores, free, (2 * changed > len(passes)).cpu()[free], batch_size, rng)
 
@@ -80,10 +79,11 @@ def alfamix(
     means = class_means(scores, labelled)
     anchors = means[means.isfinite().all(1)].float()  # (A, D)
     step = eps / math.sqrt(rows.shape[1])
+    predicted = scores.predicted[free.to(probs.device)]
     flips = []
     for part in chunks(len(free), rows.shape[1] + probs.shape[1] + len(anchors)):
         p = probs[part].double()
-        first = p.argmax(1, keepdim=True)
+        first = predicted[part, None]
         residual = p.scatter_add(1, first, torch.full_like(p[:, :1], -1))  # dL/dlogits
         moved = residual @ gram.to(p.device)
         norm = (moved * residual).sum(1).clamp(min=0).sqrt()  # |g|

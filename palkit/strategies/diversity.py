@@ -8,7 +8,7 @@ from torch import Tensor
 from palkit.errors import ConfigError, unknown_name
 from palkit.kernels import chunks, k_center, nearest
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies.ranking import class_means, predicted_class, top
+from palkit.strategies.ranking import class_means, top
 from palkit.strategies.registry import require_labels, strategy
 
 
@@ -61,7 +61,7 @@ def featdist(
 def class_mean_distance(scores: PoolScores, labelled: LabelledSet) -> Tensor:
     """(N,) float64 squared distance to the labelled mean of the predicted class; inf if it has no label."""
     means = class_means(scores, labelled)
-    predicted = predicted_class(scores.probs).to(means.device)
+    predicted = scores.predicted.to(means.device)
     distance = torch.empty(len(scores), dtype=torch.float64, device=means.device)
     for part in chunks(*scores.features.shape):
         distance[part] = (scores.features[part] - means[predicted[part]]).square_().sum(1)

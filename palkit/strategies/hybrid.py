@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import Rows, chunks, draw
+from palkit.kernels import chunks, draw
 from palkit.kmeans import outer_kmeanspp
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies.ranking import margin_gap, per_row, predicted_class
+from palkit.strategies.ranking import margin_gap, per_row
 from palkit.strategies.registry import strategy
 
 
@@ -18,14 +18,14 @@ def badge(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch
     First the row of the largest gradient, as in the authors' code, then rows drawn with probability
     proportional to the squared distance to the nearest chosen one.
     """
-    residual = pseudo_residual(scores.probs).to(scores.features.device)
+    residual = pseudo_residual(scores).to(scores.features.device)
     return outer_kmeanspp(residual, scores.features, labelled.unlabelled(len(scores)), batch_size, rng)
 
 
-def pseudo_residual(probs: Rows) -> Tensor:
+def pseudo_residual(scores: PoolScores) -> Tensor:
     """(N, C) float32 p - onehot(argmax p): the loss gradient at the logits if the prediction is the label."""
-    residual = probs[:].clone()
-    residual[torch.arange(len(residual)), predicted_class(probs)] -= 1
+    residual = scores.probs[:].clone()
+    residual[torch.arange(len(residual)), scores.predicted] -= 1
     return residual
 
 

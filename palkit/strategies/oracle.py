@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.scores import LabelledSet, PoolScores
+from palkit.scores import LabelledSet, PoolScores, are_classes
 from palkit.strategies.registry import strategy
 
 
@@ -18,22 +18,22 @@ def class_balanced_oracle(
 ) -> Tensor:
     """(B,) random rows that even out the TRUE classes. Cheats: it reads the labels of the whole pool.
 
-    One by one, a random row of the class with the fewest labels so far, counting the batch; ties go to
-    the lowest class. What balanced classes alone are worth, as an upper bound for ablations.
+    One by one, a random row of the class with the fewest labels so far, counting the batch. What balanced classes
+    alone are worth, as an upper bound for ablations.
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
         labels: (N,) int64 true class of every pool row. Required, so that nobody cheats unawares.
     """
-    if labels is None or labels.shape != (len(scores),) or labels.dtype != torch.int64 or labels.min() < 0:
+    classes = scores.probs.shape[1]
+    if labels is None or not are_classes(labels, scores):
         raise ConfigError(
-            "class_balanced_oracle reads the true labels: pass labels, an int64 tensor with one class "
-            f"per pool row ({len(scores)})."
+            "class_balanced_oracle reads the true labels: pass labels, an int64 tensor with one of the "
+            f"{classes} classes per pool row ({len(scores)})."
         )
     free = labelled.unlabelled(len(scores))
     shuffled = free[torch.randperm(len(free), generator=rng)]
     truth = labels.cpu()
-    classes = int(truth.max()) + 1
     queues = [shuffled[truth[shuffled] == c].tolist() for c in range(classes)]
     counts = torch.bincount(truth[labelled.positions.cpu()], minlength=classes).tolist()
     picks: list[int] = []

@@ -8,28 +8,21 @@ from torch import Tensor
 from palkit.kernels import Rows, chunks, nearest_rows
 from palkit.kmeans import group_sum, kmeans
 from palkit.scores import LabelledSet, PoolScores
+from palkit.ties import settled
 
 RowScore = Callable[[Tensor], Tensor]
 
 
 def top(score: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """(count,) candidates of the largest `score` (M,), best first; ties to the earliest candidate.
+    """(count,) candidates of the largest `score` (M,), best first; equal but for rounding: the earliest candidate.
 
     Args:
         score: (M,) one number per candidate.
         candidates: (M,) ascending positions.
         count: at most M.
     """
-    order = score.sort(descending=True, stable=True).indices[:count]
+    order = settled(score).sort(descending=True, stable=True).indices[:count]
     return candidates[order.to(candidates.device)]
-
-
-def predicted_class(probs: Rows) -> Tensor:
-    """(N,) int64 most probable class of `probs` (N, C); ties to the lowest class."""
-    label = torch.empty(len(probs), dtype=torch.int64, device=probs.device)
-    for part in chunks(*probs.shape):
-        label[part] = probs[part].max(1).indices
-    return label
 
 
 def per_row(score: RowScore, probs: Rows) -> Tensor:

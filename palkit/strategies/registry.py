@@ -11,10 +11,12 @@ from torch import Tensor
 
 from palkit.checks import checked
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
-from palkit.kernels import Rows, chunks
-from palkit.scores import Dropout, LabelledSet, PoolScores
+from palkit.kernels import Rows, View, chunks
+from palkit.scores import Dropout, LabelledSet, PoolScores, are_classes
 from palkit.strategies.balance import BALANCES
+from palkit.ties import Keys, mixed
 
+COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
 SelectFn = Callable[..., Tensor]
 
@@ -105,6 +107,9 @@ def select(
 ) -> Tensor:
     """Choose the pool rows whose labels to buy next.
 
+    A strategy sees rows and classes in an order drawn from the seed and their names: it may let the first of equals
+    win, and still picks the same images however they are stored and their classes numbered.
+
     Args:
         name: a registered strategy, see `STRATEGIES`.
         scores: one scoring pass over the whole pool.
@@ -118,7 +123,7 @@ def select(
 
     Returns:
         (B,) int64 CPU positions, B = min(batch_size, unlabelled rows): distinct, unlabelled, in the
-        strategy's order of preference. Ties go to the lowest position.
+        strategy's order of preference.
 
     Raises:
         ConfigError: a name, an option, the batch size, the labelled positions or a score cannot be used.
@@ -143,12 +148,14 @@ def select(
     if not len(unlabelled):
         raise ConfigError(f"all {len(scores)} rows of the pool are labelled: nothing is left to select.")
     size = min(batch_size, len(unlabelled))
-    shown: Tensor | None = None
+    seed = int(torch.randint(2**62, (), generator=rng))
+    keys = Keys(mixed(scores.keys.rows, seed), mixed(scores.keys.classes, seed))
+    shown = keys.rows.argsort()
     if subsample is not None:
-        drawn = torch.randperm(len(unlabelled), generator=rng)[: max(subsample, size)]
-        shown = torch.cat([unlabelled[drawn], labelled.positions.cpu()]).sort().values
-        scores, labelled, options = _restrict(scores, labelled, options, shown)
-        unlabelled = labelled.unlabelled(len(scores))
+        free = torch.isin(shown, unlabelled, assume_unique=True)
+        shown = shown[~free | (free.cumsum(0) <= max(subsample, size))]
+    scores, labelled, options = _arranged(scores, labelled, options, keys, shown)
+    unlabelled = labelled.unlabelled(len(scores))
     own_options = {key: value for key, value in options.items() if key in own}
 
     def propose(n: int) -> Tensor:
@@ -160,22 +167,33 @@ def select(
         wrapping_options = {key: value for key, value in options.items() if key in wrapping}
         picks = wrapper(propose, scores, labelled, size, rng, **wrapping_options)
     _check_picks(name, picks, size, unlabelled)
-    return picks if shown is None else shown[picks]
+    return shown[picks]
 
 
-def _restrict(
-    scores: PoolScores, labelled: LabelledSet, options: dict[str, Any], shown: Tensor
+def _arranged(
+    scores: PoolScores, labelled: LabelledSet, options: dict[str, Any], keys: Keys, shown: Tensor
 ) -> tuple[PoolScores, LabelledSet, dict[str, Any]]:
-    """Scores, labelled positions and options that hold a value per row, for the rows `shown` (ascending)."""
-    passes = scores.stochastic_probs
+    """Scores, labels and true labels for the rows `shown`, in this order, with classes in the order of their keys."""
+    features, passes = scores.features, scores.stochastic_probs
+    few = isinstance(features, Tensor) and len(shown) * features.shape[1] * features.element_size() <= COPIED
+    classes = keys.classes.argsort()
+    number, place = classes.argsort(), torch.full((len(scores),), -1)
+    place[shown] = torch.arange(len(shown))
+
+    def columns(probs: Tensor) -> Tensor:
+        return probs[..., shown.to(probs.device), :][..., classes.to(probs.device)]
+
     part = PoolScores(
-        scores.features[shown.to(scores.features.device)],
-        scores.probs[shown.to(scores.probs.device)],
-        None if passes is None else passes[:, shown.to(passes.device)],
+        features[shown.to(features.device)] if few else View(features, shown),
+        columns(scores.probs),
+        None if passes is None else columns(passes),
+        Keys(keys.rows[shown], keys.classes[classes]),
     )
-    positions = torch.searchsorted(shown, labelled.positions.cpu())
-    per_row = {k: v[shown] for k, v in options.items() if isinstance(v, Tensor) and len(v) == len(scores)}
-    return part, LabelledSet(positions, labelled.labels.cpu()), {**options, **per_row}
+    known = LabelledSet(place[labelled.positions.cpu()], number[labelled.labels.cpu()])
+    truth = options.get("labels")
+    if truth is not None and are_classes(truth, scores):  # else the oracle refuses them
+        options = {**options, "labels": number[truth.cpu()][shown]}
+    return part, known, options
 
 
 def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, Any]) -> tuple[set[str], set[str]]:

@@ -9,6 +9,7 @@ from palkit.kmeans import kmeans
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import cluster_centres
 from palkit.strategies.registry import strategy
+from palkit.ties import first_best
 
 
 @strategy("centroid", cold_start=True)
@@ -70,7 +71,7 @@ def typiclust(
 
 
 def most_typical(rows: Tensor, neighbours: int, finalists: int = 8) -> int:
-    """Index of the row (n, D) of the smallest mean distance to its nearest neighbours; ties to the lowest.
+    """Index of the row (n, D) of the smallest mean distance to its nearest neighbours; ties to the lowest index.
 
     All rows are judged in float32, the `finalists` best then in float64.
     """
@@ -78,4 +79,4 @@ def most_typical(rows: Tensor, neighbours: int, finalists: int = 8) -> int:
     near = knn(rows, rows, count)[0].sum(1)
     best = near.topk(min(finalists, len(rows)), largest=False).indices.sort().values
     exact = distances(rows[best], rows).topk(count, largest=False).values.sum(1)
-    return int(best[exact.argmin()])
+    return int(best[first_best(-exact)])

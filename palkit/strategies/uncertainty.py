@@ -71,7 +71,7 @@ def entropy(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: tor
     return most_uncertain(entropy_scores(scores), labelled, batch_size)
 
 
-@strategy("bald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5))
+@strategy("bald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5, on="shared_features"))
 def bald(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) largest mutual information of label and weights (Houlsby 2011; Gal 2017)."""
     return most_uncertain(bald_scores(scores), labelled, batch_size)
