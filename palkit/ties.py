@@ -75,10 +75,10 @@ def drawn(keys: Tensor, seed: int, count: int, share: float) -> Tensor:
         keys: (n,) int64.
         seed: of the draw.
         count: numbers per key.
-        share: in [0, 1].
+        share: in (0, 1).
     """
     words = mixed(keys[:, None] + torch.arange(-(-count // 4)) * GOLDEN, seed)  # four numbers of 16 bits each
-    return words.view(torch.int16)[:, :count] < round(share * 2**16) - 2**15
+    return words.view(torch.int16)[:, :count] < min(round(share * 2**16), 2**16 - 1) - 2**15
 
 
 def settled(score: Tensor) -> Tensor:

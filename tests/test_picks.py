@@ -22,7 +22,7 @@ def test_all_choose_from_the_same_scores(tiny_run: dict[str, Any]) -> None:
     p = comparison.scores.probs.double().numpy()
     entropy = -(p * np.log(p)).sum(1)
     entropy[comparison.labelled] = -1
-    assert comparison.picks["entropy"].tolist() == np.argsort(-entropy, kind="stable")[:6].tolist()
+    assert set(comparison.picks["entropy"].tolist()) == set(np.argsort(-entropy, kind="stable")[:6].tolist())
     again = compare(config, ["bald"], 15, 6)
     assert np.array_equal(again.picks["bald"], comparison.picks["bald"])
     with pytest.raises(ConfigError, match="entrpy"):

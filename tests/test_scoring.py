@@ -21,6 +21,7 @@ from palkit.inputs import InputCache
 from palkit.scores import Dropout
 from palkit.scoring import score_pool
 from palkit.shards import Shards
+from palkit.ties import Keys, drawn
 
 EXACT = ScoringConfig(cache_dtype="float32")
 
@@ -167,18 +168,49 @@ def test_features_are_dropped_before_the_head(tiny: Backbone, pool: ImagePool) -
     config = ScoringConfig(batch_size=64)
     inputs = InputCache(pool, tiny, config).shards(tiny.depth)
     plain = score_pool(model, inputs, config)
-    dropped = torch.rand(len(pool), 3, tiny.width, generator=generator()) < 0.75
+    assert plain.names is None
     for batch in (7, 64, 1000):  # what is drawn does not depend on the batches
         config = ScoringConfig(batch_size=batch)
         scores = score_pool(model, inputs, config, dropout=Dropout(3, 0.75), rng=generator())
         torch.testing.assert_close(scores.probs, plain.probs, atol=1e-6, rtol=1e-5)
         assert scores.stochastic_probs is not None
+        seed = int(torch.randint(2**62, (), generator=generator()))
+        keys = Keys.of_positions(len(pool), 10).rows
+        dropped = ~drawn(keys, seed, 3 * tiny.width, 0.25).view(len(pool), 3, tiny.width)
         for t in range(3):
             kept = (plain.features * 4).masked_fill(dropped[:, t], 0)
             expected = ((kept @ model.head.weight.T + model.head.bias) / 1.5).softmax(1).detach()
             torch.testing.assert_close(scores.stochastic_probs[t], expected, atol=1e-5, rtol=1e-4)
     again = score_pool(model, inputs, config, dropout=Dropout(3, 0.75), rng=generator())
     assert torch.equal(scores.stochastic_probs, again.stochastic_probs)
+
+
+@pytest.mark.parametrize("on", ["features", "shared_features", "head"])
+def test_what_is_dropped_does_not_hang_on_the_order_of_rows(on: str, tiny: Backbone, pool: ImagePool) -> None:
+    model, names = fitted(tiny, AdapterConfig("linear_probe")), Keys.of(pool.ids, pool.class_names)
+    inputs = InputCache(pool, tiny).shards(tiny.depth)[:]
+    order = torch.randperm(len(pool), generator=generator(1))
+    dropout = Dropout(4, 0.5, on)
+    here = score_pool(model, inputs, dropout=dropout, rng=generator(), names=names)
+    moved = Keys(names.rows[order], names.classes)
+    there = score_pool(model, inputs[order], dropout=dropout, rng=generator(), names=moved)
+    assert here.stochastic_probs is not None
+    assert there.stochastic_probs is not None
+    torch.testing.assert_close(there.stochastic_probs, here.stochastic_probs[:, order], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(here.stochastic_probs[0], here.stochastic_probs[1], atol=1e-3)
+
+
+def test_shared_masks_make_a_pass_one_function(tiny: Backbone, pool: ImagePool) -> None:
+    """Copies of an image get the same probabilities in every pass, which own masks of each row would not give."""
+    model = fitted(tiny, AdapterConfig("linear_probe"))
+    inputs = InputCache(pool, tiny).shards(tiny.depth)[:][torch.tensor([3, 3, 8, 3])]
+    shared = score_pool(model, inputs, dropout=Dropout(6, 0.5, "shared_features"), rng=generator()).stochastic_probs
+    own = score_pool(model, inputs, dropout=Dropout(6, 0.5, "features"), rng=generator()).stochastic_probs
+    assert shared is not None
+    assert own is not None
+    torch.testing.assert_close(shared[:, [0, 0]], shared[:, [1, 3]], atol=1e-6, rtol=1e-5)
+    assert (shared.std(0) > 1e-4).any()
+    assert not torch.allclose(own[:, 0], own[:, 1], atol=1e-3)
 
 
 def test_weights_of_the_head_are_dropped_alike_for_all_rows(tiny: Backbone, pool: ImagePool) -> None:

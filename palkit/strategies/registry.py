@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, get_type_hints
 
@@ -154,6 +154,8 @@ def select(
     if subsample is not None:
         free = torch.isin(shown, unlabelled, assume_unique=True)
         shown = shown[~free | (free.cumsum(0) <= max(subsample, size))]
+    if "stochastic_probs" not in chosen.needs:
+        scores = replace(scores, stochastic_probs=None)
     scores, labelled, options = _arranged(scores, labelled, options, keys, shown)
     unlabelled = labelled.unlabelled(len(scores))
     own_options = {key: value for key, value in options.items() if key in own}
@@ -181,13 +183,13 @@ def _arranged(
     place[shown] = torch.arange(len(shown))
 
     def columns(probs: Tensor) -> Tensor:
-        return probs[..., shown.to(probs.device), :][..., classes.to(probs.device)]
+        return probs[..., shown.to(probs.device)[:, None], classes.to(probs.device)]
 
     part = PoolScores(
         features[shown.to(features.device)] if few else View(features, shown),
         columns(scores.probs),
         None if passes is None else columns(passes),
-        Keys(keys.rows[shown], keys.classes[classes]),
+        Keys(scores.keys.rows[shown], scores.keys.classes[classes]),
     )
     known = LabelledSet(place[labelled.positions.cpu()], number[labelled.labels.cpu()])
     truth = options.get("labels")
