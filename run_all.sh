@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
   cat <<'EOF'
-usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, executed notebooks, report
+usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, notebooks, report; did it reproduce?
        ./run_all.sh test   [pytest options]            lint, types, docs, tests (also in a browser), notebook regression
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
        ./run_all.sh coverage                           line and branch coverage of the tests, without notebooks
@@ -16,7 +16,8 @@ usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures,
 
 Profiles are the files of notebooks/sweeps (default, quick, paper, simulation, ablation-*, ...), by name. What ends in
 .yaml or .yml is a file, even if a profile has that name: ./default.yaml is yours, default is the profile. What comes out
-of a file of yours lands in one folder, runs/studies/<name>-<checksum of its path>/.
+lands in one folder, runs/studies/<name>/, of a file of yours runs/studies/<name>-<checksum of its path>/. figures/<name>/
+holds the committed results of a profile, the reference: the main job ends with how yours compare.
 Options of the main job: --dry-run prints the grid with estimates of time and memory and starts nothing; --watch shows
 a table of all runs; --jobs N runs at a time; --engine ray [--address HOST:PORT] [--gpus SHARE] computes on a Ray
 cluster; --time-limit SECONDS per run; --no-notebooks starts no kernels.
@@ -66,8 +67,9 @@ run() {
   [ -z "$dry" ] || return "$status"
   say "study of $sweep"
   .venv/bin/python -m palkit study "$sweep" || status=$?
-  say "done in $SECONDS s"
-  echo "single runs: ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
+  say "done in $SECONDS s; single runs: ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
+  say "did $sweep reproduce?"
+  .venv/bin/python -m palkit reproduce "$sweep" || status=$?
   return "$status"
 }
 

@@ -322,7 +322,7 @@ class Study:
             (folder / "runs" / "studies" / "faults").mkdir(parents=True)
             for task in plan(self.sweep):
                 deque(rounds(task.config), maxlen=0)
-        notebooks = list(palkit.study.execute("faults", in_place=False, device="cpu", console=QUIET))
+        notebooks = list(palkit.study.execute("faults", device="cpu", console=QUIET))
         return {notebook.path.name: notebook.path.read_text() for notebook in notebooks}
 
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m palkit fetch | manifest | doctor | embed | run | sweep | watch | study`."""
+"""Command line: `python -m palkit fetch | manifest | doctor | embed | run | sweep | watch | study | reproduce`."""
 
 import argparse
 import sys
@@ -27,7 +27,7 @@ from palkit.estimate import expected
 from palkit.experiment import rounds, run_directory
 from palkit.inputs import Executor, compute_here
 from palkit.progress import bars
-from palkit.results import write_results
+from palkit.results import read_missing, write_results
 from palkit.setting import setting
 from palkit.sweep import load_sweep, plan
 from palkit.watch import watch
@@ -74,8 +74,15 @@ def parser() -> argparse.ArgumentParser:
     looker.add_argument("name", nargs="?", default="default", help="its name, or its file")
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
     report.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    report.add_argument("--in-place", action="store_true", help="refresh the notebooks in notebooks/ themselves")
-    for command in (run, doctor, embed, sweep, looker, report):
+    held = commands.add_parser("reproduce", help="compare the results of a sweep with the committed reference")
+    held.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    held.add_argument("--results", type=Path, metavar="FOLDER", help="to compare (default: that of the sweep's study)")
+    held.add_argument("--reference", type=Path, metavar="FOLDER", help="to compare with (default: figures/NAME)")
+    renewed = commands.add_parser(
+        "reference", help="for contributors: make your results of a profile the reference, in figures/ and notebooks/"
+    )
+    renewed.add_argument("name", help="of the profile; all of its runs must be complete")
+    for command in (run, doctor, embed, sweep, looker, report, renewed):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -233,19 +240,40 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    device, failed = choose_device(options.device), False
-    for notebook in study.execute(options.name, in_place=options.in_place, device=device, console=console):
+    device, sweep = choose_device(options.device), load_sweep(options.name)
+    failed = _show(study.execute(options.name, device=device, console=console))
+    for line in read_missing(sweep.studies):
+        console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
+    console.print(f"figures:  {sweep.studies}", markup=False, soft_wrap=True)
+    found = study.reproduction(options.name)
+    page = study.report(options.name, found, device=device)
+    console.print(f"report:   {page or 'none, as 04 could not be executed'}", markup=False, soft_wrap=True)
+    console.print(found.conclusion, markup=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _show(notebooks: Iterator[study.Executed]) -> bool:
+    """Print which notebooks were executed; whether one failed."""
+    failed = False
+    for notebook in notebooks:
         console.print(f"notebook: {notebook.path}", markup=False, soft_wrap=True)
         if notebook.error is not None:
             failed = True
             where = f"{notebook.path.name}, {notebook.error}"
             console.print(f"[red]failed:[/] {escape(where)}\n  The notebook holds the traceback.", soft_wrap=True)
-    for line in study.missing(options.name):
-        console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
-    console.print(f"figures:  {study.figures(options.name)}", markup=False, soft_wrap=True)
-    if not options.in_place:
-        page = study.report(options.name, device=device)
-        console.print(f"report:   {page or 'none, as 04 could not be executed'}", markup=False, soft_wrap=True)
+    return failed
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    found = study.reproduction(options.name, options.results, options.reference)
+    console.print("\n".join(found.lines()), markup=False, soft_wrap=True)
+    return 0  # a result that differs is a result
+
+
+def _reference(options: argparse.Namespace) -> int:
+    notebooks = study.renew_reference(options.name, device=choose_device(options.device), console=console)
+    failed = _show(notebooks)
+    console.print("Look at `git diff --stat`, and commit figures/ and notebooks/.", markup=False)
     return 1 if failed else 0
 
 
@@ -258,6 +286,8 @@ COMMANDS = {
     "sweep": _sweep,
     "watch": _watch,
     "study": _study,
+    "reproduce": _reproduce,
+    "reference": _reference,
 }
 
 if __name__ == "__main__":

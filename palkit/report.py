@@ -7,6 +7,7 @@ a browser load nothing and run nothing. Formulas in the text stay as they are wr
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256 as digest_of
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ TEMPLATE = """
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="notebook-sha256" content="{{ resources.checksum }}">
+<meta name="content-sha256" content="{{ resources.checksum }}">
 <title>{{ resources.title | e }}</title>
 <style>
 :root { color-scheme: light; --grey: #667; --line: #dde; }
@@ -67,6 +68,7 @@ summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
 {%- endfor %}
 </table>
 </header>
+{{ resources.section }}
 {%- endblock header -%}
 
 {%- block input_group -%}
@@ -90,9 +92,9 @@ summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
 
 
 def write_report(
-    notebook: Path, sweep: str, runs: Sequence[RunDirectory], planned: int, missing: Sequence[str]
+    notebook: Path, sweep: str, runs: Sequence[RunDirectory], planned: int, missing: Sequence[str], section: str = ""
 ) -> Path:
-    """Write `report.html` beside an executed notebook, unless it is there already and of the same notebook.
+    """Write `report.html` beside an executed notebook, unless it is there already and of the same notebook and section.
 
     Args:
         notebook: executed over the results of the sweep.
@@ -100,19 +102,21 @@ def write_report(
         runs: complete runs of the sweep.
         planned: how many runs the sweep has.
         missing: sentences about those that are not complete.
+        section: HTML that comes before the notebook.
 
     Raises:
         DataError: the provenance of a run cannot be read.
     """
-    target, checksum = notebook.with_name("report.html"), sha256(notebook)
+    target, source = notebook.with_name("report.html"), sha256(notebook)
+    checksum = digest_of(f"{source}{section}".encode()).hexdigest()
     if target.exists() and f'"{checksum}"' in target.read_text(encoding="utf-8"):
         return target
     facts = {
         "Runs": [f"{len(runs)} of {planned} complete", *missing],
         **provenance_of(runs),
-        "Report": [f"written {_minute(datetime.now(UTC).isoformat())} from {notebook.name}, SHA-256 {checksum}"],
+        "Report": [f"written {_minute(datetime.now(UTC).isoformat())} from {notebook.name}, SHA-256 {source}"],
     }
-    page = render(nbformat.read(notebook, as_version=4), f"Study of the sweep {sweep}", facts, checksum)
+    page = render(nbformat.read(notebook, as_version=4), f"Study of the sweep {sweep}", facts, checksum, section)
     write_text(target, page)
     return target
 
@@ -147,14 +151,17 @@ def provenance_of(runs: Sequence[RunDirectory]) -> dict[str, list[str]]:
     }
 
 
-def render(notebook: NotebookNode, title: str, facts: Mapping[str, Sequence[str]], checksum: str) -> str:
+def render(
+    notebook: NotebookNode, title: str, facts: Mapping[str, Sequence[str]], checksum: str, section: str = ""
+) -> str:
     """The page.
 
     Args:
         notebook: executed; not changed.
         title: heading of the page.
         facts: lines of the table above the notebook, by name.
-        checksum: of the notebook.
+        checksum: of notebook and section.
+        section: HTML that comes before the notebook.
     """
     from nbconvert import HTMLExporter  # slow to load, and needed by this command only
 
@@ -162,7 +169,7 @@ def render(notebook: NotebookNode, title: str, facts: Mapping[str, Sequence[str]
     exporter = HTMLExporter(
         config=config, raw_template=TEMPLATE, embed_images=True, exclude_anchor_links=True, exclude_output_prompt=True
     )
-    resources = {"title": title, "facts": facts, "checksum": checksum}
+    resources = {"title": title, "facts": facts, "checksum": checksum, "section": section}
     page, _ = exporter.from_notebook_node(_prepared(notebook), resources)
     return page
 

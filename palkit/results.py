@@ -17,7 +17,7 @@ from palkit.metrics import recalls_of, reliability_of
 from palkit.setting import looked_at_once, pool_of
 from palkit.sweep import Sweep, Task, plan
 
-FIGURES = REPOSITORY / "figures"
+FIGURES = REPOSITORY / "figures"  # of every profile its committed results, the reference
 USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
 SUMS = ("data_sha256", "weights_sha256")  # in the config of a run, of what it was computed from
 MISSING = "missing.txt"  # in the folder of the results, if runs are
@@ -122,25 +122,33 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
     Raises:
         DataError: a table is missing.
     """
-    tables = []
-    for name in ("rounds", "selections", "recalls"):
-        path = folder / f"{name}.parquet"
-        if not path.exists():
-            raise DataError(
-                f"{path} is missing. Write it with `python -m palkit study {folder.name}`, or the sweep's file."
-            )
-        try:
-            tables.append(read_table(path))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read ({error}). Write it again with `python -m palkit study {folder.name}`, or the "
-                "sweep's file."
-            ) from error
-    names = _names(tables[0])
+    tables = read_tables(folder, ("rounds", "selections", "recalls"))
+    names = named(tables[0])
     return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
 
 
-def _names(rounds: pd.DataFrame) -> pd.Series:
+def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
+    """Some of the tables of `collect`, as they were stored in a folder.
+
+    Raises:
+        DataError: a table is missing or damaged.
+    """
+    tables = []
+    for name in names:
+        path = folder / f"{name}.parquet"
+        again = f"with `python -m palkit study {folder.name}`, or the sweep's file."
+        if folder.is_relative_to(FIGURES):
+            again = f"with `git restore {path}`."
+        if not path.exists():
+            raise DataError(f"{path} is missing. Write it {again}")
+        try:
+            tables.append(read_table(path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}). Write it again {again}") from error
+    return tuple(tables)
+
+
+def named(rounds: pd.DataFrame) -> pd.Series:
     """Of each run, the adapter's name, with what it takes to tell it from runs that look the same."""
     runs = rounds.drop_duplicates("run").set_index("run")
     same = [*USUAL, "seed"]
@@ -180,15 +188,16 @@ def short_paths(paths: Iterable[str]) -> dict[str, str]:
     return short
 
 
-def results_folder(sweep: Sweep) -> Path:
-    """Folder of a sweep's tables and figures: `figures/<sweep>/`, or that of its study if its file lies elsewhere."""
-    return FIGURES / sweep.name if sweep.is_profile else sweep.studies
+def reference_folder(sweep: Sweep) -> Path | None:
+    """Folder of the committed results of a sweep, `figures/<name>/`; None for a sweep that has none, as yours."""
+    folder = FIGURES / sweep.name
+    return folder if sweep.is_profile and (folder / "rounds.parquet").exists() else None
 
 
 @looked_at_once()
 def write_results(sweep: Sweep, device: str = "cpu") -> Path:
-    """Store the tables of `collect` in the folder of the sweep's results with what is missing; returns that folder."""
-    folder, planned = results_folder(sweep), plan(sweep, device)
+    """Store the tables of `collect` in the folder of the sweep's study with what is missing; returns that folder."""
+    folder, planned = sweep.studies, plan(sweep, device)
     for name, table in _collected(sweep, planned).items():
         write_table(table, folder / f"{name}.parquet")
     lines = missing_runs(sweep, planned)

@@ -1,8 +1,10 @@
 """Execute the notebooks of a study over the results of a sweep, and only if something changed."""
 
+import ast
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256 as digest_of
 from html import escape
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pandas as pd
+import papermill
 from matplotlib.figure import Figure
 from nbclient.exceptions import DeadKernelError
 from pandas.io.formats.style import Styler
@@ -21,22 +24,23 @@ from palkit.backbones import BackboneConfig
 from palkit.claims import judge
 from palkit.datasets import ImagePool, load_dataset
 from palkit.errors import ConfigError, PalkitError, brief
-from palkit.files import REPOSITORY, sha256, write_text
+from palkit.files import REPOSITORY, atomic_path, runs_dir, sha256, write_text
 from palkit.formats import read_table
 from palkit.notebooks import execute_notebook
 from palkit.plots import configuration_columns, configuration_name, entitle, save_figure, table_files, wide_areas
 from palkit.readouts import Readout, readout
 from palkit.report import write_report
-from palkit.results import MISSING, parts, read_missing, results_folder, short_paths, write_results
-from palkit.statistics import REFERENCE, Ranking, against, area_table, label_saving_intervals, rank_strategies
-from palkit.sweep import Sweep, load_sweep, plan, sweep_file
+from palkit.reproduce import TABLE, Reproduction
+from palkit.reproduce import compare as compare_results
+from palkit.results import FIGURES, MISSING, parts, read_missing, reference_folder, short_paths, write_results
+from palkit.statistics import REFERENCE, Ranking, against, area_table, label_saving, rank_strategies
+from palkit.sweep import SUFFIXES, SWEEPS, Sweep, load_sweep, plan, sweep_file
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-
-
+KEPT = (".parquet", ".csv", ".tex", ".png", ".svg")  # of a study, in the reference
 FILE_MAX = 60  # characters of a figure's name that say what it shows
 
 
@@ -54,12 +58,41 @@ Made = TypeVar("Made")
 
 
 def figures(sweep: str) -> Path:
-    """Folder of the figures and tables of a sweep, given its name or its YAML file.
+    """Folder from which a notebook reads the tables of a sweep and into which it draws; prints whose results they are.
+
+    A name stands for the committed reference in `figures/<name>/`: the folder is a copy of its tables, so that drawing
+    leaves the checkout as it is. The YAML file, or the name of a profile without a reference, stands for your results.
+
+    Args:
+        sweep: its name or its YAML file.
 
     Raises:
         ConfigError: there is no such sweep.
     """
-    return results_folder(_located(sweep))
+    located, reference = _located(sweep), _reference(sweep)
+    if reference is None:
+        print(f"Results: {located.studies}")
+        return located.studies
+    print(f"Results: figures/{located.name}, the committed reference")
+    return _copy(sorted(reference.glob("*.parquet")), _drawings(located))
+
+
+def _reference(sweep: str) -> Path | None:
+    """Folder of the reference, if that is what a notebook reads that is given this name or file."""
+    return None if Path(sweep).suffix.lower() in SUFFIXES else reference_folder(_located(sweep))
+
+
+def _drawings(sweep: Sweep) -> Path:
+    """Folder of what notebooks draw from the reference of a sweep."""
+    return runs_dir() / "reference" / sweep.name
+
+
+def _copy(files: Iterable[Path], folder: Path) -> Path:
+    """Put copies of files into a folder, and return it."""
+    for file in files:
+        with atomic_path(folder / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+    return folder
 
 
 def _located(sweep: str) -> Sweep:
@@ -240,13 +273,13 @@ def savings(rounds: pd.DataFrame) -> pd.DataFrame:
     """Labels saved by every configuration of a data set against random choice with a linear probe, unbalanced.
 
     Raises:
-        ConfigError: there are no such runs to compare with, or as `palkit.statistics.label_saving_intervals`.
+        ConfigError: there are no such runs to compare with, or as `palkit.statistics.label_saving`.
     """
     by = configuration_columns(rounds)
     reference = {**REFERENCE, **({"balance": "none"} if "balance" in by else {})}
     if not (rounds[list(reference)] == pd.Series(reference)).all(axis=1).any():
         raise ConfigError("no run chooses at random with a linear probe, so there is nothing to compare with.")
-    return label_saving_intervals(rounds, reference, by=by)
+    return label_saving(rounds, reference, by=by)
 
 
 def ranking(rounds: pd.DataFrame) -> Ranking:
@@ -256,7 +289,7 @@ def ranking(rounds: pd.DataFrame) -> Ranking:
 
 
 def missing(sweep: str) -> list[str]:
-    """How many planned runs are not among the stored results of a sweep, and why, a sentence each; none if all are.
+    """How many planned runs are not among the results that a notebook reads, and why, a sentence each; none if all are.
 
     Args:
         sweep: its name or its YAML file.
@@ -264,7 +297,7 @@ def missing(sweep: str) -> list[str]:
     Raises:
         ConfigError: there is no such sweep.
     """
-    return read_missing(figures(sweep))
+    return read_missing(_reference(sweep) or _located(sweep).studies)
 
 
 def one_configuration(rounds: pd.DataFrame) -> frozenset[str]:
@@ -319,9 +352,11 @@ def conclusion(sweep: str) -> "Markdown":
     """
     from IPython.display import Markdown
 
-    path = _located(sweep).conclusion
-    if path.exists():
-        return Markdown(path.read_text(encoding="utf-8"))
+    located = _located(sweep)
+    if located.conclusion.exists():
+        own = _reference(sweep) is None and reference_folder(located)
+        about = "Written about the committed reference:\n\n" if own else ""
+        return Markdown(about + located.conclusion.read_text(encoding="utf-8"))
     return Markdown("Nobody has written a conclusion yet: put one into a file beside the sweep, with the suffix `.md`.")
 
 
@@ -338,12 +373,11 @@ class Executed:
     error: str | None = None
 
 
-def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iterator[Executed]:
-    """Execute 01, 02 and 04 for a sweep, 03 too if in place; yields each, also one of which a cell failed.
+def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
+    """Execute copies of 01, 02 and 04 for a sweep, if something changed; yields each, also one of which a cell failed.
 
     Args:
         name: of the sweep, or its YAML file; its results must be there.
-        in_place: refresh the committed notebooks, with their own parameters, instead of writing copies.
         device: that the runs were computed on.
         console: where progress goes.
 
@@ -352,35 +386,78 @@ def execute(name: str, *, in_place: bool, device: str, console: Console) -> Iter
     """
     sweep = load_sweep(name)
     results = write_results(sweep, device) / "rounds.parquet"
-    parameters: dict[str, dict[str, Any]] = _parameters(sweep, device)
-    if in_place:
-        parameters = {path.stem: {} for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
-    for stem, values in parameters.items():
-        source = NOTEBOOKS / f"{stem}.ipynb"
-        target = source if in_place else sweep.studies / source.name
+    for stem, values in _parameters(sweep, device).items():
+        source, target = NOTEBOOKS / f"{stem}.ipynb", sweep.studies / f"{stem}.ipynb"
         stamp = target.with_suffix(".json")
         # With the executed copy's own checksum: a damaged one is executed again.
         files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
-        error = None
-        if in_place or not (stamp.exists() and stamp.read_text(errors="replace") == _state(files, values)):
-            with console.status(f"executing {plain_text(source.name)}"):
-                try:
-                    # Own images may be named as seen from here; committed notebooks know only their own folder.
-                    execute_notebook(
-                        source,
-                        target,
-                        values,
-                        folder=None if in_place else Path.cwd(),
-                        warm=not in_place,
-                        keep_going=True,
-                    )
-                except PapermillExecutionError as failure:
-                    error = f"cell In [{failure.exec_count}]: {failure.ename}: {brief_line(failure.evalue)}"
-                except DeadKernelError as failure:
-                    error = f"its kernel died ({brief_line(str(failure))}); mostly memory is short"
-            if not in_place and error is None:
-                write_text(stamp, _state(files, values))
-        yield Executed(target, error)
+        if stamp.exists() and stamp.read_text(errors="replace") == _state(files, values):
+            yield Executed(target)
+            continue
+        # Own images may be named as seen from here.
+        executed = _execute(source, target, values, console, folder=Path.cwd(), warm=True)
+        if executed.error is None:
+            write_text(stamp, _state(files, values))
+        yield executed
+
+
+def _execute(source: Path, target: Path, values: Mapping[str, Any], console: Console, **options: Any) -> Executed:
+    """Execute a notebook to its end, whatever fails, with options of `execute_notebook`."""
+    error = None
+    with console.status(f"executing {plain_text(source.name)}"):
+        try:
+            execute_notebook(source, target, values, keep_going=True, **options)
+        except PapermillExecutionError as failure:
+            error = f"cell In [{failure.exec_count}]: {failure.ename}: {brief_line(failure.evalue)}"
+        except DeadKernelError as failure:
+            error = f"its kernel died ({brief_line(str(failure))}); mostly memory is short"
+    return Executed(target, error)
+
+
+def renew_reference(name: str, *, device: str, console: Console) -> Iterator[Executed]:
+    """Make your results of a profile the committed reference; yields the notebooks that it executes.
+
+    The sweep is studied, if that was not done. Its tables and figures replace those in `figures/<name>/`. Then the
+    committed notebooks that read them are executed in place, and what these draw is added; notebooks that read no sweep
+    are taken to be about `default`.
+
+    Args:
+        name: of a sweep in `notebooks/sweeps/`.
+        device: that the runs were computed on.
+        console: where progress goes.
+
+    Raises:
+        ConfigError: it is not one of `notebooks/sweeps/`, or runs are missing, or a notebook of the study failed.
+    """
+    sweep = load_sweep(name)
+    if not sweep.is_profile:
+        raise ConfigError(f"{name} has no reference: only a sweep in {SWEEPS} has one.")
+    reference, lines = FIGURES / sweep.name, read_missing(write_results(sweep, device))
+    if lines:
+        raise ConfigError(f"{reference} stays as it was. {lines[0]}")
+    for executed in execute(name, device=device, console=console):
+        yield executed
+        if executed.error is not None:
+            raise ConfigError(f"{reference} stays as it was: {executed.path} failed.")
+    for old in _kept(reference):
+        old.unlink()
+    _copy(_kept(sweep.studies), reference)
+    shutil.rmtree(_drawings(sweep), ignore_errors=True)
+    for source in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
+        if _sweep_of(source) == sweep.name:
+            yield _execute(source, source, {}, console)
+    _copy(_kept(_drawings(sweep)), reference)
+
+
+def _kept(folder: Path) -> list[Path]:
+    """Tables and figures in a folder, without what compares them with the reference."""
+    return [file for file in sorted(folder.glob("*")) if file.suffix in KEPT and file.name != TABLE]
+
+
+def _sweep_of(notebook: Path) -> str:
+    """Name of the sweep that a committed notebook reads."""
+    sweep = papermill.inspect_notebook(notebook).get("sweep", {"default": "'default'"})
+    return str(ast.literal_eval(sweep["default"]))
 
 
 def _parameters(sweep: Sweep, device: str) -> dict[str, dict[str, Any]]:
@@ -388,11 +465,10 @@ def _parameters(sweep: Sweep, device: str) -> dict[str, dict[str, Any]]:
     configs = [task.config for task in plan(sweep, device) if task.config is not None and task.is_complete]
     datasets = list(dict.fromkeys(config.dataset for config in configs))
     backbones = [asdict(backbone) for backbone in dict.fromkeys(config.backbone for config in configs)]
-    own = None if sweep.is_profile else sweep.file
     return {
         "01_data": {"datasets": datasets},
         "02_backbone": {"datasets": datasets, "backbones": backbones},
-        "04_study": {"sweep": sweep.name if own is None else str(own)},
+        "04_study": {"sweep": str(sweep.file or sweep.name)},  # the file: these results, not the reference
     }
 
 
@@ -407,12 +483,38 @@ def _state(files: Sequence[Path], parameters: Mapping[str, Any]) -> str:
     return json.dumps({"files": sums, "parameters": parameters})
 
 
-def report(name: str, *, device: str) -> Path | None:
-    """The executed 04 as one HTML page; written again only if that notebook changed. None if there is no such notebook.
+def reproduction(name: str, results: Path | None = None, reference: Path | None = None) -> Reproduction:
+    """The results of a sweep beside the committed reference; the table goes into their folder, if they are not one.
+
+    Args:
+        name: of the sweep, or its YAML file.
+        results: folder to compare instead of that of the sweep's study.
+        reference: folder to compare with instead of `figures/<name>/`.
+
+    Raises:
+        ConfigError: there is no such sweep.
+        DataError: a table is missing or cannot be read.
+    """
+    sweep = load_sweep(name)
+    results, reference = results or sweep.studies, reference or reference_folder(sweep)
+    if reference is None:
+        return Reproduction(f"Nothing to compare with: the sweep {sweep.name} has no committed reference in {FIGURES}.")
+    found = compare_results(results, reference)
+    if not results.is_relative_to(FIGURES):
+        found.write(results)
+    return found
+
+
+def report(name: str, found: Reproduction, *, device: str) -> Path | None:
+    """The executed 04 as one HTML page; written again only if that notebook or the comparison changed.
 
     Args:
         name: of the sweep, or its YAML file; `execute` must have been called for it.
+        found: how its results compare with the reference.
         device: that the runs were computed on.
+
+    Returns:
+        None if there is no such notebook.
 
     Raises:
         DataError: the provenance of a run cannot be read.
@@ -423,4 +525,4 @@ def report(name: str, *, device: str) -> Path | None:
         return None
     tasks = plan(sweep, device)
     runs = [task.directory for task in tasks if task.is_complete]
-    return write_report(notebook, sweep.name, runs, len(tasks), read_missing(results_folder(sweep)))
+    return write_report(notebook, sweep.name, runs, len(tasks), read_missing(sweep.studies), found.html())

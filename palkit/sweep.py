@@ -52,9 +52,9 @@ class Sweep:
 
     @property
     def studies(self) -> Path:
-        """Folder of its executed notebooks and report; of a file elsewhere also of its results and figures.
+        """Folder of its results, figures, executed notebooks and report.
 
-        The latter is called after the whole path, because two projects may each have their `sweep.yaml`.
+        That of a file elsewhere is called after the whole path, because two projects may each have their `sweep.yaml`.
         """
         own = None if self.is_profile else self.file
         return runs_dir() / "studies" / (self.name if own is None else _own_name(own))

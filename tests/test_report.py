@@ -16,11 +16,13 @@ from nbformat import v4 as nb
 from palkit import study
 from palkit.errors import DataError
 from palkit.report import provenance_of, render, write_report
+from palkit.reproduce import Reproduction
 from palkit.runs import RunDirectory, run_hash
 from palkit.sweep import Sweep, Task
 
 EVIL = "<script>alert(1)</script>"
 PIXEL = base64.b64encode(b"\x89PNG not really").decode()
+NOTHING = Reproduction("Nothing to compare with.")
 FACTS = {"Runs": ["2 of 3 complete"], EVIL: [EVIL, "line two"]}
 
 
@@ -192,6 +194,13 @@ def test_report_is_written_again_only_if_the_notebook_changed(tmp_path: Path) ->
     nbformat.write(changed, notebook)
     write_report(notebook, "default", runs, 3, ["Missing: 1. Not begun."])
     assert "Another question?" in target.read_text(encoding="utf-8")
+    write_report(notebook, "default", runs, 3, [], Reproduction(f"Did not reproduce {EVIL}.").html())
+    page = target.read_text(encoding="utf-8")
+    assert f"Did not reproduce {EVIL}." in Elements(page).text, (
+        "the notebook is the same, but not what it is held against"
+    )
+    assert page.index("Did it reproduce?") < page.index("Another question?")
+    assert "<script" not in page
 
 
 def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +213,7 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
     folder = tmp_path / "runs" / "studies" / "mine"
     folder.mkdir(parents=True)
     nbformat.write(executed(), folder / "04_study.ipynb")
-    target = study.report("mine", device="cpu")
+    target = study.report("mine", NOTHING, device="cpu")
     assert target is not None
     assert target == folder / "report.html"
     text = Elements(target.read_text(encoding="utf-8")).text
@@ -214,7 +223,7 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
 
 def test_a_study_without_its_last_notebook_has_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "load_sweep", lambda name: Sweep("mine"))
-    assert study.report("mine", device="cpu") is None
+    assert study.report("mine", NOTHING, device="cpu") is None
 
 
 def test_a_failed_cell_is_a_sentence_not_a_traceback() -> None:

@@ -1,6 +1,7 @@
 """Studies: names that tell configurations apart, sections that say why they are missing, the quick profile."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from palkit import plots, results
+from palkit import plots
 from palkit.__main__ import main
 from palkit.dispatch import DispatchConfig, run_sweep
 from palkit.errors import ConfigError, DataError
@@ -206,10 +207,7 @@ def test_parts_of_several_backbones() -> None:
     assert list(parts(table[:1])) == [""]
 
 
-def test_configurations_that_differ_in_other_fields_get_names(
-    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "FIGURES", tmp_path)
+def test_configurations_that_differ_in_other_fields_get_names(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     values = {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 2, "strategy": "margin"}
     names = {}
     for sweep in (
@@ -224,7 +222,7 @@ def test_configurations_that_differ_in_other_fields_get_names(
     assert names["fields"] == [f"linear_probe, {initial}, {n}" for initial in ("centroid", "random") for n in (1, 2)]
     assert names["variants"] == ["linear_probe, long", "linear_probe, short"]
     assert names["plain"] == ["linear_probe"]
-    stored = duckdb.sql(f"select count(distinct run) from '{tmp_path}/fields/rounds.parquet'").fetchall()
+    stored = duckdb.sql(f"select count(distinct run) from '{tmp_path}/runs/studies/fields/rounds.parquet'").fetchall()
     assert stored == [(8,)], "one table that other programs read"
 
 
@@ -240,12 +238,15 @@ def test_conclusions_are_beside_their_sweep(tmp_path: Path) -> None:
     assert "Nobody has written" in conclusion(str(own)).data
     (tmp_path / "my.sweep.md").write_text("Margin pays.")
     assert conclusion(str(own)).data == "Margin pays."
+    profile = str(REPOSITORY / "notebooks" / "sweeps" / "default.yaml")
+    assert conclusion(profile).data == f"Written about the committed reference:\n\n{conclusion('default').data}"
     with pytest.raises(ConfigError, match="unknown sweep 'no such sweep'"):
         conclusion("no such sweep")
 
 
 def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """What CI runs of the main job: two commands, every notebook, a page that needs nothing else."""
+    """What CI runs of the main job: two commands, every notebook, one page; the checkout stays as it is."""
+    before = {path: path.stat().st_mtime_ns for path in (REPOSITORY / "figures").rglob("*")}
     assert main(["sweep", "quick"]) == 0
     assert main(["study", "quick"]) == 0
     lines = capsys.readouterr().err.replace("\n  ", " ").splitlines()
@@ -255,3 +256,5 @@ def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]
     assert "Budget curves" in text
     assert "not testable here" in text
     assert text.count("data:image/png;base64") >= 8
+    assert re.search(r"(Reproduced|Reproduced within 0\.5 points|Did not reproduce): \d+ of 12 runs bought", text)
+    assert {path: path.stat().st_mtime_ns for path in (REPOSITORY / "figures").rglob("*")} == before

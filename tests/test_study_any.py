@@ -191,8 +191,9 @@ def test_two_sweeps_of_one_name_keep_their_results_apart(
         assert set(pd.read_parquet(found / "rounds.parquet")["strategy"]) == {strategy}
         assert found.parent == tmp_path / "runs" / "studies"
         assert found.name.startswith("quick-")
-    assert figures("quick") == REPOSITORY / "figures" / "quick", "the profile, though a file of that name is here"
-    assert figures(str(REPOSITORY / "notebooks" / "sweeps" / "quick.yaml")) == figures("quick")
+    profile = tmp_path / "runs" / "studies" / "quick"
+    assert load_sweep("quick").studies == profile, "though a file of that name is here"
+    assert figures(str(REPOSITORY / "notebooks" / "sweeps" / "quick.yaml")) == profile
 
 
 def test_a_notebook_that_fails_is_named_and_the_others_are_executed(

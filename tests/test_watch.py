@@ -73,10 +73,7 @@ def test_watching_a_complete_sweep_ends(board: Board, capsys: pytest.CaptureFixt
     assert "1 complete" in capsys.readouterr().out
 
 
-def test_command_line_with_a_table(
-    tiny_run: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("palkit.results.FIGURES", tmp_path / "figures")
+def test_command_line_with_a_table(tiny_run: dict[str, Any], tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "small.yaml"
     path.write_text("base: {**: 0}\ngrid: {seed: [0, 1]}".replace("{**: 0}", str({**tiny_run, "rounds": 1})))
     assert main(["sweep", str(path), "--jobs", "1", "--no-notebooks", "--watch"]) == 0
