@@ -36,7 +36,7 @@ NARROW = {
     "kmeans": {"errors", "kernels", "ties"},
     "scores": {"errors", "kernels", "shards", "ties"},
     "datasets": {"checks", "errors", "files", "formats", "ties"},
-    "strategies": {"checks", "errors", "kernels", "kmeans", "scores", "shards", "ties"},
+    "strategies": {"calibration", "checks", "errors", "kernels", "kmeans", "scores", "shards", "ties"},
 }
 
 

@@ -1,4 +1,8 @@
-"""Each strategy against a slow, obvious numpy version of its definition: the same picks in the same order."""
+"""Each strategy against a slow, obvious numpy version of its definition: the same picks in the same order.
+
+Where random numbers are drawn, or rows tie, the strategy itself is called, with rows in their stored order; else
+`select`, which shows them to it in an order of its own.
+"""
 
 from typing import Any
 
@@ -9,7 +13,8 @@ from numpy.typing import NDArray
 from test_strategies import generator, make_labelled, make_pool
 
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies import select
+from palkit.strategies import STRATEGIES, select
+from palkit.strategies.balance import pcb
 
 Array = NDArray[Any]
 SEEDS = range(6)
@@ -21,6 +26,13 @@ def problem(seed: int) -> tuple[PoolScores, LabelledSet, Array, Array, list[int]
     pool, labelled = make_pool(n, d, c, seed), make_labelled(n, 8, c, seed)
     features, probs = pool.features.double().numpy(), pool.probs.double().numpy()
     return pool, labelled, features, probs, labelled.unlabelled(n).tolist(), labelled.positions.tolist()
+
+
+def direct(
+    name: str, pool: PoolScores, labelled: LabelledSet, batch: int, rng: torch.Generator, **options: Any
+) -> list[int]:
+    """Picks of the strategy itself, which sees rows and classes as they are stored."""
+    return STRATEGIES[name].function(pool, labelled, batch, rng, **options).tolist()
 
 
 def largest(score: dict[int, float], count: int) -> list[int]:
@@ -81,18 +93,25 @@ def test_featdist_nearest(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_featdist_class_mean(seed: int, share: float) -> None:
+@pytest.mark.parametrize("space", ["logits", "features"])
+def test_featdist_class_mean(seed: int, share: float, space: str) -> None:
+    """Of logits that sum to 0 the softmax is given, and the distances are those of the logits."""
     pool, labelled, features, probs, free, known = problem(seed)
+    logits = np.log(probs) - np.log(probs).mean(1, keepdims=True)
+    x = logits if space == "logits" else features
     labels = labelled.labels.numpy()
     gap, unseen = {}, set()
     for i in free:
-        same = [features[p] for p, label in zip(known, labels, strict=True) if label == probs[i].argmax()]
+        same = [x[p] for p, label in zip(known, labels, strict=True) if label == probs[i].argmax()]
         if same:
-            gap[i] = float(np.linalg.norm(features[i] - np.mean(same, axis=0)))
+            gap[i] = float(np.linalg.norm(x[i] - np.mean(same, axis=0)))
         else:
             unseen.add(i)
     batch = 12
-    picks = select("featdist", pool, labelled, batch, generator(), reference="class_mean", unseen_share=share).tolist()
+    options: dict[str, Any] = {"reference": "class_mean", "unseen_share": share}
+    if space == "features":
+        options["space"] = space
+    picks = select("featdist", pool, labelled, batch, generator(), **options).tolist()
     quota = min(len(unseen), max(round(share * batch), batch - len(gap)))
     assert picks[: batch - quota] == largest(gap, batch - quota)
     assert len(picks) == batch
@@ -104,7 +123,8 @@ def test_featdist_class_mean_tops_up_with_unseen_rows() -> None:
     features = torch.arange(8.0)[:, None]
     probs = torch.eye(2)[torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])]
     labelled = LabelledSet(torch.tensor([0]), torch.tensor([0]))
-    picks = select("featdist", PoolScores(features, probs), labelled, 4, generator(), reference="class_mean")
+    options: dict[str, Any] = {"reference": "class_mean", "space": "features"}
+    picks = select("featdist", PoolScores(features, probs), labelled, 4, generator(), **options)
     assert picks[:2].tolist() == [2, 1]
     assert set(picks[2:].tolist()) <= {3, 4, 5, 6, 7}
 
@@ -128,7 +148,7 @@ def test_badge(seed: int) -> None:
             weight[i] = min(np.sum((embedding[i] - embedding[c]) ** 2) for c in picks)
         aim = torch.rand(1, generator=rng, dtype=torch.float64).item() * weight.sum()
         picks.append(int(np.searchsorted(weight.cumsum(), aim, side="right")))
-    assert select("badge", pool, labelled, 15, generator(seed)).tolist() == picks
+    assert direct("badge", pool, labelled, 15, generator(seed)) == picks
 
 
 def test_badge_draws_by_squared_distance() -> None:
@@ -147,22 +167,31 @@ def test_badge_draws_by_squared_distance() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", ["entropy", "margin", "coreset", "featdist"])
 def test_pcb(name: str, seed: int) -> None:
-    """Filled by hand from the strategy's own ranking, up to the first class with nothing left."""
+    """Filled by hand: each pick is of the scarcest predicted class that has a candidate left, if the scarcest has."""
     pool, labelled, _, probs, free, _ = problem(seed)
     wanted = max(10, int(np.ceil(0.5 * len(free))))
-    ranking = select(name, pool, labelled, wanted, generator()).tolist()
+    proposed = set(select(name, pool, labelled, wanted, generator()).tolist())
     counts = np.bincount(labelled.labels.numpy(), minlength=probs.shape[1])
-    batch: list[int] = []
-    while len(batch) < 10:
-        scarce = counts.argmin()
-        left = [i for i in ranking if i not in batch and probs[i].argmax() == scarce]
-        if not left:
-            break
-        batch.append(left[0])
-        counts[scarce] += 1
     picks = select(name, pool, labelled, 10, generator(), balance="pcb", gamma=0.5).tolist()
-    assert picks[: len(batch)] == batch
-    assert set(picks) <= set(ranking)
+    for number, pick in enumerate(picks):
+        left = {int(probs[i].argmax()) for i in proposed - set(picks[:number])}
+        scarcest = set(np.flatnonzero(counts == counts.min()).tolist())
+        assert pick in proposed
+        assert int(probs[pick].argmax()) in scarcest or scarcest - left
+        counts[probs[pick].argmax()] += 1
+
+
+def test_pcb_draws_within_the_class() -> None:
+    """Each of the class's candidates is as likely as the best-ranked one, and none beyond gamma * U is drawn."""
+    classes = torch.tensor([0] * 60 + [1] * 20)
+    pool = PoolScores(torch.arange(80.0)[:, None], 0.7 * torch.eye(2)[classes] + 0.15)
+    labelled = LabelledSet(torch.tensor([0]), torch.tensor([0]))
+    first = torch.cat(
+        [pcb(lambda n: torch.arange(79, 79 - n, -1), pool, labelled, 1, generator(s), 0.2) for s in range(1600)]
+    )
+    counts = torch.bincount(first, minlength=80)[64:]  # of 79 unlabelled rows 16 are candidates, all of class 1
+    assert counts.sum() == 1600
+    assert (counts - 100).abs().max() < 5 * np.sqrt(100)
 
 
 def test_pcb_evens_out_an_imbalanced_pool() -> None:
@@ -175,19 +204,19 @@ def test_pcb_evens_out_an_imbalanced_pool() -> None:
 
 
 def test_pcb_falls_back_to_random_candidates() -> None:
-    """Class 2 is never predicted: from the second pick on it is always the scarcest."""
+    """Class 2 is never predicted and always the scarcest: any candidate will do."""
     classes = torch.tensor([0, 1] * 20)
     pool = PoolScores(torch.randn(40, 3, generator=generator()), 0.7 * torch.eye(3)[classes] + 0.1)
-    labelled = LabelledSet(torch.tensor([0]), torch.tensor([0]))
+    labelled = LabelledSet(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    candidates = set(select("coreset", pool, labelled, 8, generator()).tolist())
     seen = {
-        tuple(select("coreset", pool, labelled, 3, generator(s), balance="pcb", gamma=0.2).tolist()) for s in range(20)
+        tuple(select("coreset", pool, labelled, 3, generator(s), balance="pcb", gamma=0.2).tolist()) for s in range(40)
     }
-    assert len({picks[0] for picks in seen}) == 1  # class 1, the scarcest that is predicted, ranked first
-    assert len(seen) > 5
+    assert {pick for picks in seen for pick in picks} == candidates
 
 
-def test_ties_go_to_the_lowest_position() -> None:
+def test_ties_go_to_the_first_row_that_a_strategy_sees() -> None:
     pool = PoolScores(torch.ones(20, 3), torch.full((20, 2), 0.5))
     labelled = LabelledSet(torch.tensor([1, 4]), torch.tensor([0, 1]))
     for name in ("least_confidence", "margin", "entropy", "coreset", "featdist"):
-        assert select(name, pool, labelled, 4, generator()).tolist() == [0, 2, 3, 5], name
+        assert direct(name, pool, labelled, 4, generator()) == [0, 2, 3, 5], name

@@ -22,10 +22,9 @@ def pcb(
 ) -> Tensor:
     """Pseudo-class balance (Bang et al., CVPR 2024).
 
-    The strategy proposes max(batch_size, gamma * U) candidates, best first. The batch is filled one by
-    one with the best candidate of the predicted class that has the fewest labels so far, counting the
-    batch; ties go to the lowest class. If no candidate of that class is left, a random candidate is
-    taken instead, and counts for its own predicted class.
+    The strategy proposes max(batch_size, gamma * U) candidates. The batch is filled one by one from the
+    predicted class that has the fewest labels so far, counting the batch, with one of its candidates drawn
+    at random. If none of that class is left, any candidate is drawn, and counts for its own predicted class.
 
     Args:
         propose: the strategy, as a function of the number of candidates wanted.
@@ -41,19 +40,15 @@ def pcb(
     candidates = propose(max(batch_size, math.ceil(gamma * unlabelled)))
     classes = scores.probs.shape[1]
     predicted = scores.predicted.cpu()[candidates]
-    queues = [(predicted == c).nonzero().squeeze(1).flip(0).tolist() for c in range(classes)]
+    order = torch.randperm(len(candidates), generator=rng)
     counts = torch.bincount(labelled.labels.cpu(), minlength=classes)
     batch: list[int] = []
     for _ in range(batch_size):
-        scarce = int(counts.argmin())
-        if not queues[scarce]:
-            left = [i for queue in queues for i in queue]
-            drawn = left[int(torch.randint(len(left), (1,), generator=rng))]
-            scarce = int(predicted[drawn])
-            queues[scarce].remove(drawn)
-            queues[scarce].append(drawn)
-        batch.append(queues[scarce].pop())
-        counts[scarce] += 1
+        own = (predicted[order] == counts.argmin()).nonzero()
+        place = int(own[0]) if len(own) else 0
+        batch.append(int(order[place]))
+        counts[predicted[batch[-1]]] += 1
+        order = torch.cat([order[:place], order[place + 1 :]])
     return candidates[torch.tensor(batch)]
 
 

@@ -7,12 +7,13 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import View, chunks, column_mean
+from palkit.kernels import TIE, View, chunks, column_mean, nearest
 from palkit.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ranking import (
     class_means,
     cluster_centres,
     margin_gap,
+    once_per_pool,
     per_row,
     shannon_entropy,
     top,
@@ -20,7 +21,9 @@ from palkit.strategies.ranking import (
 from palkit.strategies.registry import require_labels, require_positive, strategy
 from palkit.ties import predict
 
-MAX_LINKED = 10_000  # rows of agglomerative clustering, whose distances then take 400 MB
+MAX_LINKED = 3_000  # rows of agglomerative clustering: 3 s on one core at 384 features, and 36 MB of distances
+CANDIDATES = 25  # per row of the batch that DropQuery wants
+LARGEST_EPS = 1.0  # up to which ALFA-Mix raises its step
 HEAD_ROWS = 20_000  # rows from which the linear head is recovered
 
 
@@ -40,15 +43,18 @@ def clue(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.
 def dropquery(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) k-means into B clusters of the rows whose prediction dropout changes in more than half the passes.
 
-    The row nearest to each centre is picked, of features scaled to unit length; if too few predictions
-    change, all these are taken and the rest is random. (Gupte et al., TMLR 2024; the passes are M = 3
+    The row nearest to each centre is picked, of features scaled to unit length. While fewer than 25 B rows
+    change so often, one change less is asked for, but never none; if there are too few even then, all these
+    are taken and the rest is random. (Gupte et al., TMLR 2024, and the authors' code; the passes are M = 3
     masks that drop features with probability 0.75.)
     """
     passes = scores.stochastic_probs
     assert passes is not None
     changed = torch.stack([predict(p, scores.keys) != scores.predicted for p in passes]).sum(0)
     free = labelled.unlabelled(len(scores))
-    return spread(scores, free, (2 * changed > len(passes)).cpu()[free], batch_size, rng)
+    changed = changed.cpu()[free]
+    wanted = next((n for n in range(len(passes) // 2, 0, -1) if (changed > n).sum() >= CANDIDATES * batch_size), 0)
+    return spread(scores, free, changed > wanted, batch_size, rng)
 
 
 @strategy("alfamix")
@@ -59,8 +65,10 @@ def alfamix(
 
     A row h is mixed with the mean z of the labelled rows of each class, by the step that raises the loss
     of its prediction most, in closed form: h + eps / sqrt(D) * |z - h| * g / |g| with the loss gradient g
-    (Parvaneh et al., CVPR 2022). The row nearest to each centre is picked, of features scaled to unit
-    length; if too few predictions flip, all these are taken and the rest is random.
+    (Parvaneh et al., CVPR 2022). As in the authors' code, a class without labels is anchored at the mean of
+    all labelled rows, and eps is doubled, tripled and so on until more than B predictions flip or it has
+    reached 1. The row nearest to each centre is picked, of features scaled to unit length; if too few
+    predictions flip, all these are taken and the rest is random.
 
     The head is taken to be linear in the features; its weights are recovered from features and
     probabilities by least squares. Along g a flip stays a flip as the step grows, so only the farthest
@@ -68,7 +76,7 @@ def alfamix(
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy; at least one label.
-        eps: > 0, the largest step relative to the distance to the anchor, times sqrt(D).
+        eps: > 0, the first step relative to the distance to the anchor, times sqrt(D).
     """
     require_labels(labelled, "alfamix")
     require_positive("eps", eps)
@@ -76,11 +84,11 @@ def alfamix(
     weights = linear_head(scores)  # (C, D)
     gram = weights @ weights.T
     rows, probs = View(scores.features, free), View(scores.probs, free)
-    means = class_means(scores, labelled)
-    anchors = means[means.isfinite().all(1)].float()  # (A, D)
-    step = eps / math.sqrt(rows.shape[1])
+    means = class_means(scores.features, labelled, probs.shape[1])
+    overall = scores.features[labelled.positions.to(means.device)].double().mean(0)
+    anchors = torch.where(means.isfinite(), means, overall).unique(dim=0).float()  # (A, D)
     predicted = scores.predicted[free.to(probs.device)]
-    flips = []
+    needed = torch.empty(len(free), dtype=torch.float64)  # eps beyond which each prediction flips
     for part in chunks(len(free), rows.shape[1] + probs.shape[1] + len(anchors)):
         p = probs[part].double()
         first = predicted[part, None]
@@ -88,9 +96,19 @@ def alfamix(
         moved = residual @ gram.to(p.device)
         norm = (moved * residual).sum(1).clamp(min=0).sqrt()  # |g|
         reach = torch.cdist(rows[part].float(), anchors).amax(1).double().to(p.device)
-        logit = p.log().clamp(min=-100) + moved * (step * reach / norm.clamp(min=1e-30))[:, None]
-        flips.append(logit.argmax(1) != first[:, 0])
-    return spread(scores, free, torch.cat(flips).cpu(), batch_size, rng)
+        gain = (moved - moved.gather(1, first)) * (reach / norm.clamp(min=1e-30) / math.sqrt(rows.shape[1]))[:, None]
+        logit = probs[part].double().log().clamp(min=-100)
+        lead = (logit.gather(1, first) - logit).clamp(min=0)
+        gain[gain <= TIE * gain.amax(1, keepdim=True)] = 0  # what rises by no more than rounding
+        needed[part] = torch.where(gain > 0, lead / gain, torch.inf).amin(1).cpu()
+    return spread(scores, free, needed < raised(eps, needed, batch_size), batch_size, rng)
+
+
+def raised(eps: float, needed: Tensor, batch_size: int) -> float:
+    """First multiple of eps that more than `batch_size` of the `needed` (U,) are less than, at most the first >= 1."""
+    most = math.ceil(LARGEST_EPS / eps)
+    last = float(needed.sort().values[batch_size]) if batch_size < len(needed) else math.inf
+    return eps * (most if last >= eps * most else math.floor(last / eps) + 1)
 
 
 @strategy("cluster_margin")
@@ -102,27 +120,31 @@ def cluster_margin(
     factor: int = 10,
     clusters: int | None = None,
 ) -> Tensor:
-    """(B,) the rows of smallest margin, spread round-robin over average-linkage clusters of them.
+    """(B,) the rows of smallest margin, spread round-robin over average-linkage clusters of the pool.
 
-    (Citovsky et al., NeurIPS 2021.) Clusters are visited from the smallest to the largest, again and
-    again, and each time give one of their rows at random.
+    (Citovsky et al., NeurIPS 2021.) Clusters are visited from the one with the fewest of these rows to that
+    with the most, again and again, and each time give one of them at random.
+
+    The clusters hang on the pool and the seed of the run: while features stay as they are, they are the same in
+    all rounds. Of a pool of more than MAX_LINKED rows so many are clustered, drawn once; any other row is of the
+    cluster of the one nearest to it.
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
-        factor: >= 1; the factor * B rows of smallest margin are clustered, or MAX_LINKED if that is less.
-        clusters: how many, or None for B, that is `factor` rows each on average.
+        factor: >= 1; the factor * B rows of smallest margin are considered.
+        clusters: how many, or None for one for every `factor` rows of the pool.
     """
     if factor < 1 or (clusters is not None and clusters < 1):
         raise ConfigError(f"factor and clusters must be >= 1, got {factor!r} and {clusters!r}.")
     free = labelled.unlabelled(len(scores))
-    size = max(batch_size, min(factor * batch_size, MAX_LINKED))
-    candidates = top(per_row(margin_gap, View(scores.probs, free)).cpu(), free, size)
-    if len(candidates) < 2:
-        return candidates
-    rows = scores.features[candidates.to(scores.features.device)].double().cpu().numpy()
-    wanted = min(clusters or batch_size, len(rows))
-    label = fcluster(linkage(rows, "average"), wanted, criterion="maxclust")
-    groups = [candidates[torch.from_numpy(label == c)] for c in sorted(set(label.tolist()))]
+    candidates = top(per_row(margin_gap, View(scores.probs, free)).cpu(), free, factor * batch_size)
+    linked, _ = once_per_pool(scores, MAX_LINKED)
+    rows = scores.features[linked.to(scores.features.device)]
+    wanted = min(clusters or math.ceil(len(scores) / factor), len(rows))
+    merges = linkage(rows.double().cpu().numpy(), "average")
+    label = torch.from_numpy(fcluster(merges, wanted, criterion="maxclust"))
+    own = label[nearest(View(scores.features, candidates), rows)[1].cpu()]
+    groups = [candidates[own == c] for c in own.unique()]
     groups = [group[torch.randperm(len(group), generator=rng)] for group in sorted(groups, key=len)]
     rounds = [torch.stack([g[i] for g in groups if len(g) > i]) for i in range(len(groups[-1]))]
     return torch.cat(rounds)[:batch_size]

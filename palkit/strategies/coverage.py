@@ -1,16 +1,21 @@
 """Strategies that choose rows whose neighbourhoods, together, cover as much of the pool as possible."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
+from torch.nn.functional import one_hot, pad
 
-from palkit.errors import ConfigError
+from palkit.calibration import fit_temperature
+from palkit.errors import ConfigError, DataNotice
 from palkit.kernels import View, chunks, nearest, square_gaps
 from palkit.kmeans import kmeans
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies.ranking import margin_gap, per_row
+from palkit.strategies.ranking import margin_gap, once_per_pool, per_row
 from palkit.strategies.registry import require_positive, strategy
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
@@ -18,6 +23,7 @@ Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 
 MAX_ROWS = 35_000  # the herding authors' own limit
 CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
 PURITY_QUERIES = 2_000
+SPREAD_ROWS = 2_000  # on whose logits their spread is measured
 TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
 
 
@@ -29,7 +35,7 @@ def greedy_coverage(
     count: int,
     cache: int = CACHE_ELEMENTS,
     tile: int = 512,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Greedy maximisation of sum_j weight_j max_(i picked) k(x_i, x_j).
 
     The gain of a row, sum_j weight_j max(k_ij - covered_j, 0), only falls as picks are added, and only
@@ -48,7 +54,8 @@ def greedy_coverage(
         tile: rows per side of a block of pairs.
 
     Returns:
-        (count,) int64 positions in order of picking; of gains within TIE of the best, the lowest position.
+        (count,) int64 positions in order of picking and (count,) float64 gains; of gains within TIE of the
+        best, the lowest position.
     """
     sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
     square, weight, covered = rows.square().sum(1), weight.float(), covered.float()
@@ -102,6 +109,7 @@ def greedy_coverage(
     tie = TIE * float(bound.max())
     picked = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     picks: list[int] = []
+    gains: list[float] = []
     for now in range(count):
         size = 1
         while True:
@@ -116,12 +124,13 @@ def greedy_coverage(
         level = (gain >= (bound.max() - tie).clamp(min=0.0)).nonzero().squeeze(1)
         pick = level[order[level].argmin()]
         picks.append(int(order[pick]))
+        gains.append(float(gain[pick]))
         picked[pick], gain[pick] = True, -1.0
         row = similarity(pick.expand(2), slice(None))[0]  # one row alone takes BLAS's unthreaded path
         columns = (row > covered).nonzero().squeeze(1)
         history.append((columns, covered[columns]))
         covered[columns] = row[columns]
-    return torch.tensor(picks, dtype=torch.int64)
+    return torch.tensor(picks, dtype=torch.int64), torch.tensor(gains, dtype=torch.float64)
 
 
 def runs(tiles: list[int], tile: int, rows: int, longest: int) -> Iterator[slice]:
@@ -165,7 +174,8 @@ def purity_radius(rows: Tensor, classes: int, purity: float, rng: torch.Generato
         gap = square_gaps(rows[some], square[some], rows, square)
         gap.masked_fill_(label[some, None] == label, torch.inf)
         enemy[part] = gap.amin(1).sqrt_()
-    return float(enemy.sort().values[math.floor((1 - purity) * len(queries) + 1e-9)])
+    # A hair smaller: whether the row that decides it lies inside must not hang on rounding.
+    return float(enemy.sort().values[math.floor((1 - purity) * len(queries) + 1e-9)]) * (1 - 1e-5)
 
 
 def smallest_gap(rows: Tensor) -> float:
@@ -177,6 +187,59 @@ def smallest_gap(rows: Tensor) -> float:
         squared[squared < 1e-12] = torch.inf  # a row and its copies
         gap = min(gap, float(squared.min().sqrt()))
     return gap if math.isfinite(gap) else 1.0
+
+
+def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.Generator) -> float:
+    """Temperature for the pool's probabilities by which 70 % of the labels explain the other 30 % best, at least 1.
+
+    (Bae et al., ICLR 2025, whose temperatures start at 1; no label is bought for it.) A strategy cannot fit the
+    model again: a linear head is fitted to the features instead, and its logits scaled to spread as much on unlabelled
+    rows as the pool's do. 1 where there are too few labels to hold one out.
+
+    Args:
+        scores, labelled: as for every strategy.
+        rng: CPU generator of what is held out.
+    """
+    order = torch.randperm(len(labelled), generator=rng)
+    known, held = order.split([round(0.7 * len(order)), len(order) - round(0.7 * len(order))])
+    if not len(held) or not len(known):
+        return 1.0
+    others = labelled.unlabelled(len(scores))[:SPREAD_ROWS]
+    labels = labelled.labels.cpu()
+
+    def rows(positions: Tensor) -> Tensor:
+        """(n, D + 1) float64 rows of norm sqrt(D), which suits the penalty, and a 1 for the intercept."""
+        unit = View(scores.features, positions, unit=True)[:].double().cpu()
+        return pad(unit * unit.shape[1] ** 0.5, (0, 1), value=1.0)
+
+    weight = softmax_regression(rows(labelled.positions[known]), labels[known], scores.probs.shape[1])
+    pool = View(scores.probs, others)[:].double().cpu().log().clamp(min=-100)
+    spread, own = (logits.std(1, correction=0).mean() for logits in (pool, rows(others) @ weight))
+    logits = rows(labelled.positions[held]) @ weight * (spread / own.clamp(min=1e-12))
+    return max(1.0, fit_temperature(logits, labels[held]))
+
+
+def softmax_regression(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(D, C) float64 weights of least cross entropy in all plus half their squared norm; the last row costs nothing.
+
+    Args:
+        rows: (n, D) float64, the last column 1.
+        labels: (n,) int64.
+        classes: C, with or without a label.
+    """
+    target = one_hot(labels, classes).double()
+    penalty = torch.ones(rows.shape[1], 1, dtype=torch.float64)
+    penalty[-1] = 0
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = torch.from_numpy(flat).view(-1, classes)
+        logits = rows @ weight
+        slope = rows.T @ (logits.softmax(1) - target) + penalty * weight
+        value = (penalty * weight.square()).sum() / 2 - (target * logits.log_softmax(1)).sum()
+        return float(value), slope.flatten().numpy()
+
+    start = np.zeros(rows.shape[1] * classes)
+    return torch.from_numpy(minimize(loss, start, jac=True, method="L-BFGS-B").x).view(-1, classes)
 
 
 def _free_sample(
@@ -200,14 +263,15 @@ def _cover(
     count: int,
     cache: int = CACHE_ELEMENTS,
     unit: bool = True,
-) -> Tensor:
-    """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover."""
+) -> tuple[Tensor, Tensor]:
+    """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover, and (B,) gains."""
     rows = View(scores.features, sample, unit=unit)[:].float()
     covered = torch.zeros(len(rows), device=rows.device)
     if len(labelled):
         known = View(scores.features, labelled.positions, unit=unit)[:]
         covered = kernel(nearest(rows, known)[0].float())
-    return sample[greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)]
+    picks, gains = greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)
+    return sample[picks], gains
 
 
 @strategy("maxherding", cold_start=True)
@@ -233,7 +297,7 @@ def maxherding(
     """
     require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
-    return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)
+    return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)[0]
 
 
 @strategy("uherding", cold_start=True)
@@ -243,7 +307,7 @@ def uherding(
     batch_size: int,
     rng: torch.Generator,
     bandwidth: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     max_rows: int = MAX_ROWS,
 ) -> Tensor:
     """(B,) `maxherding` with each covered row weighted by its uncertainty, 1 - (p1 - p2).
@@ -254,20 +318,22 @@ def uherding(
         scores, labelled, batch_size, rng, max_rows: as for `maxherding`.
         bandwidth: > 0, or None for the paper's rule: the smallest distance above 0 between two labelled
             rows, so that it shrinks as labels are bought; 1 while there is no such pair.
-        temperature: > 0; the probabilities become p^(1 / temperature), scaled to sum to 1. The paper fits
-            it on held-out labels, which a strategy does not see: whoever has them passes it in.
+        temperature: > 0; the probabilities become p^(1 / temperature), scaled to sum to 1. None for the
+            paper's, from the labels themselves, see `held_out_temperature`; 1 is its ablation.
     """
-    require_positive("temperature", temperature)
     if bandwidth is None:
         bandwidth = smallest_gap(View(scores.features, labelled.positions, unit=True)[:])
     require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
+    if temperature is None:
+        temperature = held_out_temperature(scores, labelled, rng)
+    require_positive("temperature", temperature)
 
     def uncertainty(probs: Tensor) -> Tensor:
         return margin_gap((probs.log() / temperature).softmax(1))
 
     weight = per_row(uncertainty, View(scores.probs, sample)) if len(labelled) else torch.ones(len(sample))
-    return _cover(scores, labelled, sample, weight, rbf(bandwidth), batch_size)
+    return _cover(scores, labelled, sample, weight, rbf(bandwidth), batch_size)[0]
 
 
 @strategy("probcover", cold_start=True)
@@ -283,12 +349,14 @@ def probcover(
 ) -> Tensor:
     """(B,) greedy: the row whose ball of radius delta holds the most rows that no chosen ball holds yet.
 
-    (Yehuda et al., NeurIPS 2022.) Once all rows are covered, the lowest positions follow.
+    (Yehuda et al., NeurIPS 2022.) Once all rows are covered, or where no ball holds a second one, all tie and
+    the lowest positions follow; a DataNotice says so.
 
     Args:
         scores, labelled, batch_size, rng, max_rows: as for `maxherding`.
         delta: > 0, radius of the open balls; None for the largest at which a share `purity` of the balls
-            holds rows of one pseudo-label only, by k-means with as many clusters as classes.
+            holds rows of one pseudo-label only, by k-means with as many clusters as classes. It hangs on the
+            pool and the seed of the run: while features stay as they are, it is the same in all rounds.
         purity: in (0, 1), for delta=None.
         normalize: scale features to unit length first, as the authors do.
     """
@@ -296,11 +364,15 @@ def probcover(
         raise ConfigError(f"purity must be in (0, 1), got {purity!r}.")
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     if delta is None:
-        pool = torch.cat([sample, labelled.positions.cpu()]).sort().values
+        pool, steady = once_per_pool(scores, max_rows)
         rows = View(scores.features, pool, unit=normalize)[:].float()
-        delta = purity_radius(rows, scores.probs.shape[1], purity, rng)
+        delta = purity_radius(rows, scores.probs.shape[1], purity, steady)
     else:
         require_positive("delta", delta)
     # A column is covered once at most: kernel values are hardly ever needed again.
     weight = torch.ones(len(sample))
-    return _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)
+    picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)
+    if gains[0] <= 1:
+        notice = f"no ball of radius {delta:.4g} holds a second row that is not covered yet: the picks are ties."
+        warnings.warn(f"probcover: {notice}", DataNotice, stacklevel=2)
+    return picks

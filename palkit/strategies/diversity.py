@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, unknown_name
-from palkit.kernels import chunks, k_center, nearest
+from palkit.kernels import Rows, chunks, k_center, nearest
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies.ranking import class_means, top
 from palkit.strategies.registry import require_labels, strategy
@@ -28,15 +28,18 @@ def featdist(
     batch_size: int,
     rng: torch.Generator,
     reference: Literal["nearest", "class_mean"] = "nearest",
+    space: Literal["logits", "features"] = "logits",
     unseen_share: float = 0.0,
 ) -> Tensor:
-    """(B,) rows farthest from the labelled ones in feature space, all measured before the batch.
+    """(B,) rows farthest from the labelled ones, all measured before the batch.
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy; at least one label.
-        reference: `"nearest"`, the distance to the nearest labelled row (PEAL, arXiv 2406.09296), or
-            `"class_mean"`, the distance to the mean of the labelled rows of the class predicted for the
+        reference: `"nearest"`, the distance to the nearest labelled row's features (PEAL, arXiv 2406.09296),
+            or `"class_mean"`, the distance to the mean of the labelled rows of the class predicted for the
             row (C-PEAL, arXiv 2507.21521).
+        space: with `class_mean`, what the distance is of: `"logits"`, as in the authors' code, or `"features"`.
+            Logits are log-probabilities less their mean over the classes, which no probability can tell.
         unseen_share: with `class_mean`, the share of the batch given to rows whose predicted class has no
             labelled row, drawn at random; they have no distance, and otherwise come last.
     """
@@ -45,11 +48,14 @@ def featdist(
         raise unknown_name("reference", reference, ("nearest", "class_mean"))
     if not 0 <= unseen_share <= 1:
         raise ConfigError(f"unseen_share must be in [0, 1], got {unseen_share!r}.")
+    if space not in ("logits", "features"):
+        raise unknown_name("space", space, ("logits", "features"))
     candidates = labelled.unlabelled(len(scores))
     if reference == "nearest":
         known = scores.features[labelled.positions.to(scores.features.device)]
         return top(nearest(scores.features, known)[0].cpu()[candidates], candidates, batch_size)
-    distance = class_mean_distance(scores, labelled)[candidates]
+    rows = scores.features if space == "features" else Logits(scores.probs)
+    distance = class_mean_distance(rows, scores, labelled)[candidates]
     unseen = candidates[distance.isinf()]
     unseen = unseen[torch.randperm(len(unseen), generator=rng)]
     seen = candidates[distance.isfinite()]
@@ -58,11 +64,25 @@ def featdist(
     return torch.cat([ranked, unseen[:wanted]])
 
 
-def class_mean_distance(scores: PoolScores, labelled: LabelledSet) -> Tensor:
-    """(N,) float64 squared distance to the labelled mean of the predicted class; inf if it has no label."""
-    means = class_means(scores, labelled)
+class Logits:
+    """(N, C) float64 log-probabilities less their mean over the classes, computed as they are read."""
+
+    def __init__(self, probs: Tensor) -> None:
+        self.probs, self.shape, self.device = probs, probs.shape, probs.device
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        logits = self.probs[index].double().log().clamp_(min=-100)
+        return logits - logits.mean(1, keepdim=True)
+
+
+def class_mean_distance(rows: Rows, scores: PoolScores, labelled: LabelledSet) -> Tensor:
+    """(N,) float64 squared distance of `rows` (N, D) to the labelled mean of the predicted class; inf if none."""
+    means = class_means(rows, labelled, scores.probs.shape[1])
     predicted = scores.predicted.to(means.device)
     distance = torch.empty(len(scores), dtype=torch.float64, device=means.device)
-    for part in chunks(*scores.features.shape):
-        distance[part] = (scores.features[part] - means[predicted[part]]).square_().sum(1)
+    for part in chunks(*rows.shape):
+        distance[part] = (rows[part] - means[predicted[part]]).square_().sum(1)
     return distance.nan_to_num_(nan=torch.inf).cpu()

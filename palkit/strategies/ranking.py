@@ -25,6 +25,21 @@ def top(score: Tensor, candidates: Tensor, count: int) -> Tensor:
     return candidates[order.to(candidates.device)]
 
 
+def once_per_pool(scores: PoolScores, limit: int) -> tuple[Tensor, torch.Generator]:
+    """(M,) positions, the same images in every round, and a generator: for what a strategy finds out once and keeps.
+
+    Both hang on the keys of the images alone, that is on their names and the seed of a run: what is computed from them,
+    with features that stay as they are, is the same in all its rounds.
+
+    Args:
+        scores: of the pool.
+        limit: at most this many rows, drawn uniformly.
+    """
+    keys = scores.keys.rows
+    rng = torch.Generator().manual_seed(int(keys.sum()) % 2**63)  # int64 sums wrap around: no order of adding matters
+    return keys.argsort()[:limit], rng
+
+
 def per_row(score: RowScore, probs: Rows) -> Tensor:
     """(N,) float64 `score` of each row of `probs` (N, C), chunk by chunk in float64."""
     value = torch.empty(len(probs), dtype=torch.float64, device=probs.device)
@@ -51,11 +66,11 @@ def shannon_entropy(probs: Tensor) -> Tensor:
     return -torch.xlogy(probs, probs).sum(-1)
 
 
-def class_means(scores: PoolScores, labelled: LabelledSet) -> Tensor:
-    """(C, D) float64 mean feature of the labelled rows of each class; NaN where a class has none."""
-    rows = scores.features[labelled.positions.to(scores.features.device)].double()
-    counted = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-    sums = group_sum(counted, labelled.labels.to(rows.device), scores.probs.shape[1])
+def class_means(rows: Rows, labelled: LabelledSet, classes: int) -> Tensor:
+    """(C, D) float64 mean of the labelled ones of `rows` (N, D) of each class; NaN where a class has none."""
+    known = rows[labelled.positions.to(rows.device)].double()
+    counted = torch.cat([known, torch.ones_like(known[:, :1])], 1)
+    sums = group_sum(counted, labelled.labels.to(known.device), classes)
     return sums[:, :-1] / sums[:, -1:]
 
 

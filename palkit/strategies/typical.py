@@ -1,5 +1,7 @@
 """Strategies that choose rows typical of the clusters the pool falls into; they need no labels and no head."""
 
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -36,16 +38,16 @@ def typiclust(
 ) -> Tensor:
     """(B,) the most typical row of each of the largest clusters that hold no label (Hacohen et al., ICML 2022).
 
-    The pool falls into min(L + B, max_clusters) k-means clusters. Each pick comes from the cluster with
-    the fewest labels, counting the batch, and of these from the largest (ties to the lowest); its row of
-    the highest typicality, 1 / mean distance to the nearest neighbours among the cluster's unlabelled
-    rows. Clusters of fewer than `min_size` rows are left for when nothing else is.
+    The pool falls into min(L + B, max_clusters) k-means clusters. As in the authors' code these are sorted once, those
+    with the fewest labels first and of these the largest, and visited in turn, again from the first if need be. Each
+    gives its unlabelled row of the highest typicality, 1 / mean squared distance to the nearest neighbours among the
+    cluster's unlabelled rows. Clusters of at most `min_size` rows are left for when nothing else is.
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
         max_clusters: >= 1.
-        min_size: rows that a cluster must have.
-        neighbours: nearest neighbours that typicality looks at, or as many as the cluster has.
+        min_size: rows that a cluster must have more of.
+        neighbours: nearest neighbours that typicality looks at, or half as many as there are rows if that is less.
         normalize: scale features to unit length first, as the authors do.
     """
     if max_clusters < 1 or neighbours < 1:
@@ -55,28 +57,33 @@ def typiclust(
     rows = View(scores.features, unit=normalize)
     clusters = min(len(labelled) + batch_size, max_clusters)
     cluster = kmeans(rows, clusters, rng)[1].cpu()
-    open_rows = cluster.clone()
-    open_rows[labelled.positions.cpu()] = -1  # cluster of each row that can be picked
     size = torch.bincount(cluster, minlength=clusters).tolist()
     held = torch.bincount(cluster[labelled.positions.cpu()], minlength=clusters).tolist()
+    cluster[labelled.positions.cpu()] = -1  # what is left to pick from
+    turn = sorted(range(clusters), key=lambda c: (held[c], -size[c]))
+    waiting = deque(c for c in turn if size[c] > min_size)
+    small = [c for c in turn if size[c] <= min_size]
     picks: list[int] = []
     while len(picks) < batch_size:
-        usable = [c for c in range(clusters) if size[c] > held[c]]
-        best = min(usable, key=lambda c: (size[c] < min_size, held[c], -size[c]))
-        members = (open_rows == best).nonzero().squeeze(1)
+        waiting = waiting or deque(small)
+        members = (cluster == waiting[0]).nonzero().squeeze(1)
+        if not len(members):
+            waiting.popleft()
+            continue
         picks.append(int(members[most_typical(rows[members.to(rows.device)].float(), neighbours)]))
-        open_rows[picks[-1]] = -1
-        held[best] += 1
+        cluster[picks[-1]] = -1
+        waiting.rotate(-1)
     return torch.tensor(picks)
 
 
 def most_typical(rows: Tensor, neighbours: int, finalists: int = 8) -> int:
-    """Index of the row (n, D) of the smallest mean distance to its nearest neighbours; ties to the lowest index.
+    """Index of the row (n, D) of the smallest mean squared distance to its nearest neighbours; ties to the lowest.
 
-    All rows are judged in float32, the `finalists` best then in float64.
+    There are `neighbours` of these, or n // 2 if that is less. All rows are judged in float32, the `finalists` best
+    then in float64.
     """
-    count = min(neighbours, len(rows) - 1) + 1  # a row's nearest neighbour is itself, at distance 0
-    near = knn(rows, rows, count)[0].sum(1)
+    count = min(neighbours, len(rows) // 2) + 1  # a row's nearest neighbour is itself, at distance 0
+    near = knn(rows, rows, count)[0].square().sum(1)
     best = near.topk(min(finalists, len(rows)), largest=False).indices.sort().values
-    exact = distances(rows[best], rows).topk(count, largest=False).values.sum(1)
+    exact = distances(rows[best], rows).topk(count, largest=False).values.square().sum(1)
     return int(best[first_best(-exact)])
