@@ -86,11 +86,10 @@ def main() -> None:
         "table of areas": lambda: statistics.area_table(rounds),
         "summary": lambda: statistics.summarise(rounds, by=each),
         "areas and costs": lambda: statistics.area_costs(rounds, by=each),
-        "label saving, one data set": lambda: statistics.label_saving_intervals(first),
+        "label saving, one data set": lambda: statistics.label_saving(first),
         "pairwise penalties": lambda: statistics.penalty_matrix(rounds),
         "ranks": lambda: statistics.rank_strategies(rounds),
         "paired difference": lambda: statistics.paired_difference(first, LORA_BADGE, LORA_RANDOM),
-        "probability of improvement": lambda: statistics.probability_of_improvement(rounds, LORA_BADGE, LORA_RANDOM),
         "selections in common, one data set": lambda: statistics.selection_overlap(lora),
         "recalls, 1 run": lambda: recalls_of(predictions, labels),
     }

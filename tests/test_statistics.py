@@ -1,6 +1,5 @@
 """Areas, intervals, summaries and bad tables against numbers worked out by hand or by a second, slower way."""
 
-import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -8,20 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats
 from statistics_helpers import LABELS, run, table
 
 from palkit.errors import ConfigError
 from palkit.statistics import (
     area_under_curve,
-    bootstrap_interval,
     curves,
+    estimate,
     label_saving,
+    mean_interval,
     penalty_matrix,
     summarise,
 )
+
+T2 = 4.30265273  # tables of Student's t: 97.5 %, 2 degrees of freedom
 
 # --- area under the budget curve
 
@@ -62,36 +65,59 @@ def test_area_rejects(labels: list[int], values: list[float], message: str) -> N
         area_under_curve(labels, values)
 
 
-# --- bootstrap
+# --- t intervals
 
 
-@given(hnp.arrays(float, 3, elements=st.integers(0, 1000).map(lambda k: k / 1000)))
-@settings(max_examples=20, deadline=None)
-def test_bootstrap_of_three_values_against_all_27_resamples(values: np.ndarray) -> None:
-    # Only 1 of 27 resamples (3.7 %) is the smallest value three times, which is above 2.5 %: the exact
-    # percentile interval is therefore the range of the values.
-    means = sorted(np.mean(resample) for resample in itertools.product(values, repeat=3))
-    assert means[int(0.025 * 27)] == pytest.approx(values.min())
-    low, high = bootstrap_interval(values)
-    assert low == pytest.approx(values.min())
-    assert high == pytest.approx(values.max())
+def half_width(values: Sequence[float]) -> float:
+    """Of the t interval of three values, from tables."""
+    mean = sum(values) / 3
+    return T2 * math.sqrt(sum((value - mean) ** 2 for value in values) / 2 / 3)
 
 
-def test_bootstrap_of_many_values_is_near_the_normal_interval() -> None:
+@given(hnp.arrays(float, (3, 2), elements=st.integers(0, 1000).map(lambda k: k / 1000)))
+def test_interval_of_three_values_from_tables(values: np.ndarray) -> None:
+    low, high = mean_interval(values)
+    for column in range(2):
+        half = half_width(values[:, column])
+        assert low[column] == pytest.approx(values[:, column].mean() - half, abs=1e-9)
+        assert high[column] == pytest.approx(values[:, column].mean() + half, abs=1e-9)
+
+
+def test_interval_of_many_values_is_near_the_normal_interval() -> None:
     values = np.random.default_rng(1).normal(5.0, 2.0, 400)
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-    low, high = bootstrap_interval(values)
-    assert low == pytest.approx(values.mean() - half, abs=0.02)
-    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert mean_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.002)
 
 
-def test_bootstrap_of_one_value_is_undefined_and_silent() -> None:
+def test_several_samples_against_welchs_test_by_scipy() -> None:
+    """The difference of two means is twice the mean of one and the other's negative."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 5), rng.normal(0, 3, 8)
+    found, peer = estimate([a, -b]), stats.ttest_ind(a, b, equal_var=False)
+    assert found.mean == pytest.approx((a.mean() - b.mean()) / 2)
+    assert found.df == pytest.approx(peer.df)
+    assert found.p_value == pytest.approx(peer.pvalue)
+    assert 2 * np.array(found.interval()) == pytest.approx(np.array(peer.confidence_interval()))
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    level, none = estimate([[0.5] * 3, [0.5] * 4]), estimate([[0.0] * 3])
+    assert level.interval() == (0.5, 0.5)
+    assert (level.p_value, none.p_value) == (0, 1)
+    assert level.detectable() == 0
+
+
+def test_one_value_has_no_interval_and_is_silent() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        low, high = bootstrap_interval(np.array([[1.0, 2.0]]))
+        low, high = mean_interval(np.array([[1.0, 2.0]]))
+        several = estimate([[1.0, 2.0], [3.0]])
+        ends = several.interval()
     assert np.isnan(low).all()
     assert np.isnan(high).all()
     assert low.shape == high.shape == (2,)
+    assert several.mean == 2.25
+    assert np.isnan([*ends, several.p_value]).all()
 
 
 # --- summarise, curves
@@ -108,8 +134,10 @@ def test_summarise_by_hand() -> None:
     random = summary.loc[("lora", "random")]
     # Areas: 0.5; (4 + 15) / 30; (2 + 9) / 30.
     assert random["aubc"] == pytest.approx((15 + 19 + 11) / 90)
-    assert (random["aubc_low"], random["aubc_high"]) == pytest.approx((11 / 30, 19 / 30))
-    assert (random["final"], random["final_low"], random["final_high"]) == pytest.approx((0.8, 0.7, 0.9))
+    half = half_width([15 / 30, 19 / 30, 11 / 30])
+    assert (random["aubc_low"], random["aubc_high"]) == pytest.approx((0.5 - half, 0.5 + half))
+    half = half_width([0.8, 0.9, 0.7])
+    assert (random["final"], random["final_low"], random["final_high"]) == pytest.approx((0.8, 0.8 - half, 0.8 + half))
     assert (random["n_seeds"], random["labels"], random["metric"]) == (3, 40, "accuracy")
     badge = summary.loc[("lora", "badge")]
     assert (badge["final"], badge["aubc"], badge["n_seeds"]) == (pytest.approx(0.3), pytest.approx(0.3), 1)
@@ -122,8 +150,9 @@ def test_curves_by_hand() -> None:
     assert list(curve.columns) == ["adapter", "strategy", "labels", "mean", "low", "high", "n_seeds"]
     assert list(curve["labels"]) == [10, 20, 40]
     np.testing.assert_allclose(curve["mean"], [0.2, 0.4, 0.8])
-    np.testing.assert_allclose(curve["low"], [0.2, 0.2, 0.7])
-    np.testing.assert_allclose(curve["high"], [0.2, 0.6, 0.9])
+    halves = np.array([0, half_width([0.4, 0.6, 0.2]), half_width([0.8, 0.9, 0.7])])
+    np.testing.assert_allclose(curve["low"], curve["mean"] - halves)
+    np.testing.assert_allclose(curve["high"], curve["mean"] + halves)
 
 
 def test_grouping_by_one_column_and_row_order() -> None:

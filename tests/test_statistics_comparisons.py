@@ -1,5 +1,6 @@
 """Strategies against each other: differences, savings, penalties, overlaps and fronts, by hand or a slower way."""
 
+import itertools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,10 @@ def test_paired_difference_by_hand() -> None:
     result = paired_difference(rounds, LORA_BADGE, PROBE_RANDOM)
     final, aubc = result.loc["final"], result.loc["aubc"]
     # Final differences 0.1, 0, -0.2; areas differ by a third of that: 20 / 2 of a range of 30.
-    assert (final["mean"], final["low"], final["high"]) == pytest.approx((-0.1 / 3, -0.2, 0.1))
-    assert (aubc["mean"], aubc["low"], aubc["high"]) == pytest.approx((-0.1 / 9, -0.2 / 3, 0.1 / 3))
+    # Their deviations 0.4, 0.1, -0.5 thirds have the sum of squares 0.42 / 9; t for 2 degrees of freedom is 4.303.
+    mean, half = -0.1 / 3, 4.302653 * math.sqrt(0.42 / 9 / 2 / 3)
+    assert (final["mean"], final["low"], final["high"]) == pytest.approx((mean, mean - half, mean + half))
+    assert [aubc["mean"], aubc["low"], aubc["high"]] == pytest.approx([mean / 3, (mean - half) / 3, (mean + half) / 3])
     for row in (final, aubc):
         assert (row["wins"], row["ties"], row["losses"], row["n_seeds"]) == (1, 1, 1, 3)
 
@@ -98,43 +101,82 @@ def test_unknown_configuration_is_named(config: Mapping[str, str], message: str)
 # --- label saving
 
 
-def test_label_saving_by_hand() -> None:
+def slow_saving(reference: list[tuple[float, float]], own: list[tuple[float, float]]) -> float:
+    """Monotone curves of (labels, value): geometric mean of label ratios over a fine grid of targets, by bisection."""
+
+    def labels_at(curve: list[tuple[float, float]], target: float) -> float:
+        for (before, low), (after, high) in itertools.pairwise(curve):
+            if low <= target <= high:
+                return before * (after / before) ** ((target - low) / (high - low))
+        return curve[0][0] if target < curve[0][1] else curve[-1][0]
+
+    high = min(reference[-1][1], own[-1][1])
+    low = min(max(reference[1][1], own[1][1]), high)
+    targets = np.linspace(low, high, 20_001)[1:-1]
+    return math.exp(np.mean([math.log(labels_at(reference, at) / labels_at(own, at)) for at in targets]))
+
+
+VALUES = st.lists(st.integers(0, 1000), min_size=4, max_size=6, unique=True).map(
+    lambda v: [x / 1000 for x in sorted(v)]
+)
+
+
+@given(VALUES, VALUES)
+@settings(max_examples=30, deadline=None)
+def test_saving_of_one_seed_against_bisection(reference: list[float], own: list[float]) -> None:
+    at = [10, 20, 40, 80, 100, 150]
     rounds = table(
-        # Mean curve 0.2, 0.4, 0.6: the target is 0.6, reached at 40.
-        run([0.1, 0.4, 0.5], seed=0, **PROBE_RANDOM),
-        run([0.3, 0.4, 0.7], seed=1, **PROBE_RANDOM),
-        # 0.6 lies halfway between 0.4 at 10 and 0.8 at 20.
-        run([0.4, 0.8, 0.8], **LORA_BADGE),
-        run([0.7, 0.8, 0.9], adapter="lora", strategy="coreset"),
-        run([0.1, 0.2, 0.59], adapter="lora", strategy="entropy"),
-        # Passes the target, falls back, passes again: the first time counts.
-        run([0.2, 0.7, 0.5], adapter="lora", strategy="margin"),
+        run(reference, labels=at[: len(reference)], **PROBE_RANDOM), run(own, labels=at[: len(own)], **LORA_BADGE)
     )
-    saving = label_saving(rounds).set_index(["adapter", "strategy"])
-    needed = saving["labels_needed"].to_dict()
-    assert needed[("linear_probe", "random")] == pytest.approx(40)
-    assert needed[("lora", "badge")] == pytest.approx(15)
-    assert needed[("lora", "coreset")] == 10
-    assert needed[("lora", "margin")] == pytest.approx(18)
-    assert math.isnan(needed[("lora", "entropy")])
-    assert saving.loc[("lora", "badge"), "saving"] == pytest.approx(40 / 15)
-    assert saving.loc[("linear_probe", "random"), "saving"] == pytest.approx(1)
-    assert math.isnan(saving.loc[("lora", "entropy"), "saving"])
-    assert saving["target"].to_numpy() == pytest.approx(0.6)
+    found = label_saving(rounds).set_index("strategy")
+    curves = [list(zip(at, values, strict=False)) for values in (reference, own)]
+    assert found.loc["badge", "saving"] == pytest.approx(slow_saving(*curves), rel=0.02)
+    assert found.loc["badge", ["saving_low", "saving_high"]].isna().all()
+    assert found.loc["random", "saving"] == 1
 
 
-def test_label_saving_of_a_loss() -> None:
-    rounds = table(run([2.0, 1.5, 1.0], metric="ece", **PROBE_RANDOM), run([2.0, 0.0, 0.0], metric="ece", **LORA_BADGE))
-    saving = label_saving(rounds, metric="ece").set_index("strategy")
-    assert saving.loc["badge", "labels_needed"] == pytest.approx(15)
-    assert saving.loc["random", "labels_needed"] == pytest.approx(40)
+def test_saving_by_hand() -> None:
+    # The group is at 0.6 with 20 labels, the reference with 40, and twice as early everywhere after the first round.
+    rounds = table(
+        run([0.2, 0.4, 0.6, 0.8], labels=(10, 20, 40, 80), **PROBE_RANDOM),
+        run([0.2, 0.6, 0.8], labels=(10, 20, 40), **LORA_BADGE),
+        # Falls in between: the mean of 0.65 and 0.55 counts at both.
+        run([0.2, 0.65, 0.55, 0.8], labels=(10, 20, 30, 40), adapter="lora", strategy="margin"),
+        # Begins where the reference ends: its first labels, and a bound.
+        run([0.9, 0.91], labels=(10, 20), adapter="lora", strategy="coreset"),
+    )
+    found = label_saving(rounds).set_index("strategy")
+    assert found.loc["badge", "saving"] == pytest.approx(2)
+    assert found.loc["badge", ["target_low", "target_high"]].tolist() == pytest.approx([0.6, 0.8])
+    assert found.loc["margin", "target_low"] == pytest.approx(0.6)
+    assert found.loc["coreset", "saving"] == pytest.approx(8)
+    assert list(found["n_seeds"]) == [1] * 4
 
 
-def test_reference_that_peaks_early_saves_nothing_on_itself() -> None:
-    rounds = table(run([0.2, 0.8, 0.5], **PROBE_RANDOM))
-    (row,) = label_saving(rounds).to_dict("records")
-    assert row["labels_needed"] == row["reference_labels"] == pytest.approx(15)
-    assert row["saving"] == pytest.approx(1)
+@given(hnp.arrays(float, (2, 3, 4), elements=st.integers(0, 1000).map(lambda k: k / 1000)))
+@settings(max_examples=20, deadline=None)
+def test_saving_turns_over_with_its_sides_and_signs(values: np.ndarray) -> None:
+    labels = (10, 20, 40, 60)
+    rounds = table(
+        *(run(values[0, seed], seed=seed, labels=labels, **PROBE_RANDOM) for seed in range(3)),
+        *(run(values[1, seed], seed=seed, labels=labels, **LORA_BADGE) for seed in range(3)),
+    )
+    forth = label_saving(rounds).set_index("strategy").loc["badge"]
+    back = label_saving(rounds, LORA_BADGE).set_index("strategy").loc["random"]
+    loss = label_saving(rounds.assign(nll=1 - rounds["accuracy"]), metric="nll").set_index("strategy").loc["badge"]
+    names = ["saving_low", "saving", "saving_high"]
+    assert forth[names].tolist() == pytest.approx([1 / back[name] for name in reversed(names)], rel=1e-6)
+    assert loss[names].tolist() == pytest.approx(forth[names].tolist(), rel=1e-6)
+    assert loss["target_high"] == pytest.approx(1 - forth["target_high"])
+    assert forth["saving_low"] <= forth["saving"] <= forth["saving_high"]
+
+
+def test_saving_needs_rounds_and_pairs() -> None:
+    with pytest.raises(ConfigError, match="two or more rounds"):
+        label_saving(table(run([0.2], labels=(10,), **PROBE_RANDOM)))
+    lonely = table(run([0.1, 0.2, 0.3], **PROBE_RANDOM), run([0.1, 0.2, 0.3], seed=1, **LORA_BADGE))
+    with pytest.raises(ConfigError, match=r"do not pair: seeds \[1\] and \[0\]"):
+        label_saving(lonely)
 
 
 # --- penalty matrix

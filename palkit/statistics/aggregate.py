@@ -1,24 +1,23 @@
-"""Interquartile means over seeds and data sets, with stratified bootstrap intervals (rliable).
+"""Interquartile means over seeds and data sets, with trimmed-mean t intervals.
 
-Scores are arrays of (seeds, tasks, points): a task is a stratum, usually a data set, and seeds are resampled within
-each task, never across. The interquartile mean (IQM) drops a quarter of the seeds-times-tasks scores, rounded down,
-at either end: of one task with up to 3 seeds it is the mean, of 5 seeds the mean of the middle 3. Over data sets of
-different difficulty what it drops are whole data sets; make scores comparable first, with `gains`.
+Scores are arrays of (seeds, tasks, points): a task is usually a data set. The interquartile mean (IQM) drops a quarter
+of the seeds-times-tasks scores, rounded down, at either end: of one task with up to 3 seeds it is the mean, of 5 seeds
+the mean of the middle 3. Over data sets of different difficulty what it drops are whole data sets; make scores
+comparable first, with `gains`. Intervals speak of these tasks with other seeds, not of tasks in general.
 
-Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021.
+Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021. Their
+stratified bootstrap is too narrow with few seeds, so intervals are Yuen's.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from palkit.errors import ConfigError
-from palkit.statistics.intervals import areas_of, bootstrap_interval
-from palkit.statistics.tables import GROUP, RESAMPLES, TIE, name_of, pick, seed_curves, sign_of, some, validate
+from palkit.statistics.intervals import Estimate, areas_of, mean_interval, pooled_freedom
+from palkit.statistics.tables import GROUP, TIE, name_of, seed_curves, sign_of, some, validate
 
 TASKS = ("dataset",)
 AXES = ("labels", "fraction")
@@ -41,26 +40,36 @@ def iqm(scores: ArrayLike) -> NDArray:
 
 
 def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Stratified percentile bootstrap interval of the interquartile mean, the same for the same scores.
+    """Yuen's t interval of the interquartile mean, from winsorised variances within each task.
 
-    A run is resampled whole, with all its points. The draws depend on the numbers of seeds and tasks alone, so the
-    interval of a point does not depend on which other points stand beside it. As every bootstrap of few seeds, it is
-    too narrow (see `bootstrap_interval`).
+    Scores that are trimmed count as the last one that is not. Degrees of freedom are Satterthwaite's, from the scores
+    of each task that are not trimmed. Measured coverage of the nominal 95 %: 0.94 to 0.95 for 3, 5 and 10 normal seeds
+    of one task, 0.95 to 0.98 for 4 tasks of 5.
 
     Args:
         scores: (seeds, tasks, points).
-        confidence: coverage asked for.
+        confidence: coverage.
 
     Returns:
-        low and high, each (points,); NaN for a single seed.
+        low and high, each (points,); NaN for a single seed, and for two of several tasks, where nothing is left to
+        tell the spread from.
+
+    Source: Yuen, The Two-Sample Trimmed t for Unequal Population Variances, Biometrika 1974.
     """
     array = np.asarray(scores, dtype=float)
     seeds, tasks, points = array.shape
-    if seeds < 2:
+    if seeds < 2 or (seeds == 2 and tasks > 1):
         return np.full(points, np.nan), np.full(points, np.nan)
-    columns = np.arange(tasks)
-    low, high = _stratified([_run_numbers(seeds, tasks)], lambda drawn: iqm(array[drawn, columns]), confidence)
-    return low, high
+    size = seeds * tasks
+    ordered = np.sort(array.reshape(size, points), axis=0)
+    cut = size // 4
+    kept = size - 2 * cut
+    first, last = ordered[cut], ordered[size - cut - 1]
+    variances = array.clip(first, last).var(axis=0, ddof=1)  # (tasks, points)
+    inside = ((first <= array) & (array <= last)).sum(axis=0)
+    error = np.sqrt((size - 1) / (kept * (kept - 1)) * variances.mean(axis=0))
+    freedom = pooled_freedom(variances, np.maximum(inside - 1, 1))
+    return Estimate(iqm(array), error, freedom).interval(confidence)
 
 
 def iqm_curves(
@@ -76,7 +85,7 @@ def iqm_curves(
         rounds: the table of rounds.
         metric: column to aggregate.
         by: columns that tell groups apart.
-        tasks: columns that tell the tasks of a group apart; seeds are resampled within each.
+        tasks: columns that tell the tasks of a group apart.
         axis: "labels" bought, or the "fraction" of the labels bought at the end, for tasks of different budgets.
 
     Returns:
@@ -137,9 +146,10 @@ def area_table(
 
     Returns:
         One row per task and group: `tasks`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`, `mean_high`,
-        `iqm`, `iqm_low`, `iqm_high` (95 % intervals, NaN for one seed), `best` (best mean of its task) and `clear`:
-        best, and the paired 95 % interval of its difference to the second on the same seeds excludes zero. That is
-        one comparison of two that were chosen by looking, so it is not a test of the best against all others.
+        `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that task, NaN for one seed), `best` (best mean
+        of its task) and `clear`: best, and the paired 95 % t interval of its difference to the second on the same
+        seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not a test of the best
+        against all others.
 
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
@@ -152,7 +162,7 @@ def area_table(
     table = _aggregated(
         keys, [values.to_numpy()[:, None, None] for values in areas], [{"metric": metric}] * len(keys)
     ).rename(columns={"low": "iqm_low", "high": "iqm_high"})
-    low, high = zip(*(bootstrap_interval(values) for values in areas), strict=True)
+    low, high = zip(*(mean_interval(values) for values in areas), strict=True)
     table = table.assign(
         mean=[values.mean() for values in areas],
         mean_low=np.array(low, dtype=float),
@@ -169,93 +179,12 @@ def area_table(
     return table[[*tasks, *by, "metric", "n_seeds", *measures, "best", "clear"]]
 
 
-def probability_of_improvement(
-    rounds: pd.DataFrame,
-    a: Mapping[str, Hashable],
-    b: Mapping[str, Hashable],
-    metric: str = "accuracy",
-    tasks: Sequence[str] = TASKS,
-) -> pd.Series:
-    """Probability that a run of a has the better area under the budget curve than a run of b on the same task.
-
-    Runs are compared within each task, every run of a with every run of b, ties as half, and the tasks averaged. That
-    the runs of one seed share their initial set is not used.
-
-    Args:
-        rounds: the table of rounds.
-        a: column values that pick one configuration.
-        b: the same for the other.
-        metric: column to compare; for losses such as `nll`, lower is better.
-        tasks: columns that tell tasks apart.
-
-    Returns:
-        `probability`, `low`, `high` (95 %, stratified bootstrap; NaN if either has one seed), `n_tasks`.
-
-    Raises:
-        ConfigError: a value does not occur, or a and b do not have the same tasks.
-
-    Source: Agarwal et al., NeurIPS 2021, section 4.3.
-    """
-    validate(rounds, [*a, *b, *tasks], metric)
-    left, right = (_area_scores(pick(rounds, config), metric, tasks, name_of(config)) for config in (a, b))
-    if list(left) != list(right):
-        raise ConfigError(
-            f"{name_of(a)} and {name_of(b)} do not pair: the first has the tasks {some(map(str, left))}, the second "
-            f"{some(map(str, right))}."
-        )
-    x, y = (sign_of(metric) * np.stack(list(scores.values()), axis=1) for scores in (left, right))
-    columns = np.arange(x.shape[1])
-
-    def probability(drawn_x: NDArray, drawn_y: NDArray) -> NDArray:
-        difference = x[drawn_x, columns][:, None] - y[drawn_y, columns][None]
-        return np.array([(difference > TIE).mean() + (abs(difference) <= TIE).mean() / 2])
-
-    numbers = [_run_numbers(*scores.shape) for scores in (x, y)]
-    low, high = np.full((2, 1), np.nan) if min(len(x), len(y)) < 2 else _stratified(numbers, probability)
-    return pd.Series(
-        {"probability": probability(*numbers)[0], "low": low[0], "high": high[0], "n_tasks": float(len(columns))}
-    )
-
-
 def _excludes_zero(best: pd.Series, second: pd.Series, sign: int) -> bool:
     """Whether the paired interval of the difference excludes zero; not for other seeds, or one."""
     if set(best.index) != set(second.index):
         return False
-    low, _ = bootstrap_interval(sign * (best - second[best.index]).to_numpy())
+    low, _ = mean_interval(sign * (best - second[best.index]).to_numpy())
     return bool(low > TIE)
-
-
-def _run_numbers(seeds: int, tasks: int) -> NDArray:
-    return np.tile(np.arange(seeds)[:, None], (1, tasks))
-
-
-def _stratified(numbers: list[NDArray], statistic: Callable[..., NDArray], confidence: float = 0.95) -> NDArray:
-    """(2, ...) rliable's interval of a statistic of resampled run numbers, each (seeds, tasks).
-
-    Resampling run numbers instead of scores keeps a run whole; scores of three axes are resampled point by point.
-    """
-    # Imported here: it takes most of a second, and not every user of this package aggregates.
-    from rliable import library
-
-    with _seeded():
-        _, intervals = library.get_interval_estimates(
-            {"": numbers[0] if len(numbers) == 1 else numbers},
-            statistic,
-            reps=RESAMPLES,
-            confidence_interval_size=confidence,
-        )
-    return intervals[""]
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Fixed state of numpy's global generator: rliable 1.2 draws from that one, whatever `random_state` it is given."""
-    state = np.random.get_state()  # noqa: NPY002
-    np.random.seed(0)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def _tasks_of_groups(
@@ -288,10 +217,6 @@ def _curves_of_tasks(rows: pd.DataFrame, metric: str, tasks: Sequence[str], name
     return curves
 
 
-def _area_scores(rows: pd.DataFrame, metric: str, tasks: Sequence[str], name: str) -> dict[Hashable, NDArray]:
-    return {task: areas_of(table) for task, table in _curves_of_tasks(rows, metric, tasks, name).items()}
-
-
 def _common_points(curves: Mapping[Hashable, pd.DataFrame], axis: str, name: str) -> NDArray:
     """Where the curves of all tasks have their points: label counts, or fractions of the last one."""
     points = [table.index.to_numpy() / (table.index[-1] if axis == "fraction" else 1) for table in curves.values()]
@@ -313,16 +238,10 @@ def _common_points(curves: Mapping[Hashable, pd.DataFrame], axis: str, name: str
 def _aggregated(
     keys: Sequence[Mapping[str, Hashable]], scores: Sequence[NDArray], columns: Sequence[Mapping[str, object]]
 ) -> pd.DataFrame:
-    """Rows of `iqm`, `low`, `high` per group and point; groups of one shape share one bootstrap."""
-    shapes = defaultdict(list)
-    for number, array in enumerate(scores):
-        shapes[array.shape[:2]].append(number)
-    parts: dict[int, pd.DataFrame] = {}
-    for (seeds, tasks), members in shapes.items():
-        together = np.concatenate([scores[number] for number in members], axis=2)
-        ends = np.cumsum([scores[number].shape[2] for number in members])[:-1]
-        split = (np.split(values, ends) for values in (iqm(together), *iqm_interval(together)))
-        for number, middle, low, high in zip(members, *split, strict=True):
-            band = {"iqm": middle, "low": low, "high": high, "n_seeds": seeds, "n_tasks": tasks}
-            parts[number] = pd.DataFrame({**keys[number], **columns[number], **band})
-    return pd.concat([parts[number] for number in range(len(scores))], ignore_index=True)
+    """Rows of `iqm`, `low`, `high`, `n_seeds`, `n_tasks` per group and point."""
+    parts = []
+    for key, array, more in zip(keys, scores, columns, strict=True):
+        low, high = iqm_interval(array)
+        band = {"iqm": iqm(array), "low": low, "high": high, "n_seeds": array.shape[0], "n_tasks": array.shape[1]}
+        parts.append(pd.DataFrame({**key, **more, **band}))
+    return pd.concat(parts, ignore_index=True)

@@ -157,8 +157,8 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
 
     Returns:
         One row per configuration: data set, backbone, adapter, strategy and balance (those that vary), `aubc`,
-        `aubc_low`, `aubc_high`, `final`, `final_low`, `final_high` (differences with 95 % bootstrap intervals over
-        seeds), `wins`, `losses` (seeds, by area) and `n_seeds`.
+        `aubc_low`, `aubc_high`, `final`, `final_low`, `final_high` (differences with 95 % t intervals over the seeds of
+        that data set), `wins`, `losses` (seeds, by area) and `n_seeds`.
 
     Raises:
         ConfigError: nothing to compare, or the table cannot be used.

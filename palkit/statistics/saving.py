@@ -1,24 +1,24 @@
-"""How many labels a configuration saves."""
+"""How many labels a configuration saves.
+
+The count of labels at which a noisy curve first reaches a noisy final value favours whoever is lucky: of two identical
+strategies the one that gets there at all does so 1.27 times as early. Here both mean curves are made monotone, many
+targets are compared instead of one, on the range that both curves reach, and what is within the noise is drawn towards
+no saving. Simulated with identical strategies (7 rounds, 3, 5 or 10 paired seeds, noise of 1 to 3 points, half of it
+carried over from round to round): 1.00 on average, 1.25 or more in at most 2.4 % of 2,000 studies. Where 1.5 times
+fewer labels are needed, ten seeds show 1.49, 1.47 and 1.42 with noise of 1, 2 and 3 points, three 1.46, 1.35 and 1.28.
+"""
 
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import optimize, stats
 
 from palkit.errors import ConfigError
-from palkit.statistics.tables import (
-    GROUP,
-    REFERENCE,
-    RESAMPLES,
-    TIE,
-    groups,
-    name_of,
-    pick,
-    seed_curves,
-    sign_of,
-    validate,
-)
+from palkit.statistics.tables import GROUP, REFERENCE, groups, name_of, pick, seed_curves, sign_of, validate
+
+TARGETS = 50
 
 
 def label_saving(
@@ -26,81 +26,38 @@ def label_saving(
     reference: Mapping[str, Hashable] = REFERENCE,
     metric: str = "accuracy",
     by: Sequence[str] = GROUP,
-) -> pd.DataFrame:
-    """How many times fewer labels a group needs to reach the final value of the reference.
-
-    Both counts are where the mean curve first reaches the target, linearly between rounds. A group that is
-    there at its first round counts its initial labels, so its saving is a lower bound. A reference whose
-    curve passes its own final value earlier counts from there.
-
-    Args:
-        rounds: the table of rounds.
-        reference: column values that pick the reference configuration.
-        metric: column to compare.
-        by: columns that tell groups apart.
-
-    Returns:
-        One row per group: `by`, `metric` (its name), `target`, `reference_labels`, `labels_needed`, `saving`
-        (`reference_labels / labels_needed`); the last two are NaN if the group never reaches the target.
-
-    Raises:
-        ConfigError: the table cannot be used, or the reference is not in it.
-    """
-    validate(rounds, [*by, *reference], metric)
-    reference_curve = seed_curves(pick(rounds, reference), metric, name_of(reference)).mean(axis=1)
-    target = float(reference_curve.iloc[-1])
-    reference_labels = _labels_to_reach(reference_curve, target, sign_of(metric))
-    rows = []
-    for key, table in groups(rounds, metric, by):
-        needed = _labels_to_reach(table.mean(axis=1), target, sign_of(metric))
-        rows.append(
-            {
-                **key,
-                "metric": metric,
-                "target": target,
-                "reference_labels": reference_labels,
-                "labels_needed": needed,
-                "saving": reference_labels / needed,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def label_saving_intervals(
-    rounds: pd.DataFrame,
-    reference: Mapping[str, Hashable] = REFERENCE,
-    metric: str = "accuracy",
-    by: Sequence[str] = GROUP,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """The table of `label_saving` with percentile bootstrap intervals over paired seeds.
+    """How many times fewer labels a group needs than the reference, for the same value of the metric.
 
-    A resample draws seeds and takes the mean curves of group and reference, and the reference's target, from these
-    same seeds. Where the group does not reach the target its saving counts as 0, so an interval that begins at 0
-    says that it may not reach it within the budget at all. As every bootstrap of few seeds, it is too narrow.
+    Mean curves over seeds are made monotone by isotonic regression; between rounds the logarithm of labels is linear.
+    Targets lie evenly between the higher of the two second rounds (the first is shared, nothing is chosen yet) and the
+    lower of the two ends, or are that end alone if a curve begins beyond it. A curve that is beyond a target from its
+    first round on counts its first labels, so the saving is then a bound. The saving is the geometric mean over targets
+    of the reference's labels over the group's. Its logarithm t has a t interval from the jackknife over paired seeds;
+    with e half of its width at 68 %, the estimate is t * (1 - (e / t)^2), and 0 if e > |t|.
 
     Args:
         rounds: the table of rounds.
         reference: column values that pick the reference configuration.
         metric: column to compare.
         by: columns that tell groups apart.
-        confidence: coverage asked for.
+        confidence: coverage of the intervals.
 
     Returns:
-        As `label_saving`, and `saving_low`, `saving_high` and `reached` (share of resamples that reach the target);
-        NaN for one seed.
+        One row per group: `by`, `metric` (its name), `target_low`, `target_high` (range of the targets), `saving`,
+        `saving_low`, `saving_high` (NaN for one seed, whose saving is as it was measured) and `n_seeds`.
 
     Raises:
-        ConfigError: as `label_saving`, or a group does not have the seeds of the reference.
+        ConfigError: the table cannot be used, there is one round, the reference is not in the table, or a group does
+            not have its seeds.
+
+    Source: James & Stein, Estimation with Quadratic Loss, 1961 (the drawing in, its positive part); Efron & Stein, The
+    Jackknife Estimate of Variance, Annals of Statistics 1981.
     """
-    table = label_saving(rounds, reference, metric, by)
-    base = seed_curves(pick(rounds, reference), metric, name_of(reference))
-    seeds = len(base.columns)
-    drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
+    validate(rounds, [*by, *reference], metric)
     sign = sign_of(metric)
-    base_curves = _mean_curves(base, drawn)
-    reference_labels = _first_reached(base.index.to_numpy(float), sign * base_curves, sign * base_curves[:, -1])
-    tail = (1 - confidence) / 2
+    base = seed_curves(pick(rounds, reference), metric, name_of(reference))
     rows = []
     for key, curves in groups(rounds, metric, by):
         if set(curves.columns) != set(base.columns):
@@ -108,41 +65,52 @@ def label_saving_intervals(
                 f"{name_of(key)} and the reference {name_of(reference)} do not pair: seeds {list(curves.columns)} and "
                 f"{list(base.columns)}. Run the missing seeds or drop them from the table."
             )
-        needed = _first_reached(
-            curves.index.to_numpy(float), sign * _mean_curves(curves, drawn), sign * base_curves[:, -1]
-        )
-        low, high = np.quantile(reference_labels / needed, (tail, 1 - tail))
-        rows.append((low, high, np.isfinite(needed).mean()) if seeds > 1 else (np.nan,) * 3)
-    return table.join(pd.DataFrame(rows, columns=["saving_low", "saving_high", "reached"]))
+        if min(len(base), len(curves)) < 2:
+            raise ConfigError(f"labels saved need two or more rounds; {name_of(key)} or the reference has one.")
+        found = saving_of(sign * base, sign * curves[base.columns], confidence)
+        targets = {name: sign * found.pop(name) for name in ("target_low", "target_high")}
+        rows.append({**key, "metric": metric, **targets, **found, "n_seeds": len(base.columns)})
+    return pd.DataFrame(rows)
 
 
-def _mean_curves(table: pd.DataFrame, drawn: NDArray) -> NDArray:
-    """(resamples, label counts) mean curves of the seeds drawn."""
-    return table.to_numpy(float).T[drawn].mean(axis=1)
-
-
-def _labels_to_reach(curve: pd.Series, target: float, sign: int) -> float:
-    """Label count at which a curve first reaches the target, linearly between rounds; NaN if it does not."""
-    labels, values = curve.index.to_numpy(float), sign * curve.to_numpy()
-    (needed,) = _first_reached(labels, values[None], np.array([sign * target]))
-    return float(needed) if np.isfinite(needed) else float("nan")
-
-
-def _first_reached(labels: NDArray, values: NDArray, goals: NDArray) -> NDArray:
-    """(curves,) label counts at which each first reaches its goal, linearly between rounds; infinite if it does not.
+def saving_of(reference: pd.DataFrame, own: pd.DataFrame, confidence: float = 0.95) -> dict[str, float]:
+    """Range of targets, saving and its interval, as in `label_saving`.
 
     Args:
-        labels: (rounds,)
-        values: (curves, rounds), higher is better.
-        goals: (curves,)
+        reference: (labels, seeds) values of the metric, higher being better.
+        own: the same of what may save labels, with the same seeds in the same order.
+        confidence: coverage of the interval.
     """
-    reached = values >= goals[:, None] - TIE
-    after = reached.argmax(axis=1)
-    before = np.maximum(after - 1, 0)
-    row = np.arange(len(values))
-    rise = values[row, after] - values[row, before]
-    slope = (labels[after] - labels[before]) / np.where(after > 0, rise, 1)
-    between = slope * (goals - values[row, before]) + labels[before]
-    # A goal reached at the first round, or but for the last bits, is reached at the round itself.
-    needed = np.where((after > 0) & (goals < values[row, after]), between, labels[after])
-    return np.where(reached.any(axis=1), needed, np.inf)
+    values = reference.to_numpy(float), own.to_numpy(float)
+    logs = np.log(reference.index.to_numpy(float)), np.log(own.index.to_numpy(float))
+    low, high = _range(*map(_monotone, values))
+    seeds = values[0].shape[1]
+    freedom = max(seeds - 1, 1)
+    whole = _log_saving(values, logs)
+    others = [np.delete(np.arange(seeds), seed) for seed in range(seeds)] if seeds > 1 else []
+    without = [_log_saving([table[:, kept] for table in values], logs) for kept in others] or [np.nan]
+    error = np.sqrt(freedom * np.var(without))
+    near, far = stats.t.isf([stats.norm.sf(1), (1 - confidence) / 2], freedom) * error
+    middle = 0.0 if near >= abs(whole) else whole - near**2 / whole if seeds > 1 else whole
+    ends = {"saving": middle, "saving_low": whole - far, "saving_high": whole + far}
+    return {"target_low": low, "target_high": high, **{name: float(np.exp(end)) for name, end in ends.items()}}
+
+
+def _log_saving(pair: Sequence[NDArray], logs: Sequence[NDArray]) -> float:
+    """Mean over targets of the logarithm of the reference's labels over the group's."""
+    curves = [_monotone(values) for values in pair]
+    low, high = _range(*curves)
+    targets = low + (np.arange(TARGETS) + 0.5) / TARGETS * (high - low)
+    reference, own = (np.interp(targets, curve, at) for curve, at in zip(curves, logs, strict=True))
+    return float((reference - own).mean())
+
+
+def _monotone(values: NDArray) -> NDArray:
+    """(R,) mean of (R, seeds) curves that never falls."""
+    return optimize.isotonic_regression(values.mean(axis=1)).x
+
+
+def _range(reference: NDArray, own: NDArray) -> tuple[float, float]:
+    """Lowest and highest target."""
+    high = min(reference[-1], own[-1])
+    return float(min(max(reference[1], own[1]), high)), float(high)

@@ -10,7 +10,6 @@ from palkit.errors import ConfigError, unknown_name
 GROUP = ("adapter", "strategy")
 SETTING = ("dataset", "backbone", "adapter", "balance")
 REFERENCE: Mapping[str, Hashable] = {"adapter": "linear_probe", "strategy": "random"}
-RESAMPLES = 2000  # of a bootstrap
 LOWER_IS_BETTER = frozenset({"nll", "brier", "ece", "adaptive_ece"})
 
 # Means of a few values in different orders differ in the last bits; no metric is measured this finely.
