@@ -106,31 +106,51 @@ def test_pairwise_without_tests_says_so() -> None:
     assert {text.get_text() for text in axes.texts} == {""}
 
 
-def test_label_savings_are_sorted_and_admit_what_was_not_reached() -> None:
+def test_label_savings_are_sorted_with_their_intervals_and_without() -> None:
     savings = pd.DataFrame(
         {
             "adapter": ["lora", "linear_probe", "lora"],
             "strategy": ["badge", "random", "entropy"],
             "metric": "accuracy",
-            "target": 0.7183,
-            "labels_needed": [35.2, 70, np.nan],
-            "saving": [70 / 35.2, 1, np.nan],
+            "target_low": 0.55,
+            "target_high": 0.7183,
+            "saving": [2.0, 1.0, 0.8],
+            "saving_low": [1.25, 1.0, np.nan],
+            "saving_high": [31.0, 1.0, np.nan],
         }
     )
     (axes,) = plots.label_savings(savings).axes
     assert names(axes.get_yticklabels()) == ["LoRA, entropy", "linear probe, random", "LoRA, BADGE"]
-    assert [text.get_text() for text in axes.texts] == ["not reached", "70 labels", "35 labels"]
-    assert axes.get_xlabel() == "times fewer labels to reach 71.8% accuracy"
-    ends = {line.get_ydata()[0]: line.get_xdata()[1] for line in axes.lines if line.get_marker() == "o"}
-    assert ends == {1: 1, 2: pytest.approx(70 / 35.2)}
+    assert [text.get_text() for text in axes.texts] == ["0.80", "1.00 [1.00, 1.00]", "2.00 [1.25, 31.00]"]
+    note = "times fewer labels for the same accuracy\n(95 % t intervals over seeds, for this data set)"
+    assert axes.get_xlabel() == note
+    points = {bar.lines[0].get_ydata()[0]: bar.lines[0].get_xdata()[0] for bar in axes.containers}
+    assert points == {0: 0.8, 1: 1, 2: 2}
+    bars = [segment.tolist() for bar in axes.containers for lines in bar.lines[2] for segment in lines.get_segments()]
+    assert [[1.25, 2], [31.0, 2]] in bars
     low, high = axes.get_xlim()
-    assert low < 1
-    assert high > 70 / 35.2
+    assert 0.5 < low < 0.8
+    assert 10 < high < 31
+    single = plots.label_savings(savings.assign(saving_low=np.nan, saving_high=np.nan)).axes[0]
+    assert single.get_xlabel().endswith("\n(no intervals: too few seeds)")
 
 
 def test_label_savings_of_a_loss() -> None:
     (axes,) = plots.label_savings(label_saving(table(), metric="nll")).axes
-    assert axes.get_xlabel() == "times fewer labels to reach negative log-likelihood (nats) 0.8"
+    assert axes.get_xlabel().startswith("times fewer labels for the same negative log-likelihood (nats)")
+
+
+@pytest.mark.parametrize(("seeds", "note"), [(3, "band: 95 % t intervals of the mean over seeds"),
+                                             (1, "band: no intervals: too few seeds")])  # fmt: skip
+def test_figures_say_what_their_intervals_speak_of(seeds: int, note: str) -> None:
+    figure = plots.budget_curves(table(seeds=seeds))
+    assert figure.legends[0].get_title().get_text() == note
+    areas = plots.area_under_curves(summarise(table(seeds=seeds)))
+    assert areas.get_supxlabel() == (
+        "mean, and 95 % t intervals over seeds, for this data set"
+        if seeds > 1
+        else "mean, and no intervals: too few seeds"
+    )
 
 
 def test_round_costs_stack_mean_seconds() -> None:
@@ -209,7 +229,10 @@ def test_overlaps_are_written_as_shares() -> None:
     [
         (lambda: plots.area_under_curves(pd.DataFrame({"adapter": []})), "summary to draw lacks .*strategy"),
         (lambda: plots.area_under_curves(summarise(table()).head(0)), "summary to draw is empty"),
-        (lambda: plots.label_savings(summarise(table())), "lacks the columns target, labels_needed, saving"),
+        (
+            lambda: plots.label_savings(summarise(table())),
+            "lacks the columns target_low, target_high, saving_low, saving, saving_high",
+        ),
         (lambda: plots.round_costs(table().drop(columns="fit_s")), "lacks the columns fit_s"),
         (lambda: plots.depth_curves(depth_table().drop(columns="probe")), "lacks the columns probe"),
         (lambda: plots.budget_curves(table(), "kappa"), "lacks the columns kappa"),

@@ -149,17 +149,6 @@ def test_more_classes_than_there_are_looks_are_refused() -> None:
         plots.class_recalls(recalls(201))
 
 
-def test_label_savings_show_their_intervals() -> None:
-    table = statistics.label_saving_intervals(study("a"), {"adapter": "lora", "strategy": "random"})
-    table.loc[table["strategy"] == "margin", "saving_low"] = 0.0
-    (axes,) = plots.label_savings(table).axes
-    spans = {tuple(line.get_xdata()) for line in axes.lines if line.get_linewidth() == 0.7}
-    edge = axes.get_xlim()[0]
-    reached = table[table["saving_high"] > edge]
-    assert spans == set(zip(reached["saving_low"].clip(lower=edge), reached["saving_high"], strict=True))
-    assert sum(line.get_marker() == "<" for line in axes.lines) == (reached["saving_low"] == 0).sum()
-
-
 # --- files
 
 
@@ -178,9 +167,13 @@ def test_tables_are_written_for_machines_and_for_latex(tmp_path: Path) -> None:
     assert r"\toprule" in text
     assert r"data\_1" in text
     assert text.count(r"\textbf{") == areas["clear"].sum()
-    csv, tex = plots.table_files(areas, tmp_path / "long", caption="Areas.")
+    said = "ean accuracy (%) over the budget [95 % t interval over the seeds of that data set]"
+    assert rf"\caption{{M{said.replace('%', chr(92) + '%')}. Bold: best, with a paired 95 \% t interval" in text
+    assert csv.read_text().startswith(f"configuration: m{said},b,data_1\n")
+    areas.attrs["caption"] = "50 % of a_b & $c"
+    csv, tex = plots.table_files(areas, tmp_path / "long")
     pd.testing.assert_frame_equal(pd.read_csv(csv, keep_default_na=False), areas)
-    assert r"\caption{Areas.}" in tex.read_text()
+    assert r"\caption{50 \% of a\_b \& \$c}" in tex.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.csv", "long.tex", "new"]
     with pytest.raises(ConfigError, match="several rows of linear probe, BADGE on b"):
         plots.wide_areas(pd.concat([areas, areas]).sort_values(["dataset", "strategy"], ignore_index=True))

@@ -21,6 +21,7 @@ from palkit.plots.style import (
     class_look,
     configuration_name,
     excess,
+    interval_note,
     legend_below,
     metric_axis,
     random_first,
@@ -144,7 +145,8 @@ def cost_areas(table: pd.DataFrame) -> Figure:
     handles += [_key(title_of(name), INK, "o", fillstyle=fills[name]) for name in adapters]
     if (balances != "none").any():
         handles.append(_key("class balance", INK, "o", **RING))
-    legend_below(figure, [*handles, Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="front")])
+    handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="front"))
+    legend_below(figure, handles, f"bars: {interval_note(table['aubc_low'], 'over seeds, for this data set')}")
     return figure
 
 

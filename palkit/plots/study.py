@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from palkit.errors import ConfigError
 from palkit.plots.style import (
     COST_COLOURS,
     INK,
+    METRIC_LABELS,
     PER_ROW,
     WIDTH,
     PlainFigure,
@@ -22,6 +22,7 @@ from palkit.plots.style import (
     excess,
     filling,
     heatmap,
+    interval_note,
     legend_below,
     metric_axis,
     name_configurations,
@@ -35,16 +36,16 @@ from palkit.plots.style import (
     styled,
     ticks_at,
     title_of,
-    value_of,
 )
 from palkit.statistics import curves, iqm_curves, sign_of
 
+MOST_SAVED = 10  # what a figure of savings shows; intervals go beyond its edges
 AXIS_LABELS = {"labels": "labels bought", "fraction": "share of all labels bought (%)"}
 
 
 @styled
 def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
-    """Metric against labels bought: one panel per adapter, one line per strategy, bands of 95 % intervals.
+    """Metric against labels bought: one panel per adapter, one line per strategy, bands of 95 % t intervals over seeds.
 
     Where runs differ in class balance, each has its own panel.
 
@@ -67,7 +68,7 @@ def iqm_budget_curves(
     axis: str = "labels",
     label: str | None = None,
 ) -> Figure:
-    """As `budget_curves`, with interquartile means over seeds and data sets and stratified bootstrap intervals.
+    """As `budget_curves`, with interquartile means over seeds and data sets, and their t intervals over seeds.
 
     Args:
         rounds: table of rounds, or of gains (see `palkit.statistics.gains`), of one or more data sets.
@@ -110,7 +111,11 @@ def _curve_panels(
         if label and number % PER_ROW == 0:
             axes.set_ylabel(label)
         axes.grid()
-    legend_below(figure, [handles[name] for name in sorted(handles, key=random_first)])
+    of = "of the mean over seeds"
+    if value == "iqm":
+        of = "of the interquartile mean over seeds and data sets, for these data sets"
+    note = f"band: {interval_note(table['low'], of)}"
+    legend_below(figure, [handles[name] for name in sorted(handles, key=random_first)], note)
     return figure
 
 
@@ -166,6 +171,8 @@ def area_under_curves(summary: pd.DataFrame) -> Figure:
         axes.grid()
         metric_axis(axes, "x", metric)
     name_configurations(panels[0], table)
+    note = interval_note(table["aubc_low"], "over seeds, for this data set")
+    figure.supxlabel(f"mean, and {note}", fontsize=7)
     return figure
 
 
@@ -204,63 +211,56 @@ def pairwise(penalties: pd.DataFrame) -> Figure:
 
 @styled
 def label_savings(table: pd.DataFrame) -> Figure:
-    """How many times fewer labels each configuration needs to reach the reference's final value.
+    """How many times fewer labels each configuration needs than the reference, with intervals.
 
     Args:
         table: from `palkit.statistics.label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in
-            it, or from `label_saving_intervals`: thin lines then show the intervals, cut off at the left edge, with
-            an arrow, where resamples miss the target.
+            it.
 
     Raises:
         ConfigError: columns are missing or there are no rows.
     """
-    check_table(table, ["adapter", "strategy", "metric", "target", "labels_needed", "saving"], "label savings")
-    # Not reached sorts last in the table, and so lands at the bottom of the figure.
-    ordered = table.sort_values("saving", kind="stable", na_position="first")
-    ends = ordered.reindex(columns=["saving", "saving_low", "saving_high"])
-    right = ends.max(axis=1).fillna(1).clip(lower=1)
+    ends = ["saving_low", "saving", "saving_high"]
+    check_table(table, ["adapter", "strategy", "metric", "target_low", "target_high", *ends], "label savings")
+    ordered = table.sort_values("saving", kind="stable")
     figure, (axes,) = side_by_side(1, 0.8 + 0.19 * len(ordered))
     for row, (_, line) in enumerate(ordered.iterrows()):
         colour, _ = strategy_style(line["strategy"])
-        text = "not reached"
-        if not np.isnan(line["saving"]):
-            text = f"{line['labels_needed']:.0f} labels"
-            axes.plot(
-                [1, line["saving"]],
-                [row, row],
-                color=colour,
-                marker="o",
-                markevery=[1],
-                markerfacecolor=filling(line["adapter"], colour),
-            )
+        low, middle, high = line[ends]
+        axes.errorbar(
+            middle,
+            row,
+            xerr=[[middle - low], [high - middle]],
+            color=colour,
+            marker="o",
+            markersize=4.5,
+            markerfacecolor=filling(line["adapter"], colour),
+            elinewidth=1,
+        )
+        text = f"{middle:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low == low else "")
         axes.annotate(
             text,
-            (right.iloc[row], row),
+            (min(np.fmax(middle, high), MOST_SAVED), row),
             xytext=(6, 0),
             textcoords="offset points",
             va="center_baseline",
             fontsize=7,
         )
     axes.axvline(1, color=INK, linewidth=0.8)
-    # A saving of 0 is a target that was missed, not a number of labels.
-    low, high = min(ends[ends > 0].min().min(), 1), max(right.max(), 1.1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    shown = ordered[ends].clip(1 / MOST_SAVED, MOST_SAVED)
+    left, right = min(shown.min().min(), 0.9), max(shown.max().max(), 1.1)
     # Room on the right for the numbers.
-    axes.set_xlim(low - 0.05 * (high - low), high + 0.3 * (high - low))
-    _saving_intervals(axes, ends["saving_low"].to_numpy(float), ends["saving_high"].to_numpy(float))
+    axes.set_xlim(left / (right / left) ** 0.05, right * (right / left) ** 0.4)
     name_configurations(axes, ordered)
     axes.grid(axis="x")
-    target = value_of(ordered["metric"].iloc[0], ordered["target"].iloc[0])
-    axes.set_xlabel(f"times fewer labels to reach {target}")
+    metric = METRIC_LABELS.get(ordered["metric"].iloc[0], ordered["metric"].iloc[0]).removesuffix(" (%)")
+    note = interval_note(ordered["saving_low"], "over seeds, for this data set")
+    axes.set_xlabel(f"times fewer labels for the same {metric}\n({note})")
     return figure
-
-
-def _saving_intervals(axes: Axes, low: NDArray, high: NDArray) -> None:
-    """Thin lines over the rows, with an arrow where one goes beyond the left edge; nothing where there is none."""
-    edge = axes.get_xlim()[0]
-    for row in np.flatnonzero(high > edge):
-        axes.plot([max(low[row], edge), high[row]], [row, row], color=INK, linewidth=0.7, marker="")
-        if low[row] < edge:
-            axes.plot(edge, row, color=INK, marker="<", markersize=3.5, clip_on=False)
 
 
 @styled

@@ -133,6 +133,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "legend.frameon": False,
     "axes.edgecolor": INK,
     "axes.linewidth": 0.6,
@@ -372,6 +373,16 @@ def seeds_of(counts: pd.Series) -> str:
     return f"{high} seeds" if high > 1 else "1 seed"
 
 
+def interval_note(low: pd.Series, of: str) -> str:
+    """What the intervals of a figure speak of.
+
+    Args:
+        low: their lower ends, NaN where there is none.
+        of: of what, over what.
+    """
+    return f"95 % t intervals {of}" if low.notna().any() else "no intervals: too few seeds"
+
+
 def title_of(name: str) -> str:
     """A strategy or adapter as readers know it; what follows its name is a user's, and stays as it is."""
     own, comma, rest = name.partition(", ")
@@ -474,14 +485,6 @@ def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> N
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
-def value_of(metric: str, value: float) -> str:
-    """A value with the name and unit of its metric, for running text."""
-    label = METRIC_LABELS.get(metric, metric)
-    if label.endswith("(%)"):
-        return f"{value:.1%} {label.removesuffix(' (%)')}"
-    return f"{label} {value:.3g}"
-
-
 def legend(figure: Figure, handles: Sequence, columns: int, **options: Any) -> None:
     """A legend of a figure, which names each handle whatever its label begins with.
 
@@ -497,13 +500,13 @@ def legend(figure: Figure, handles: Sequence, columns: int, **options: Any) -> N
         text.set_text(name)
 
 
-def legend_below(figure: Figure, handles: Sequence) -> None:
+def legend_below(figure: Figure, handles: Sequence, title: str | None = None) -> None:
     """One legend for all axes, below them, in as many columns as fit; many rows make the figure higher."""
     longest = max(map(columns_of, shown_names(handle.get_label() for handle in handles)))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / max(1.1, 0.45 + LETTER * longest))))
     rows = ceil(len(handles) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - 3))
-    legend(figure, handles, columns, loc="outside lower center", handlelength=2.2)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (max(0, rows - 3) + (title is not None)))
+    legend(figure, handles, columns, loc="outside lower center", handlelength=2.2, title=title)
 
 
 def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:

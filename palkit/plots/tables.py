@@ -10,6 +10,9 @@ from palkit.files import atomic_path
 from palkit.plots.style import METRIC_LABELS, check_table, configuration_names, one_line
 
 LATEX = {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+INTERVAL = "95 % t interval over the seeds of that data set"
+CLEAR = "best, with a paired 95 % t interval of the difference to the second that excludes zero"
+SIGNS = str.maketrans({sign: f"\\{sign}" for sign in "%&_#$"})
 
 
 def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -20,8 +23,9 @@ def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, 
         value: "mean" or "iqm".
 
     Returns:
-        Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), and which
-        to print in bold: those whose paired interval against the second excludes zero.
+        Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), with
+        `attrs["caption"]` and the index's name saying what they are, and which to print in bold: those whose paired
+        interval against the second excludes zero.
 
     Raises:
         ConfigError: columns are missing or there are no rows, or two rows are of one configuration and data set.
@@ -32,7 +36,9 @@ def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, 
     if len(repeated):
         first = repeated.iloc[0]
         raise ConfigError(f"the table of areas has several rows of {first['configuration']} on {first['dataset']}.")
-    share = METRIC_LABELS.get(areas["metric"].iloc[0], "").endswith("(%)")
+    metric = areas["metric"].iloc[0]
+    label = METRIC_LABELS.get(metric, metric)
+    share = label.endswith("(%)")
     scale, digits = (100, 1) if share else (1, 3)
     named["cell"] = [
         f"{scale * middle:.{digits}f}"
@@ -41,13 +47,18 @@ def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, 
     ]
     order, index, columns = list(dict.fromkeys(named["configuration"])), "configuration", "dataset"
     cells, clear = (named.pivot(index=index, columns=columns, values=values).loc[order] for values in ("cell", "clear"))
-    return cells, clear.eq(True)
+    what = f"{'mean' if value == 'mean' else 'interquartile mean'} {label} over the budget [{INTERVAL}]"
+    cells.attrs["caption"] = f"{what[0].upper()}{what[1:]}. Bold: {CLEAR}."
+    # A CSV has no caption: what the numbers are stands where it names its first column.
+    return cells.rename_axis(index=f"configuration: {what}"), clear.eq(True)
 
 
 def table_files(
-    table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None, digits: int = 3, caption: str | None = None
+    table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None, digits: int = 3
 ) -> tuple[Path, Path]:
     """Write a table as CSV (all digits) and as LaTeX with booktabs rules, special characters escaped.
+
+    If `table.attrs["caption"]` says what the numbers are, that is the caption in LaTeX.
 
     Either file is complete or as it was. An index that only counts rows is left out.
 
@@ -56,7 +67,6 @@ def table_files(
         path: where, without suffix; the folder is created.
         bold: (rows, columns) of the table, which cells LaTeX prints in bold; None for none.
         digits: decimals of floats in LaTeX.
-        caption: of the LaTeX table, as it is; None writes a bare tabular.
 
     Returns:
         The paths of the CSV and the LaTeX file.
@@ -70,6 +80,7 @@ def table_files(
     look = look.hide(names=True, axis="index").hide(names=True, axis="columns")
     if bold is not None:
         look = look.apply(lambda _: bold.map(lambda marked: "textbf:--rwrap;" if marked else ""), axis=None)
+    caption = table.attrs.get("caption", "").translate(SIGNS) or None
     texts = {"csv": table.to_csv(index=not counted), "tex": look.to_latex(hrules=True, caption=caption)}
     paths = []
     for suffix, text in texts.items():
