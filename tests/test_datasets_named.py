@@ -282,7 +282,7 @@ def test_the_sizes_of_medmnist_are_published_with_checksums() -> None:
     ],
 )
 def test_published_sizes_are_what_the_split_makes_of_the_classes(name: str, classes: list[int]) -> None:
-    split = stratified_split(np.repeat(np.arange(len(classes)), classes))
+    split = stratified_split(np.repeat(np.arange(len(classes)), classes), np.arange(sum(classes)).astype(str))
     assert published_size(name) == ({part: (split == part).sum() for part in ("pool", "val", "test")}, len(classes))
 
 
@@ -290,7 +290,7 @@ def test_published_sizes_are_what_the_split_makes_of_the_classes(name: str, clas
     ("name", "classes", "each"), [("cifar10", 10, 5000), ("cifar100", 100, 500), ("food101", 101, 750)]
 )
 def test_published_sizes_with_a_validation_set_out_of_train(name: str, classes: int, each: int) -> None:
-    split = carve(np.repeat(np.arange(classes), each))
+    split = carve(np.repeat(np.arange(classes), each), np.arange(classes * each).astype(str))
     found = published_size(name)
     assert found is not None
     assert (found[0]["pool"], found[0]["val"], found[1]) == ((split == "pool").sum(), (split == "val").sum(), classes)

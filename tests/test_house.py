@@ -35,7 +35,7 @@ NARROW = {
     "kernels": {"errors", "ties"},
     "kmeans": {"errors", "kernels", "ties"},
     "scores": {"errors", "kernels", "shards", "ties"},
-    "datasets": {"checks", "errors", "files", "formats", "ties"},
+    "datasets": {"checks", "errors", "files", "formats"},
     "strategies": {"calibration", "checks", "errors", "kernels", "kmeans", "scores", "shards", "ties"},
 }
 

@@ -3,11 +3,15 @@
 import os
 import sys
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
 from dataset_helpers import noise, write_images
+from hypothesis import given
 
 from palkit.__main__ import main
 from palkit.datasets import load_dataset
@@ -15,6 +19,11 @@ from palkit.datasets.pool import UNLABELLED, grouped_split, split_rows
 from palkit.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def names_of(rows: Any) -> np.ndarray:
+    """A name for each of some rows."""
+    return np.array([f"image {number}" for number in range(len(rows))])
 
 
 def manifest(path: Path, rows: list[str], header: str = "path,label,split,group") -> Path:
@@ -37,7 +46,7 @@ def test_groups_of_very_different_size_and_class_still_fill_every_split() -> Non
     rng = np.random.default_rng(1)
     groups = np.repeat([f"g{n}" for n in range(30)], rng.integers(1, 60, 30))
     labels = (rng.random(len(groups)) < np.repeat(rng.random(30), np.unique(groups, return_counts=True)[1])).astype(int)
-    split = grouped_split(labels, groups)
+    split = grouped_split(labels, groups, names_of(labels))
     for group in np.unique(groups):
         assert len(np.unique(split[groups == group])) == 1
     for label in (0, 1):
@@ -45,15 +54,30 @@ def test_groups_of_very_different_size_and_class_still_fill_every_split() -> Non
         assert np.allclose(shares, [0.6, 0.15, 0.25], atol=0.05)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "a", "b", "c", "d", "e"])), min_size=1, max_size=60),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
+def test_splits_are_of_names_and_not_of_places_or_numbers(
+    rows: list[tuple[int, str]], grouped: bool, random: Random
+) -> None:
+    labels, groups, names = np.array([row[0] for row in rows]), np.array([row[1] for row in rows]), names_of(rows)
+    split = split_rows(labels, groups if grouped else None, names)
+    order, number = np.array(random.sample(range(len(rows)), len(rows))), np.array(random.sample(range(4), 4))
+    moved = split_rows(number[labels[order]], groups[order] if grouped else None, names[order])
+    assert (moved == split[order]).all()
+
+
 def test_images_without_a_group_stand_alone() -> None:
-    split = grouped_split(np.tile([0, 1], 100), np.full(200, ""))
+    split = grouped_split(np.tile([0, 1], 100), np.full(200, ""), names_of(range(200)))
     assert [(split == part).sum() for part in ("pool", "val", "test")] == [120, 30, 50]
 
 
 def test_unlabelled_images_take_their_group_into_the_pool() -> None:
     labels, groups = np.tile([0, 1], 30), np.repeat([f"P{n}" for n in range(10)], 6)
     labels[0] = UNLABELLED
-    split = split_rows(labels, groups)
+    split = split_rows(labels, groups, names_of(labels))
     assert (split[:6] == "pool").all()
     assert set(split[6:]) == {"pool", "val", "test"}
 

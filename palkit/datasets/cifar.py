@@ -89,9 +89,9 @@ def _read(name: str, source: Cifar) -> ImagePool:
     train, test = (np.concatenate(part) for part in parts)
     labels = np.concatenate([train, test])[:, source.labels - 1].astype(np.int64)
     pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-    split = np.concatenate([carve(labels[: len(train)]), np.full(len(test), "test")])
-    ids = [f"{part}-{row:05d}" for part, rows in (("train", train), ("test", test)) for row in range(len(rows))]
-    return make_pool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, np.array(ids), names)
+    ids = np.array([f"{part}-{n:05d}" for part, rows in (("train", train), ("test", test)) for n in range(len(rows))])
+    split = np.concatenate([carve(labels[: len(train)], ids[: len(train)]), np.full(len(test), "test")])
+    return make_pool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, names)
 
 
 def _records(path: Path, labels: int) -> np.ndarray:

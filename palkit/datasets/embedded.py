@@ -43,7 +43,7 @@ def digits() -> ImagePool:
     found = load_digits()
     images = (found.images * (255 / 16)).round().astype(np.uint8)
     ids = np.array([f"digit-{row:04d}" for row in range(len(images))])
-    split = stratified_split(found.target)
+    split = stratified_split(found.target, ids)
     return make_pool("digits", ArrayImages(images), found.target, split, ids, [str(d) for d in range(10)])
 
 

@@ -169,5 +169,5 @@ def _places(name: str, labels: Mapping[str, np.ndarray]) -> dict[str, str | np.n
             f"with test or {' or '.join(VALIDATION)}. Save it as files with a CSV manifest that has a split column."
         )
     if len(held_out) == 1:
-        return {"train": carve(known["train"]), held_out[0]: "test"}
+        return {"train": carve(known["train"], np.arange(len(known["train"])).astype(str)), held_out[0]: "test"}
     return {"train": "pool", held_out[1]: "val", held_out[0]: "test"}

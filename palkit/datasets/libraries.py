@@ -35,7 +35,8 @@ def food101() -> ImagePool:
     remote = Remote(Food101._URL, f"md5:{Food101._MD5}", "food-101.tar.gz")
     root = unpacked(remote, dataset_dir("food101"), "unpacked")
     train, test = (_read("food101", root, Food101, split=part) for part in ("train", "test"))
-    return _file_pool("food101", root, [train, test], [carve(np.array(train._labels)), "test"], train.classes)
+    names = np.array([path.relative_to(root).as_posix() for path in train._image_files])
+    return _file_pool("food101", root, [train, test], [carve(np.array(train._labels), names), "test"], train.classes)
 
 
 def dtd() -> ImagePool:

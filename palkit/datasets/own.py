@@ -246,9 +246,9 @@ def from_table(
         groups = groups.astype(str)
     notes = list(notes)
     if "split" in table:
-        split = _given_split(name, table, manifest, lines, labels, groups, notes)
+        split = _given_split(name, table, manifest, lines, labels, ids, groups, notes)
     else:
-        split = split_rows(labels, groups)
+        split = split_rows(labels, groups, ids)
         if (labels != UNLABELLED).all():
             refuse_split(name, labels, split, classes, groups)
     images = _images(table, manifest, lines, paths)
@@ -310,6 +310,7 @@ def _given_split(
     manifest: Path,
     lines: Sequence[int],
     labels: np.ndarray,
+    ids: np.ndarray,
     groups: np.ndarray | None,
     notes: list[str],
 ) -> np.ndarray:
@@ -326,7 +327,7 @@ def _given_split(
     pool = parts == "pool"
     # A pool that is still to be labelled keeps what labels it has: nothing can be simulated on it anyway.
     if (parts == "test").any() and not (parts == "val").any() and (labels[pool] != UNLABELLED).all() and pool.any():
-        parts[pool] = carve(labels[pool], None if groups is None else groups[pool])
+        parts[pool] = carve(labels[pool], ids[pool], None if groups is None else groups[pool])
         if len(np.unique(labels[parts == "val"])) < 2 <= len(np.unique(labels[labels != UNLABELLED])):
             what = "images" if groups is None else "groups"
             raise DataError(

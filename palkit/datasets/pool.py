@@ -266,9 +266,7 @@ def usual_size(size: int | str | None, there: int) -> int | None:
 
 
 def head(pool: ImagePool, size: int) -> ImagePool:
-    """The data set with only the first `size` images of its pool split.
-
-    Where they are stored class by class, these would lack classes: then `size` at random, always the same ones.
+    """The data set with only `size` images of its pool split, drawn by their names: storage order may be the class.
 
     Raises:
         ConfigError: the pool is smaller.
@@ -278,9 +276,14 @@ def head(pool: ImagePool, size: int) -> ImagePool:
         raise ConfigError(
             f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images. Lower it, or leave it out."
         )
-    if len(np.unique(pool.labels[rows[:size]])) < len(np.unique(pool.labels[rows])):
-        rows = np.random.default_rng(0).permutation(rows)
-    return take(pool, np.setdiff1d(np.arange(len(pool)), rows[size:]), pool.name)
+    drawn = rows[np.argsort(lots(pool.ids[rows]), kind="stable")]
+    return take(pool, np.setdiff1d(np.arange(len(pool)), drawn[size:]), pool.name)
+
+
+def lots(ids: Sequence[str] | np.ndarray) -> np.ndarray:
+    """(N,) uint64 numbers drawn for names, the same wherever these stand."""
+    digests = (sha256(str(name).encode("utf-8", "surrogateescape")).digest() for name in ids)
+    return np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
 
 
 def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
@@ -301,15 +304,17 @@ def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
     return take(pool, np.flatnonzero(keep), f"{pool.name}_lt")
 
 
-def stratified_split(labels: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS) -> np.ndarray:
-    """(N,) of SPLITS, each class divided by `fractions`; the same for the same labels.
+def stratified_split(
+    labels: np.ndarray, ids: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
+) -> np.ndarray:
+    """(N,) of SPLITS, each class divided by `fractions`; by the images' names, wherever they stand.
 
     A class with enough images has one in every wanted part, however small its share.
     """
-    rng = np.random.default_rng(0)
+    order = np.argsort(lots(ids), kind="stable")
     split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
     for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
+        rows = order[labels[order] == label]
         wanted = [place for place, fraction in enumerate(fractions) if fraction > 0]
         sizes = np.array([round(fraction * len(rows)) for fraction in fractions])
         sizes[wanted[-1]] += len(rows) - sizes.sum()
@@ -323,9 +328,9 @@ def stratified_split(labels: np.ndarray, fractions: tuple[float, float, float] =
 
 
 def grouped_split(
-    labels: np.ndarray, groups: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
+    labels: np.ndarray, groups: np.ndarray, ids: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
 ) -> np.ndarray:
-    """(N,) of SPLITS, no group in two of them and classes divided about by `fractions`; the same for the same input.
+    """(N,) of SPLITS, no group in two of them and classes divided about by `fractions`; by names alone.
 
     Large groups come first, each goes where it brings the class counts nearest to the wanted ones (in chi-square),
     which is how scikit-learn's StratifiedGroupKFold works for folds of equal size.
@@ -333,17 +338,19 @@ def grouped_split(
     Args:
         labels: (N,) integers >= 0.
         groups: (N,) strings; images of "" stand each for itself.
+        ids: (N,) names of the images.
         fractions: wanted of each split.
     """
-    alone = np.char.add("\0", np.arange(len(groups)).astype(str))  # no group of a user is called like this
+    alone = np.char.add("\0", ids.astype(str))  # no group of a user is called like this
     names, member = np.unique(np.where(groups == "", alone, groups), return_inverse=True)
     counts = np.zeros((len(names), labels.max() + 1))
     np.add.at(counts, (member, labels), 1)
+    # Groups of a size come in random order: their names may follow a hospital or a date. Classes as groups bring them.
+    order = np.argsort(lots(names), kind="stable")
+    counts = counts[:, np.lexsort(counts[order][::-1])]
     wanted = np.outer(fractions, counts.sum(axis=0))  # (3, C)
     weight = 1 / np.maximum(wanted, 1e-9)
     filled, place = np.zeros_like(wanted), np.zeros(len(names), dtype=np.int64)
-    # Groups of a size come in random order: their names may follow a hospital or a date.
-    order = np.random.default_rng(0).permutation(len(names))
     for group in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
         before = (filled - wanted) ** 2 * weight
         after = (filled + counts[group] - wanted) ** 2 * weight
@@ -373,13 +380,17 @@ def _fill_gaps(place: np.ndarray, has: np.ndarray, parts: Sequence[int]) -> None
 
 
 def split_rows(
-    labels: np.ndarray, groups: np.ndarray | None, fractions: tuple[float, float, float] = FRACTIONS
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    ids: np.ndarray,
+    fractions: tuple[float, float, float] = FRACTIONS,
 ) -> np.ndarray:
     """(N,) of SPLITS where there are none: unlabelled images go to the pool, with all of their group.
 
     Args:
         labels: (N,) integers, UNLABELLED where not known.
         groups: (N,) strings, see ImagePool.
+        ids: (N,) names of the images.
         fractions: wanted of each split.
     """
     split = np.full(len(labels), "pool", dtype=f"<U{max(map(len, SPLITS))}")
@@ -388,18 +399,19 @@ def split_rows(
         known &= ~np.isin(groups, np.setdiff1d(groups[~known], [""]))
     if known.any():
         split[known] = (
-            stratified_split(labels[known], fractions)
+            stratified_split(labels[known], ids[known], fractions)
             if groups is None
-            else grouped_split(labels[known], groups[known], fractions)
+            else grouped_split(labels[known], groups[known], ids[known], fractions)
         )
     return split
 
 
-def carve(labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+def carve(labels: np.ndarray, ids: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """(N,) of "pool" and "val": a validation set taken out of the labelled training images, each class alike.
 
     Args:
         labels: (N,) integers, UNLABELLED where not known.
+        ids: (N,) names of the images.
         groups: (N,) strings that no split divides, see ImagePool.
     """
-    return np.where(split_rows(labels, groups, (1 - VAL_SHARE, VAL_SHARE, 0.0)) == "pool", "pool", "val")
+    return np.where(split_rows(labels, groups, ids, (1 - VAL_SHARE, VAL_SHARE, 0.0)) == "pool", "pool", "val")
