@@ -51,11 +51,11 @@ def test_defaults_are_the_papers() -> None:
         "batchbald": {"samples": 1000},
         "cluster_margin": {"factor": 10, "clusters": None},
         "falcun": {"exponent": 10.0},
-        "featdist": {"reference": "nearest", "unseen_share": 0.0},
+        "featdist": {"reference": "nearest", "space": "logits", "unseen_share": 0.0},
         "maxherding": {"bandwidth": 1.0, "max_rows": 35_000},
         "probcover": {"delta": None, "purity": 0.95, "normalize": True, "max_rows": 35_000},
         "typiclust": {"max_clusters": 500, "min_size": 5, "neighbours": 20, "normalize": True},
-        "uherding": {"bandwidth": None, "temperature": 1.0, "max_rows": 35_000},
+        "uherding": {"bandwidth": None, "temperature": None, "max_rows": 35_000},
         **{f"power_{name}": {"beta": 1.0} for name in ("bald", "entropy", "least_confidence", "margin")},
     }
     for name in NAMES:
@@ -63,7 +63,7 @@ def test_defaults_are_the_papers() -> None:
         found = {option: parameters[option].default for option in STRATEGIES[name].options if option != "labels"}
         assert found == defaults.get(name, {}), name
     head = {name: STRATEGIES[name].dropout for name in NAMES if STRATEGIES[name].dropout}
-    half = Dropout(passes=20, rate=0.5)
+    half = Dropout(passes=20, rate=0.5, on="shared_features")
     assert head == {
         "bald": half,
         "power_bald": half,
@@ -90,7 +90,7 @@ LIMITS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("probcover", "purity", [1e-6, 0.5, 1 - 1e-6], [0.0, -0.5, 1.0, 1.5, NAN]),
     ("typiclust", "max_clusters", [1, 2], [0, -1]),
     ("typiclust", "neighbours", [1, 2], [0, -1]),
-    ("uherding", "temperature", [1e-2, 0.5, 50.0], [0.0, -0.5, NAN]),
+    ("uherding", "temperature", [None, 1e-2, 0.5, 50.0], [0.0, -0.5, NAN]),
 ]
 
 

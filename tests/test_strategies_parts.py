@@ -1,15 +1,24 @@
 """BAIT against brute force, and parts of strategies one by one where a whole selection would hide a slip."""
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from test_strategies import generator, make_labelled, make_pool
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from test_strategies import generator, make_labelled, make_pool, stored_otherwise
 from test_strategies_batches import linear_pool, squared_distances
-from test_strategies_reference import SEEDS, Array, largest
+from test_strategies_reference import SEEDS, Array, direct, largest
 
 from palkit import kernels
+from palkit.errors import DataNotice
 from palkit.scores import LabelledSet, PoolScores
 from palkit.strategies import bait, bayesian, clustered, coverage, ranking, select, uncertainty
+from palkit.ties import Keys, mixed
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -168,15 +177,19 @@ def test_scores_of_rows(seed: int) -> None:
 
 @pytest.mark.parametrize("passes", range(1, 9))
 def test_dropquery_wants_more_than_half_of_the_passes(passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Row i's prediction changes in i passes."""
+    """Row i's prediction changes in i passes; less will do where too few rows change so often, but not none."""
     chosen: list[torch.Tensor] = []
     monkeypatch.setattr(clustered, "spread", lambda s, free, mask, *_: (chosen.append(mask), free[:2])[1])
     probs = torch.tensor([[0.9, 0.1]]).repeat(passes + 1, 1)
     changed = torch.arange(passes)[:, None] < torch.arange(passes + 1)
     stochastic = torch.where(changed[:, :, None], probs.flip(1), probs)
     pool = PoolScores(torch.randn(passes + 1, 2, generator=generator()), probs, stochastic)
-    select("dropquery", pool, make_labelled(passes + 1, 0, 2, 0), 2, generator())
-    assert chosen[0].tolist() == [i > passes / 2 for i in range(passes + 1)]
+    nothing = make_labelled(passes + 1, 0, 2, 0)
+    for enough in range(passes + 2):
+        monkeypatch.setattr(clustered, "CANDIDATES", enough / 2)
+        direct("dropquery", pool, nothing, 2, generator())
+        least = min(passes // 2, max(0, passes - enough)) + 1
+        assert chosen[-1].tolist() == [i >= least for i in range(passes + 1)]
 
 
 def test_alfamix_does_not_flip_what_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +200,7 @@ def test_alfamix_does_not_flip_what_is_certain(monkeypatch: pytest.MonkeyPatch) 
     probs = pool.probs.clone()
     probs[:5] = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
     labelled = LabelledSet(torch.arange(70, 80), torch.arange(10) % 4)
-    select("alfamix", PoolScores(pool.features, probs), labelled, 2, generator(), eps=5.0)
+    direct("alfamix", PoolScores(pool.features, probs), labelled, 2, generator(), eps=5.0)
     assert not chosen[0][:5].any()
     assert chosen[0][5:].any()
 
@@ -198,7 +211,8 @@ def test_featdist_class_mean_of_any_batch(batch: int) -> None:
     features = torch.arange(8.0)[:, None]
     probs = torch.eye(2)[torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])]
     labelled = LabelledSet(torch.tensor([0]), torch.tensor([0]))
-    picks = select("featdist", PoolScores(features, probs), labelled, batch, generator(), reference="class_mean")
+    options: dict[str, Any] = {"reference": "class_mean", "space": "features"}
+    picks = select("featdist", PoolScores(features, probs), labelled, batch, generator(), **options)
     assert picks[:2].tolist() == [2, 1][:batch]
     assert len(set(picks.tolist())) == batch
 
@@ -231,12 +245,112 @@ def test_purity_radius_of_one_class_is_that_of_two() -> None:
 
 def test_probcover_takes_the_radius_from_as_many_clusters_as_classes() -> None:
     pool, labelled = make_pool(120, 4, 3, 0), make_labelled(120, 6, 3, 0)
-    rows = kernels.View(pool.features, unit=True)[:]
-    rng = generator()
+    order, rng = ranking.once_per_pool(pool, 120)
+    rows = kernels.View(pool.features, order, unit=True)[:]
     delta = coverage.purity_radius(rows, 3, 0.95, rng)
     chosen = select("probcover", pool, labelled, 20, generator(), delta=delta)
     assert torch.equal(select("probcover", pool, labelled, 20, generator()), chosen)
     assert coverage.purity_radius(rows, 120, 0.95, generator()) < 0.9 * delta, "else the test could not fail"
+
+
+class Noted:
+    """Calls a function and notes what it returns."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.answers = function, list[Any]()
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        self.answers.append(self.function(*given, **named))
+        return self.answers[-1]
+
+
+@pytest.mark.parametrize(("name", "part"), [("probcover", "purity_radius"), ("cluster_margin", "linkage")])
+def test_what_is_found_out_once_is_the_same_in_every_round(
+    name: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is labelled and drawn, and however rows are stored and classes numbered; another seed has another."""
+    module = coverage if name == "probcover" else clustered
+    noted = Noted(getattr(module, part))
+    monkeypatch.setattr(module, part, noted)
+    monkeypatch.setattr(clustered, "MAX_LINKED", 40)  # which rows are clustered is drawn once, too
+    pool = make_pool(90, 4, 3, 0)
+    names = Keys.of(map(str, range(90)), map(str, range(3)))
+    pool = PoolScores(pool.features, pool.probs, pool.stochastic_probs, names)
+    for seed in range(4):
+        other, labelled = stored_otherwise(
+            pool,
+            make_labelled(90, 3 + seed, 3, seed),
+            torch.randperm(90, generator=generator(seed)),
+            torch.randperm(3, generator=generator(seed)),
+        )
+        select(name, other, labelled, 5, generator(seed))
+    assert all(np.array_equal(answer, noted.answers[0]) for answer in noted.answers)
+    reseeded = PoolScores(pool.features, pool.probs, None, Keys(mixed(names.rows, 1), mixed(names.classes, 1)))
+    select(name, reseeded, make_labelled(90, 3, 3, 0), 5, generator())
+    assert not np.array_equal(noted.answers[-1], noted.answers[0])
+
+
+@pytest.mark.parametrize(("delta", "gain"), [(1e-3, 1), (10.0, 0), (0.5, 5)])
+def test_probcover_says_when_its_picks_are_ties(delta: float, gain: int) -> None:
+    """No ball holds a second row; a label's ball holds them all; a ball of some."""
+    pool, labelled = make_pool(60, 3, 3, 0), make_labelled(60, 2, 3, 0)
+    x = torch.nn.functional.normalize(pool.features, dim=1).double().numpy()
+    near = squared_distances(x) < delta**2
+    assert min(5, (near & ~near[labelled.positions.numpy()].any(0)).sum(1).max()) == gain
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        select("probcover", pool, labelled, 4, generator(), delta=delta)
+    assert [w.category for w in caught] == ([DataNotice] if gain < 2 else [])
+    assert all(f"radius {delta:.4g}" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cluster_margin_of_a_pool_that_is_too_large_to_cluster(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three heaps, of which a few rows are clustered: every other row is of its heap, and each heap has its turn."""
+    heap = torch.arange(60) % 3
+    pool = make_pool(60, 4, 3, seed, 20 * torch.eye(4)[heap] + torch.randn(60, 4, generator=generator(seed)))
+    monkeypatch.setattr(clustered, "MAX_LINKED", 25)
+    picks = select("cluster_margin", pool, make_labelled(60, 3, 3, seed), 9, generator(seed), clusters=3, factor=6)
+    candidates = select("margin", pool, make_labelled(60, 3, 3, seed), 54, generator())
+    assert heap[candidates].bincount().min() >= 3
+    assert heap[picks].bincount(minlength=3).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_uherding_holds_out_labels_for_its_temperature(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn's logistic regression, and the temperature by a search; labels are noise, so that it is not 1."""
+    rng = generator(seed)
+    pool = make_pool(200, 5, 3, seed)
+    labels = torch.where(
+        torch.rand(60, generator=rng) < 0.5, torch.randint(3, (60,), generator=rng), torch.arange(60) % 3
+    )
+    pool.features[:60] += 1.5 * torch.eye(5)[torch.arange(60) % 3]
+    sharp = PoolScores(pool.features, (3 * pool.features[:, :3]).softmax(1))
+    labelled = LabelledSet(torch.arange(60), labels)
+    x = torch.nn.functional.normalize(pool.features, dim=1).double().numpy() * np.sqrt(5)
+    order = torch.randperm(60, generator=generator(seed)).numpy()
+    known, held = order[:42], order[42:]
+    peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x[known], labels[known])
+    logits = np.log(peer.predict_proba(x))
+    probs = sharp.probs.double().numpy()
+    logits *= np.log(probs[60:]).std(1).mean() / logits[60:].std(1).mean()
+
+    def loss(temperature: float) -> float:
+        return float(-log_softmax(logits[held] / temperature, axis=1)[range(18), labels[held]].mean())
+
+    best = max(1.0, float(minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}).x))
+    found = coverage.held_out_temperature(sharp, labelled, generator(seed))
+    assert found == pytest.approx(best, rel=1e-3)
+    noted = Noted(coverage.held_out_temperature)
+    monkeypatch.setattr(coverage, "held_out_temperature", noted)
+    chosen = direct("uherding", sharp, labelled, 9, generator(seed))
+    assert chosen == direct("uherding", sharp, labelled, 9, generator(seed), temperature=noted.answers[0])
+
+
+def test_uherding_with_too_few_labels_to_hold_any_out() -> None:
+    pool = make_pool(30, 4, 3, 0)
+    assert coverage.held_out_temperature(pool, make_labelled(30, 1, 3, 0), generator()) == 1.0
+    assert coverage.held_out_temperature(pool, make_labelled(30, 2, 3, 0), generator()) >= 1.0
 
 
 @pytest.mark.parametrize("purity", [0.05, 0.5, 0.95, 1 - 1e-9])

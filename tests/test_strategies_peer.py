@@ -3,13 +3,13 @@
 Peers break ties at random, so each of our picks is checked against the peer's utilities with our earlier
 picks labelled. Where definitions differ on purpose:
 
-* TypiClust: the peer looks at 5 neighbours by default and has no limits on the number or size of clusters;
-  both are options here, with the authors' values.
+* TypiClust: the peer takes the mean distance to 5 neighbours and keeps to clusters without labels; here it is the
+  authors' mean squared distance to 20 or half the cluster. There is nothing to compare but the order of the clusters.
 * ProbCover: the peer tries a grid of radii on the features as they are and its balls are closed; here the
   radius is exact, features are scaled and balls are open, as in the paper and the authors' code.
 * MaxHerding: the peer's kernel width is scikit-learn's 1 / D; the authors' is 1.
-* DropQuery: the peer clusters features as they are and fills up with the least disputed rows; the authors
-  scale features and fill up at random.
+* DropQuery: the peer clusters features as they are, wants more than half of the passes to differ however few rows do,
+  and fills up with the least disputed; the authors scale features, want fewer passes if need be and fill up at random.
 * BADGE: the peer keeps the squared norm, by which it takes the first pick, in the minimum of squared
   distances ever after, as if the origin were a pick too. Here, as in the paper's k-means++ and the
   authors' code, only picks count.
@@ -25,11 +25,11 @@ import torch
 from numpy.typing import NDArray
 from test_strategies import generator, make_labelled, make_pool
 from test_strategies_batches import passes_of, squared_distances, unit
-from test_strategies_reference import SEEDS, gradient_embeddings, problem
+from test_strategies_reference import SEEDS, direct, gradient_embeddings, problem
 
 from palkit import kernels
 from palkit.scores import LabelledSet, PoolScores
-from palkit.strategies import ranking, select, typical
+from palkit.strategies import clustered, ranking, select, typical
 
 pool_module = pytest.importorskip("skactiveml.pool")
 base = pytest.importorskip("skactiveml.base")
@@ -118,7 +118,7 @@ def test_typiclust(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(len(cluster), 4, 3, seed)
     known = [int(np.flatnonzero(cluster == c)[0]) for c in (1, 4)]
     labelled = LabelledSet(torch.tensor(known), torch.tensor([0, 1]))
-    monkeypatch.setattr(typical, "kmeans", lambda *_: (None, torch.from_numpy(cluster)))
+    monkeypatch.setattr(typical, "kmeans", lambda *_: (None, torch.from_numpy(cluster.copy())))
 
     class Given:
         def __init__(self, n_clusters: int) -> None:
@@ -127,12 +127,11 @@ def test_typiclust(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         def fit_predict(self, X: Array) -> Array:
             return cluster
 
-    options: dict[str, Any] = {"neighbours": 5, "min_size": 1, "normalize": False}
-    picks = select("typiclust", pool, labelled, 5, generator(), **options).tolist()
+    picks = direct("typiclust", pool, labelled, 5, generator(), min_size=1)
     peer = pool_module.TypiClust(cluster_algo=Given, random_state=0)
     features = pool.features.double().numpy()
     expected = peer.query(features, labels_of(labelled, len(cluster), []), batch_size=5)
-    assert picks == expected.tolist()
+    assert cluster[picks].tolist() == cluster[expected].tolist()
 
 
 def heaviest(rows: kernels.Rows, count: int, rng: object, weight: torch.Tensor | None = None) -> Any:
@@ -165,6 +164,7 @@ def test_clue(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_dropquery(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "kmeans", heaviest)
+    monkeypatch.setattr(clustered, "CANDIDATES", 0)
     pool, labelled, features, probs, free, _ = problem(seed)
     x = unit(features).astype(np.float32)
     scaled = PoolScores(torch.from_numpy(x), pool.probs, pool.stochastic_probs)

@@ -175,7 +175,7 @@ def select(
 def _arranged(
     scores: PoolScores, labelled: LabelledSet, options: dict[str, Any], keys: Keys, shown: Tensor
 ) -> tuple[PoolScores, LabelledSet, dict[str, Any]]:
-    """Scores, labels and true labels for the rows `shown`, in this order, with classes in the order of their keys."""
+    """Scores, labels and options with a value per row for `shown`, in this order, and classes in that of their keys."""
     features, passes = scores.features, scores.stochastic_probs
     few = isinstance(features, Tensor) and len(shown) * features.shape[1] * features.element_size() <= COPIED
     classes = keys.classes.argsort()
@@ -194,8 +194,9 @@ def _arranged(
     known = LabelledSet(place[labelled.positions.cpu()], number[labelled.labels.cpu()])
     truth = options.get("labels")
     if truth is not None and are_classes(truth, scores):  # else the oracle refuses them
-        options = {**options, "labels": number[truth.cpu()][shown]}
-    return part, known, options
+        options = {**options, "labels": number[truth.cpu()]}
+    per_row = {k: v[shown] for k, v in options.items() if isinstance(v, Tensor) and v.ndim and len(v) == len(scores)}
+    return part, known, {**options, **per_row}
 
 
 def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, Any]) -> tuple[set[str], set[str]]:

@@ -79,11 +79,13 @@ def typiclust(
 def most_typical(rows: Tensor, neighbours: int, finalists: int = 8) -> int:
     """Index of the row (n, D) of the smallest mean squared distance to its nearest neighbours; ties to the lowest.
 
-    There are `neighbours` of these, or n // 2 if that is less. All rows are judged in float32, the `finalists` best
-    then in float64.
+    There are `neighbours` of these, or n // 2 if that is less. All rows are judged in float32, to its accuracy, the
+    first `finalists` of the best then in float64.
     """
     count = min(neighbours, len(rows) // 2) + 1  # a row's nearest neighbour is itself, at distance 0
     near = knn(rows, rows, count)[0].square().sum(1)
-    best = near.topk(min(finalists, len(rows)), largest=False).indices.sort().values
+    rounding = 1e-13 * count * float(rows.square().sum(1).max())  # of scaling to unit length: copies are equal
+    accuracy = max(4e-6 * count * float((rows - rows.mean(0)).square().sum(1).max()), rounding, 1e-30)
+    best = (near / accuracy).round().sort(stable=True).indices[:finalists].sort().values
     exact = distances(rows[best], rows).topk(count, largest=False).values.square().sum(1)
-    return int(best[first_best(-exact)])
+    return int(best[first_best(-exact.clamp(min=rounding))])
