@@ -498,9 +498,12 @@ def reproduction(name: str, results: Path | None = None, reference: Path | None 
     sweep = load_sweep(name)
     results, reference = results or sweep.studies, reference or reference_folder(sweep)
     if reference is None:
-        return Reproduction(f"Nothing to compare with: the sweep {sweep.name} has no committed reference in {FIGURES}.")
-    found = compare_results(results, reference)
-    if not results.is_relative_to(FIGURES):
+        found = Reproduction(
+            f"Nothing to compare with: the sweep {sweep.name} has no committed reference in {FIGURES}."
+        )
+    else:
+        found = compare_results(results, reference)
+    if not results.resolve().is_relative_to(FIGURES):
         found.write(results)
     return found
 

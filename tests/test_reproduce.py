@@ -298,11 +298,12 @@ def test_a_name_is_the_reference_and_a_file_is_yours(
     assert study.figures("paper") == mine.with_name("paper"), "has no reference"
 
 
-def test_own_sweeps_have_nothing_to_compare_with(tmp_path: Path) -> None:
+def test_own_sweeps_have_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = study.reproduction(str(own_file(tmp_path)))
     assert found.lines() == [found.conclusion]
     assert found.conclusion.startswith("Nothing to compare with: the sweep mine has no committed reference")
     assert load_sweep("default").studies == tmp_path / "runs" / "studies" / "default"
     before = content(DEFAULT)
-    assert study.reproduction("default", DEFAULT).conclusion.startswith("Reproduced: ")
+    monkeypatch.chdir(REPOSITORY)
+    assert study.reproduction("default", Path("figures/default")).conclusion.startswith("Reproduced: ")
     assert content(DEFAULT) == before, "a reference is not written to"
