@@ -100,9 +100,9 @@ class Backbone(nn.Module):
             images: (B, H, W, 3) uint8.
 
         Returns:
-            (B, 3, S, S) float32.
+            (B, 3, S, S) in the precision of the weights.
         """
-        pixels = images.movedim(-1, 1).float() / 255
+        pixels = images.movedim(-1, 1).to(self.mean.dtype) / 255
         size = self.config.image_size
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief, unknown_name
 from palkit.files import cache_dir, read_json, write_json
@@ -22,7 +22,8 @@ from palkit.files import cache_dir, read_json, write_json
 VARIABLE = "PALKIT_DEVICE"
 MEMORY_VARIABLE = "PALKIT_MEMORY"
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-PRECISIONS = ("float32", "bfloat16")
+RATED = ("float32", "bfloat16")  # float64 is never the faster one
+PRECISIONS = (*RATED, "float64")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 WORTH = 1.2  # bfloat16 changes the last digits: it must earn that
 PROBE_SECONDS = 0.5
@@ -96,15 +97,33 @@ def _container_limits() -> list[int]:
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Context in which products are computed in `precision`.
+    """Context in which products are computed in `precision`; for float64 see also `doubled`.
 
     Raises:
-        ConfigError: unknown precision.
+        ConfigError: unknown precision, or one that the device does not have.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    if precision == "float64" and device.type == "mps":
+        raise ConfigError("precision float64: this device (mps) has none. Use float32, or the CPU (PALKIT_DEVICE=cpu).")
     with _exact_cudnn(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
+
+
+@contextmanager
+def doubled(model: nn.Module, precision: str) -> Iterator[None]:
+    """Context in which all numbers of a model are float64, if that is the precision.
+
+    Their last bits then hang on no processor: what float32 makes of them is the same everywhere.
+    """
+    if precision != "float64":
+        yield
+        return
+    model.double()
+    try:
+        yield
+    finally:
+        model.float()
 
 
 @contextmanager
@@ -159,7 +178,7 @@ def probe(
     if known is not None and not again:
         return known
     rates = {}
-    for precision in PRECISIONS:
+    for precision in RATED:
         with autocast(device, precision), torch.inference_mode():
             rates[precision] = _rates(forward, image_size, device)
     if not all(rates.values()):

@@ -29,8 +29,9 @@ class ScoringConfig:
     """How frozen blocks and the scoring pass are computed.
 
     Attributes:
-        precision: of products: "float32", "bfloat16", or "auto", which is the faster one as measured on this
-            machine (see `palkit.devices.probe`); a run records what it became.
+        precision: of products: "float32", "bfloat16", "float64", which gives the same features on every processor
+            and takes two to three times as long, or "auto", which is the faster one of the first two as measured on
+            this machine (see `palkit.devices.probe`); a run records what it became.
         batch_size: rows per forward pass, halved where memory runs out; None takes the measured best. Results
             depend on it in their last bits, so it is part of the config.
         cache_dtype: in which tokens between blocks are stored: "float16" or "float32".

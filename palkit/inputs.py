@@ -1,5 +1,6 @@
 """What a model takes as input, computed once: decoded pixels, tokens behind the frozen blocks, augmented views."""
 
+import copy
 import hashlib
 import json
 import os
@@ -163,6 +164,8 @@ class InputCache:
         self.pool = pool
         self.backbone = backbone
         self.config = config or ScoringConfig()
+        exact = self.config.precision == "float64"
+        self.network = copy.deepcopy(backbone).double() if exact else backbone
         self.progress = progress
         self.data_checksum = pool.checksum()
         self.pixels_checksum = pool.pixels_checksum
@@ -195,7 +198,7 @@ class InputCache:
         def fill() -> int:
             # Elsewhere every worker decodes its own rows.
             images = self.images() if execute is compute_here else self.pool.images
-            embedding = Embedding(images, self.backbone, start_block, self.config, folder)
+            embedding = Embedding(images, self.network, start_block, self.config, folder)
             missing = embedding.missing()
             if missing:
                 execute(embedding, missing, self.progress)
@@ -232,7 +235,7 @@ class InputCache:
             return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
         size = self.backbone.config.image_size
         images = torch.from_numpy(self._decoder(size).decode(rows, size)).to(device)
-        pixels = self.backbone.preprocess(images)
+        pixels = self.network.preprocess(images)
         transform = augmenter(augmentation, size)
         # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a resumed
         # run asks for many images at once.
@@ -253,7 +256,7 @@ class InputCache:
         parts = []
         for chunk in pixels.split(self.config.rows):
             with autocast(self.backbone.device, self.config.precision):
-                parts.append(self.backbone.inputs(chunk, start_block).float())
+                parts.append(self.network.inputs(chunk, start_block).float())
         return torch.cat(parts)
 
     def _made_from(self, start_block: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from palkit.adapters import AdaptedModel, adapter_dropout
-from palkit.devices import autocast, landing
+from palkit.devices import autocast, doubled, landing
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import ConfigError
 from palkit.files import storing
@@ -90,16 +90,16 @@ def score_pool(
 
     def work(begin: int, block: Tensor, masks: Tensor | None, part: slice) -> None:
         rows = slice(begin + part.start, begin + part.stop)
-        inputs_here = block[part].to(device, non_blocking=True).float()
+        inputs_here = block[part].to(device, non_blocking=True).to(dtype)
         with autocast(device, config.precision):
             # The head stays in full precision: it costs nothing.
-            chunk = forward(inputs_here)[0].float()
+            chunk = forward(inputs_here)[0].to(dtype)
         results = [chunk, model.logits(chunk).softmax(dim=1)]
         if masks is not None and dropout is not None:
             kept = chunk[:, None] * masks[part].to(device) / (1 - dropout.rate)  # (B, T, D)
             results.append(model.logits(kept).softmax(dim=2).transpose(0, 1))
         elif heads is not None:
-            logits = torch.einsum("bd,tcd->tbc", chunk, heads) + model.head.bias
+            logits = torch.einsum("bd,tcd->tbc", chunk, heads.to(dtype)) + model.head.bias
             results.append((logits / model.temperature).softmax(dim=2))
         elif dropout is not None:
             with autocast(device, config.precision):
@@ -110,10 +110,12 @@ def score_pool(
 
     halving = Halving(config.rows)
     starts = range(0, total, config.rows)
-    for begin, (block, masks) in zip(starts, ahead(read, starts), strict=True):
-        halving(len(block), partial(work, begin, block, masks))
-        progress("scoring", begin + len(block), total)
-    keep(0)
+    with doubled(model, config.precision):
+        dtype = model.feature_mean.dtype
+        for begin, (block, masks) in zip(starts, ahead(read, starts), strict=True):
+            halving(len(block), partial(work, begin, block, masks))
+            progress("scoring", begin + len(block), total)
+        keep(0)
     return PoolScores(features if folder is None else Shards([folder / "features.npy"]), probs, stochastic, names)
 
 
@@ -121,7 +123,8 @@ def _adapter_passes(model: AdaptedModel, inputs: Tensor, dropout: Dropout, seed:
     """(T, B, C) probabilities under dropout in the low-rank paths."""
     with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []), adapter_dropout(model, dropout.rate):
         torch.manual_seed(seed)
-        return torch.stack([model(inputs)[1].float().softmax(dim=1) for _ in range(dropout.passes)])
+        logits = torch.stack([model(inputs)[1] for _ in range(dropout.passes)])  # (T, B, C)
+    return logits.to(model.feature_mean.dtype).softmax(dim=2)
 
 
 def _dropped_heads(model: AdaptedModel, dropout: Dropout | None, rng: torch.Generator | None) -> Tensor | None:

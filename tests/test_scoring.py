@@ -344,3 +344,24 @@ def test_pool_larger_than_memory(tmp_path: Path, tiny_checkpoint: Path) -> None:
     small, large = run("shards", limit), run("ram", 100 * limit)
     assert small.returncode == 0, small.stderr
     assert json.loads(small.stdout) == json.loads(large.stdout)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "lora", "dora", "vpt"])
+def test_float64_gives_what_float32_only_approaches(name: str, tiny: Backbone, pool: ImagePool) -> None:
+    """The same to the last bit of float32 in other batches; the model stays as it was."""
+    model = fitted(tiny, AdapterConfig(name, start_block=2))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = {}
+    for precision in ("float32", "float64"):
+        for batch in (3, 64):
+            config = ScoringConfig(precision, batch, cache_dtype="float32")
+            inputs = InputCache(pool, tiny, config).shards(model.start_block)
+            found[precision, batch] = score_pool(model, inputs, config)
+    exact, other = found["float64", 3], found["float64", 64]
+    assert torch.equal(exact.features[:], other.features[:])
+    assert torch.equal(exact.probs, other.probs)
+    assert exact.probs.dtype == torch.float32
+    torch.testing.assert_close(found["float32", 64].probs, exact.probs, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(found["float32", 64].probs, exact.probs)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[key]) and after[key].dtype == value.dtype for key, value in before.items())
