@@ -65,7 +65,7 @@ def cost_quality(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     panels[1].set_xlim(left=0)
     handles = [_handle(*_style(number), title_of(name)) for number, name in enumerate(names)]
     front = Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="front")
-    legend_below(figure, [*handles, front], f"bars: {interval_note(table['low'], 'of the mean over seeds')}")
+    legend_below(figure, [*handles, front], interval_note("bars", table["low"], "of the mean over seeds"))
     return figure
 
 

@@ -19,6 +19,7 @@ from palkit.plots.style import (
     PER_ROW,
     SERIES_COLOURS,
     check_table,
+    interval_note,
     legend_below,
     metric_axis,
     seeds_of,
@@ -161,5 +162,6 @@ def calibration_curves(rounds: pd.DataFrame, metric: str = "ece", by: str = "var
         ticks_at(axes, lines["labels"])
         metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
         axes.grid()
-    legend_below(figure, [handles[variant] for variant in variants])
+    note = interval_note("bands", table["low"], "of the mean over seeds")
+    legend_below(figure, [handles[variant] for variant in variants], note)
     return figure

@@ -146,7 +146,7 @@ def cost_areas(table: pd.DataFrame) -> Figure:
     if (balances != "none").any():
         handles.append(_key("class balance", INK, "o", **RING))
     handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label="front"))
-    legend_below(figure, handles, f"bars: {interval_note(table['aubc_low'], 'over seeds, for this data set')}")
+    legend_below(figure, handles, interval_note("bars", table["aubc_low"], "over seeds, for this data set"))
     return figure
 
 

@@ -114,8 +114,8 @@ def _curve_panels(
     of = "of the mean over seeds"
     if value == "iqm":
         of = "of the interquartile mean over seeds and data sets, for these data sets"
-    note = f"band: {interval_note(table['low'], of)}"
-    legend_below(figure, [handles[name] for name in sorted(handles, key=random_first)], note)
+    entries = [handles[name] for name in sorted(handles, key=random_first)]
+    legend_below(figure, entries, interval_note("bands", table["low"], of))
     return figure
 
 
@@ -171,8 +171,7 @@ def area_under_curves(summary: pd.DataFrame) -> Figure:
         axes.grid()
         metric_axis(axes, "x", metric)
     name_configurations(panels[0], table)
-    note = interval_note(table["aubc_low"], "over seeds, for this data set")
-    figure.supxlabel(f"mean, and {note}", fontsize=7)
+    figure.supxlabel(interval_note("bars", table["aubc_low"], "over seeds, for this data set"), fontsize=7)
     return figure
 
 
@@ -254,11 +253,11 @@ def label_savings(table: pd.DataFrame) -> Figure:
     shown = ordered[ends].clip(1 / MOST_SAVED, MOST_SAVED)
     left, right = min(shown.min().min(), 0.9), max(shown.max().max(), 1.1)
     # Room on the right for the numbers.
-    axes.set_xlim(left / (right / left) ** 0.05, right * (right / left) ** 0.4)
+    axes.set_xlim(left / (right / left) ** 0.05, right * (right / left) ** 0.5)
     name_configurations(axes, ordered)
     axes.grid(axis="x")
     metric = METRIC_LABELS.get(ordered["metric"].iloc[0], ordered["metric"].iloc[0]).removesuffix(" (%)")
-    note = interval_note(ordered["saving_low"], "over seeds, for this data set")
+    note = interval_note("bars", ordered["saving_low"], "over seeds, for this data set")
     axes.set_xlabel(f"times fewer labels for the same {metric}\n({note})")
     return figure
 

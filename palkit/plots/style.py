@@ -373,14 +373,15 @@ def seeds_of(counts: pd.Series) -> str:
     return f"{high} seeds" if high > 1 else "1 seed"
 
 
-def interval_note(low: pd.Series, of: str) -> str:
+def interval_note(look: str, low: pd.Series, of: str) -> str:
     """What the intervals of a figure speak of.
 
     Args:
+        look: what they look like, "bars" or "bands".
         low: their lower ends, NaN where there is none.
         of: of what, over what.
     """
-    return f"95 % t intervals {of}" if low.notna().any() else "no intervals: too few seeds"
+    return f"{look}: 95 % t intervals {of}" if low.notna().any() else f"no {look}: too few seeds for an interval"
 
 
 def title_of(name: str) -> str:
