@@ -252,14 +252,11 @@ class Learner:
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
-
-        def plain() -> Tensor:
-            return self.inputs[torch.from_numpy(positions)].to(device).float()
-
+        plain = self.inputs[torch.from_numpy(positions)].to(device).float()
         try:
-            fit(model, inputs, labels, training, seed, progress)
+            fit(model, inputs, labels, training, seed, progress, plain=plain)
         except DivergenceError as error:
-            if not (copies := contradictions(plain(), labels)):
+            if not (copies := contradictions(plain, labels)):
                 raise
             raise DivergenceError(
                 f"training failed because {copies} of the {len(labels)} labelled images are copies of one with another "
@@ -267,7 +264,7 @@ class Learner:
                 "correct their labels, or leave them out with --drop-duplicates."
             ) from error
         if training.temperature_folds:
-            temperature = cross_fitted_temperature(self._attach, inputs, plain(), labels, training, seed)
+            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
             model.temperature.fill_(temperature)
         return model
 

@@ -14,8 +14,10 @@ from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight,
 from palkit.devices import PRECISIONS, autocast
 from palkit.engine import Progress, silent
 from palkit.errors import ConfigError, DivergenceError, unknown_name
+from palkit.heads import logistic_on_views
 
 OPTIMIZERS = ("adamw", "sgd")
+HEADS = ("optimizer", "logistic")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
 CLASS_WEIGHTS = ("none", "balanced", "effective")
 LARGEST_RATE = 1e6  # float32 overflows soon after
@@ -37,6 +39,9 @@ class TrainingConfig:
         adapter_lr: peak learning rate of all backbone parameters that learn; None takes the adapter's own.
         weight_decay: decoupled (adamw) or L2 (sgd), on matrices only.
         head_epochs: passes before that with the head alone on frozen features (LP-FT, Kumar et al. 2022).
+        head: how the head alone is fitted: "optimizer" (in these passes) or "logistic" (solved, see `palkit.heads`:
+            better and faster, docs/heads.md). A probe is then ready; with an adapter it is what both start from.
+        head_decay: L2 penalty of a solved head at one label; it falls with the square root of their number.
         warmup_epochs: of linear warm-up before cosine decay.
         label_smoothing: mass spread over the other classes.
         class_weights: of the loss: "none", "balanced" (inverse to the class's share of the labels) or
@@ -60,6 +65,8 @@ class TrainingConfig:
     adapter_lr: float | None = None
     weight_decay: float = 1e-2
     head_epochs: int = 60
+    head: str = "optimizer"
+    head_decay: float = 0.5
     warmup_epochs: int = 1
     label_smoothing: float = 0.0
     class_weights: str = "none"
@@ -76,6 +83,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name, valid in {
             "optimizer": OPTIMIZERS,
+            "head": HEADS,
             "augmentation": AUGMENTATIONS,
             "class_weights": CLASS_WEIGHTS,
             "precision": (*PRECISIONS, "auto"),
@@ -89,7 +97,7 @@ class TrainingConfig:
         for name in ("head_epochs", "warmup_epochs", "weight_decay", "calibration", "temperature_folds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0.")
-        for name in ("head_lr", "max_grad_norm"):
+        for name in ("head_lr", "head_decay", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training.{name} {getattr(self, name)}: must be above 0.")
         if self.adapter_lr is not None and not self.adapter_lr > 0:
@@ -97,7 +105,7 @@ class TrainingConfig:
         for name in ("label_smoothing", "early_stopping"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0 and less than 1.")
-        for name in ("head_lr", "adapter_lr", "weight_decay"):
+        for name in ("head_lr", "adapter_lr", "weight_decay", "head_decay"):
             if (getattr(self, name) or 0) > LARGEST_RATE:
                 raise ConfigError(f"training.{name} {getattr(self, name)}: must be at most {LARGEST_RATE:g}.")
         if self.views > MOST_VIEWS:
@@ -128,6 +136,8 @@ def fit(
     config: TrainingConfig,
     seed: int,
     progress: Progress = silent,
+    *,
+    plain: Tensor | None = None,
 ) -> FitReport:
     """Train head and adapter on the labelled set, in place.
 
@@ -138,10 +148,12 @@ def fit(
         config: optimiser, schedule, regularisation.
         seed: of the order of the images, of dropout and of what is held out.
         progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
+        plain: (L, ...) the same images as they are; a solved head needs them beside augmented views.
 
     A first batch may be of one class: the model then says that class, and the next batch is bought all the same.
 
     Raises:
+        ConfigError: a probe is to be solved, and stopped early or fitted with the calibration loss.
         DivergenceError: the loss or a gradient is not finite, or the model ends far worse than guessing; says what
             to change.
     """
@@ -152,7 +164,9 @@ def fit(
         weight = class_weights(labels[learn], model.head.out_features, config.class_weights)
         loop = _Loop(config, labels, learn, weight, report, progress)
         probe = model.start_block == model.backbone.depth
-        if config.head_epochs or probe:
+        if config.head == "logistic" and (config.head_epochs or probe):
+            _solve_head(model, inputs, plain, loop, probe)
+        elif config.head_epochs or probe:
             _fit_head(model, inputs, loop, probe)
         if not probe:
             _fit_all(model, inputs, loop)
@@ -175,6 +189,31 @@ def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -
     if probe:
         loop.run(head, head, features, config.epochs, groups, choose=True)
     model.head.load_state_dict(head.state_dict())
+
+
+def _solve_head(model: AdaptedModel, inputs: Tensor, plain: Tensor | None, loop: "_Loop", probe: bool) -> None:
+    """Put the solution of logistic regression on frozen features into the head."""
+    config = loop.config
+    if probe and (config.early_stopping or config.calibration):
+        raise ConfigError(
+            "training.head 'logistic' of a linear probe is solved, without epochs: early_stopping and calibration must "
+            "be 0, or training.head 'optimizer'."
+        )
+    views = _frozen_features(model, inputs, config.precision)[:, loop.learn]
+    images = None if plain is None else _frozen_features(model, plain[loop.learn][None], config.precision)[0]
+    if not views.isfinite().all():
+        raise DivergenceError("features of the labelled images are not finite: no head can be fitted to them.")
+    labels, classes = loop.labels[loop.learn], model.head.out_features
+    targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
+    weights = torch.ones(len(labels)) if loop.weight is None else loop.weight[labels]
+    solution = logistic_on_views(
+        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay
+    )
+    with torch.no_grad():
+        model.head.weight.copy_(solution[0])
+        model.head.bias.copy_(solution[1])
+    if probe:
+        loop.progress("fitting", 1, 1)
 
 
 def _fit_all(model: AdaptedModel, inputs: Tensor, loop: "_Loop") -> None:
@@ -249,7 +288,7 @@ def cross_fitted_temperature(
             continue
         model = make()
         try:
-            fit(model, inputs[:, left], labels[left], config, seed)
+            fit(model, inputs[:, left], labels[left], config, seed, plain=plain[left])
         except DivergenceError:
             continue  # the other parts say enough
         with torch.inference_mode(), autocast(plain.device, config.precision):

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "palkit"
 LAYERS = (
     ("errors", "ties"),
     ("checks", "plain_yaml"),
-    ("files", "kernels", "kmeans", "metrics", "qkv", "prompts", "extrapolation", "statistics"),
+    ("files", "kernels", "kmeans", "metrics", "qkv", "prompts", "extrapolation", "heads", "statistics"),
     ("formats", "labels", "notebooks", "exchange", "session_file", "shards", "scores", "calibration", "devices"),
     ("datasets",),
     ("backbones", "engine", "progress", "maps"),
