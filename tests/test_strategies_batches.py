@@ -3,9 +3,11 @@
 import itertools
 from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from numpy.typing import NDArray
 from test_strategies import generator, make_labelled, make_pool
 from test_strategies_reference import SEEDS, direct, largest, problem
@@ -326,24 +328,18 @@ def test_alfamix(seed: int, first: float, classes: int, batch: int) -> None:
         assert picks[: len(flips)] == sorted(flips)
 
 
-@pytest.mark.parametrize(
-    ("eps", "needed", "batch", "expected"),
-    [
-        (0.2, [0.1, 0.15, 0.5], 1, 0.2),
-        (0.2, [0.1, 0.2, 0.5], 1, 0.4),  # what needs 0.2 does not flip at 0.2
-        (0.2, [0.1, 0.3, 0.5], 1, 0.4),
-        (0.2, [0.1, 0.3, 0.95], 2, 1.0),
-        (0.2, [0.1, 0.3, 7.0], 2, 1.0),
-        (0.2, [0.1, 0.3], 2, 1.0),
-        (0.3, [0.1, 5.0], 1, 1.2),  # the authors' loop goes on while it is below 1
-        (2.0, [0.1, 5.0], 1, 2.0),
-        (0.2, [0.0, np.inf], 1, 1.0),
-    ],
+@settings(max_examples=200, deadline=None)
+@given(
+    eps=st.sampled_from([0.2, 0.3, 0.25, 1.0, 2.0, 0.01]),
+    needed=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.39, 0.5, 0.75, 0.95, 1.1, 7.0, np.inf]), min_size=1),
+    batch=st.integers(1, 12),
 )
-def test_alfamix_raises_its_step_as_far_as_need_be(
-    eps: float, needed: list[float], batch: int, expected: float
-) -> None:
-    assert clustered.raised(eps, torch.tensor(needed, dtype=torch.float64), batch) == pytest.approx(expected)
+def test_alfamix_raises_its_step_as_far_as_need_be(eps: float, needed: list[float], batch: int) -> None:
+    """The authors' loop; what needs a step of 0.2 does not flip at 0.2."""
+    steps = 1
+    while eps * steps < 1 and sum(n < eps * steps for n in needed) <= batch:
+        steps += 1
+    assert clustered.raised(eps, torch.tensor(needed, dtype=torch.float64), batch) == pytest.approx(eps * steps)
 
 
 def test_alfamix_does_not_separate_classes_that_tie() -> None:
