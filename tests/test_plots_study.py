@@ -170,6 +170,8 @@ def test_tables_are_written_for_machines_and_for_latex(tmp_path: Path) -> None:
     said = "ean accuracy (%) over the budget [95 % t interval over the seeds of that data set]"
     assert rf"\caption{{M{said.replace('%', chr(92) + '%')}. Bold: best, with a paired 95 \% t interval" in text
     assert csv.read_text().startswith(f"configuration: m{said},b,data_1\n")
+    single, _ = plots.wide_areas(statistics.area_table(study()[lambda rounds: rounds["seed"] == 0]))
+    assert single.index.name == "configuration: mean accuracy (%) over the budget, one seed"
     areas.attrs["caption"] = "50 % of a_b & $c"
     csv, tex = plots.table_files(areas, tmp_path / "long")
     pd.testing.assert_frame_equal(pd.read_csv(csv, keep_default_na=False), areas)

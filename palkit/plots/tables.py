@@ -47,7 +47,8 @@ def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, 
     ]
     order, index, columns = list(dict.fromkeys(named["configuration"])), "configuration", "dataset"
     cells, clear = (named.pivot(index=index, columns=columns, values=values).loc[order] for values in ("cell", "clear"))
-    what = f"{'mean' if value == 'mean' else 'interquartile mean'} {label} over the budget [{INTERVAL}]"
+    brackets = f" [{INTERVAL}]" if areas[f"{value}_low"].notna().any() else ", one seed"
+    what = f"{'mean' if value == 'mean' else 'interquartile mean'} {label} over the budget{brackets}"
     cells.attrs["caption"] = f"{what[0].upper()}{what[1:]}. Bold: {CLEAR}."
     # A CSV has no caption: what the numbers are stands where it names its first column.
     return cells.rename_axis(index=f"configuration: {what}"), clear.eq(True)
