@@ -1,6 +1,7 @@
 """Pretrained vision transformers: by timm name, or the embedded weights that need no model hub."""
 
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -216,6 +217,8 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
         )
         if pretrained and config.checkpoint is not None:
             _check_loaded(model, str(file))
+        if file is not None:
+            _resample_positions(model, timm.models.load_state_dict(str(file)).get("pos_embed"))
     except (AssertionError, TypeError) as error:
         raise ConfigError(
             f"backbone {config.name!r} cannot be built for image_size {config.image_size}: {error}. "
@@ -235,6 +238,19 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
             "Check that the checkpoint was saved from this timm model, and copied whole."
         ) from error
     return model, _state_checksum(model) if file is None else sha256(Path(file))
+
+
+@torch.no_grad()
+def _resample_positions(model: nn.Module, stored: Tensor | None) -> None:
+    """Resample position embeddings (1, T, E) in float64: in float32, as timm does, last bits hang on the processor."""
+    if stored is None or stored.shape == model.pos_embed.shape:
+        return
+    grid = model.patch_embed.grid_size
+    prefix = model.pos_embed.shape[1] - grid[0] * grid[1]
+    side = math.isqrt(stored.shape[1] - prefix)
+    patches = stored[:, prefix:].double().unflatten(1, (side, side)).movedim(-1, 1)
+    patches = F.interpolate(patches, grid, mode="bicubic", antialias=True)
+    model.pos_embed.copy_(torch.cat([stored[:, :prefix].double(), patches.flatten(2).mT], 1))
 
 
 def _check_loaded(model: nn.Module, checkpoint: str) -> None:

@@ -1,7 +1,8 @@
-"""The same config gives the same run: in another process, beside others, from other chunks, on other threads.
+"""The same config gives the same run: in another process, beside others, from other chunks, on other processors.
 
 What is compared to the last bit here runs on one machine with one thread. Other numbers of threads, batch sizes and
-machines add in another order, so their last bits may differ, and picks as close as that; see docs/trust.md.
+processors add in another order, so their last bits may differ; picks must not. Another processor is imitated by telling
+MKL, oneDNN and torch to use the instructions that every x86 processor has; see docs/trust.md.
 """
 
 import json
@@ -28,6 +29,7 @@ outcomes = run_sweep(load_sweep(sys.argv[1]), config, console=Console(stderr=Tru
 sys.exit(any(outcome.error for outcome in outcomes))
 """
 STRATEGIES = ("margin", "badge", "typiclust", "bald", "coreset")
+OLD_PROCESSOR = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 
 
@@ -35,9 +37,17 @@ Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Tables]:
     """Rounds, selections and predictions of the same ten configs, computed in several ways, each from empty caches."""
     folder = tmp_path_factory.mktemp("determinism")
-    ways = {"first": (1, 1, 64), "two processes": (2, 1, 64), "small batches": (1, 1, 7), "two threads": (1, 2, 64)}
+    ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
+        "first": (1, 1, 64, "float32", {}),
+        "two processes": (2, 1, 64, "float32", {}),
+        "small batches": (1, 1, 7, "float32", {}),
+        "two threads": (1, 2, 64, "float32", {}),
+        "old processor": (1, 1, 64, "float32", OLD_PROCESSOR),
+        "exact": (1, 1, 64, "float64", {}),
+        "exact, old processor": (1, 1, 64, "float64", OLD_PROCESSOR),
+    }
     found = {}
-    for name, (processes, threads, batch) in ways.items():
+    for name, (processes, threads, batch, precision, instructions) in ways.items():
         place = folder / name
         sweep = place / "sweep.yaml"
         place.mkdir()
@@ -47,8 +57,8 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
             "rounds": 3,
             "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
             "adapter.start_block": 2,
-            "training": {"epochs": 5, "head_epochs": 5, "views": 2},
-            "scoring": {"batch_size": batch, "precision": "float32"},
+            "training": {"epochs": 5, "head_epochs": 5, "views": 2, "precision": precision},
+            "scoring": {"batch_size": batch, "precision": precision},
         }
         grid = {"adapter.name": ["linear_probe", "lora"], "strategy": list(STRATEGIES)}
         sweep.write_text(yaml.safe_dump({"base": base, "grid": grid}))
@@ -58,6 +68,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
             "PALKIT_CACHE": str(place / "cache"),
             "PALKIT_RUNS": str(place / "runs"),
             "PALKIT_DEVICE": "cpu",
+            **instructions,
         }
         done = subprocess.run(
             [sys.executable, "-c", RUN, sweep, str(processes)],
@@ -101,8 +112,18 @@ def test_two_processes_give_the_bits_of_one(variants: dict[str, Tables]) -> None
             pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
 
 
-@pytest.mark.parametrize("name", ["small batches", "two threads"])
-def test_picks_do_not_depend_on_chunks_or_threads(variants: dict[str, Tables], name: str) -> None:
+def test_exact_runs_are_the_same_on_another_processor(variants: dict[str, Tables]) -> None:
+    """The same images, predictions and metrics; confidences to the last but one bit of what is stored of them."""
+    for key, (rounds, selections, predictions) in variants["exact"].items():
+        there, picked, predicted = variants["exact, old processor"][key]
+        pd.testing.assert_frame_equal(selections, picked, check_exact=True)
+        pd.testing.assert_frame_equal(rounds, there, rtol=1e-6)
+        assert np.abs(predictions["confidence"] - predicted["confidence"]).max() < 1e-6
+        assert predictions["predicted"].equals(predicted["predicted"])
+
+
+@pytest.mark.parametrize("name", ["small batches", "two threads", "old processor"])
+def test_picks_do_not_depend_on_chunks_threads_or_processors(variants: dict[str, Tables], name: str) -> None:
     for key, (_, selections, predictions) in variants["first"].items():
         _, picked, predicted = variants[name][key]
         pd.testing.assert_frame_equal(selections, picked, check_exact=True)
