@@ -318,7 +318,7 @@ def test_cluster_margin_of_a_pool_that_is_too_large_to_cluster(seed: int, monkey
 
 @pytest.mark.parametrize("seed", range(4))
 def test_uherding_holds_out_labels_for_its_temperature(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """scikit-learn's logistic regression, and the temperature by a search; labels are noise, so that it is not 1."""
+    """scikit-learn's logistic regression, and the temperature by a search; labels are noisy, so that it is not 1."""
     rng = generator(seed)
     pool = make_pool(200, 5, 3, seed)
     labels = torch.where(
@@ -328,15 +328,20 @@ def test_uherding_holds_out_labels_for_its_temperature(seed: int, monkeypatch: p
     sharp = PoolScores(pool.features, (3 * pool.features[:, :3]).softmax(1))
     labelled = LabelledSet(torch.arange(60), labels)
     x = torch.nn.functional.normalize(pool.features, dim=1).double().numpy() * np.sqrt(5)
-    order = torch.randperm(60, generator=generator(seed)).numpy()
-    known, held = order[:42], order[42:]
-    peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x[known], labels[known])
-    logits = np.log(peer.predict_proba(x))
     probs = sharp.probs.double().numpy()
-    logits *= np.log(probs[60:]).std(1).mean() / logits[60:].std(1).mean()
+    drawn = generator(seed)
+    logits, truth = [], []
+    for _ in range(6):  # 18 of 60 labels each, 108 in all
+        held, known = np.split(torch.randperm(60, generator=drawn).numpy(), [18])
+        peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x[known], labels[known])
+        logit = np.log(peer.predict_proba(x))
+        logits.append(logit[held] * np.log(probs[60:]).std(1).mean() / logit[60:].std(1).mean())
+        truth.append(labels[held])
 
     def loss(temperature: float) -> float:
-        return float(-log_softmax(logits[held] / temperature, axis=1)[range(18), labels[held]].mean())
+        return float(
+            -log_softmax(np.concatenate(logits) / temperature, axis=1)[range(108), np.concatenate(truth)].mean()
+        )
 
     best = max(1.0, float(minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}).x))
     found = coverage.held_out_temperature(sharp, labelled, generator(seed))

@@ -23,6 +23,7 @@ Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 
 MAX_ROWS = 35_000  # the herding authors' own limit
 CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
 PURITY_QUERIES = 2_000
+HELD_OUT = 100  # labels from which a temperature is found
 SPREAD_ROWS = 2_000  # on whose logits their spread is measured
 TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
 
@@ -194,29 +195,33 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
 
     (Bae et al., ICLR 2025, whose temperatures start at 1; no label is bought for it.) A strategy cannot fit the
     model again: a linear head is fitted to the features instead, and its logits scaled to spread as much on unlabelled
-    rows as the pool's do. 1 where there are too few labels to hold one out.
+    rows as the pool's do. Few labels say little: other ones are held out until they are HELD_OUT in all. 1 where there
+    are too few to hold one out.
 
     Args:
         scores, labelled: as for every strategy.
         rng: CPU generator of what is held out.
     """
-    order = torch.randperm(len(labelled), generator=rng)
-    known, held = order.split([round(0.7 * len(order)), len(order) - round(0.7 * len(order))])
-    if not len(held) or not len(known):
+    size = len(labelled) - round(0.7 * len(labelled))
+    if not 0 < size < len(labelled):
         return 1.0
-    others = labelled.unlabelled(len(scores))[:SPREAD_ROWS]
-    labels = labelled.labels.cpu()
 
     def rows(positions: Tensor) -> Tensor:
         """(n, D + 1) float64 rows of norm sqrt(D), which suits the penalty, and a 1 for the intercept."""
         unit = View(scores.features, positions, unit=True)[:].double().cpu()
         return pad(unit * unit.shape[1] ** 0.5, (0, 1), value=1.0)
 
-    weight = softmax_regression(rows(labelled.positions[known]), labels[known], scores.probs.shape[1])
-    pool = View(scores.probs, others)[:].double().cpu().log().clamp(min=-100)
-    spread, own = (logits.std(1, correction=0).mean() for logits in (pool, rows(others) @ weight))
-    logits = rows(labelled.positions[held]) @ weight * (spread / own.clamp(min=1e-12))
-    return max(1.0, fit_temperature(logits, labels[held]))
+    free = labelled.unlabelled(len(scores))[:SPREAD_ROWS]
+    others, own, labels = rows(free), rows(labelled.positions), labelled.labels.cpu()
+    spread = View(scores.probs, free)[:].double().cpu().log().clamp(min=-100).std(1, correction=0).mean()
+    logits, truth = [], []
+    for _ in range(math.ceil(HELD_OUT / size)):
+        held, known = torch.randperm(len(labels), generator=rng).split([size, len(labels) - size])
+        weight = softmax_regression(own[known], labels[known], scores.probs.shape[1])
+        scale = spread / (others @ weight).std(1, correction=0).mean().clamp(min=1e-12)
+        logits.append(own[held] @ weight * scale)
+        truth.append(labels[held])
+    return max(1.0, fit_temperature(torch.cat(logits), torch.cat(truth)))
 
 
 def softmax_regression(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
