@@ -241,7 +241,7 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
 
 
 @torch.no_grad()
-def _resample_positions(model: nn.Module, stored: Tensor | None) -> None:
+def _resample_positions(model: Any, stored: Tensor | None) -> None:
     """Resample position embeddings (1, T, E) in float64: in float32, as timm does, last bits hang on the processor."""
     if stored is None or stored.shape == model.pos_embed.shape:
         return
