@@ -24,7 +24,7 @@ MAX_ROWS = 35_000  # the herding authors' own limit
 CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
 PURITY_QUERIES = 2_000
 HELD_OUT = 100  # labels from which a temperature is found
-SPREAD_ROWS = 2_000  # on whose logits their spread is measured
+LEAD_ROWS = 2_000  # on which the lead of the best class is measured
 TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
 
 
@@ -194,9 +194,9 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
     """Temperature for the pool's probabilities by which 70 % of the labels explain the other 30 % best, at least 1.
 
     (Bae et al., ICLR 2025, whose temperatures start at 1; no label is bought for it.) A strategy cannot fit the
-    model again: a linear head is fitted to the features instead, and its logits scaled to spread as much on unlabelled
-    rows as the pool's do. Few labels say little: other ones are held out until they are HELD_OUT in all. 1 where there
-    are too few to hold one out.
+    model again: a linear head is fitted to the features instead, and its logits scaled so that the best class leads the
+    next on unlabelled rows by as much as the pool's. Few labels say little: other ones are held out until they are
+    HELD_OUT in all. 1 where there are too few to hold one out.
 
     Args:
         scores, labelled: as for every strategy.
@@ -211,17 +211,22 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
         unit = View(scores.features, positions, unit=True)[:].double().cpu()
         return pad(unit * unit.shape[1] ** 0.5, (0, 1), value=1.0)
 
-    free = labelled.unlabelled(len(scores))[:SPREAD_ROWS]
+    free = labelled.unlabelled(len(scores))[:LEAD_ROWS]
     others, own, labels = rows(free), rows(labelled.positions), labelled.labels.cpu()
-    spread = View(scores.probs, free)[:].double().cpu().log().clamp(min=-100).std(1, correction=0).mean()
+    pool_lead = lead(View(scores.probs, free)[:].double().cpu().log().clamp(min=-100))
     logits, truth = [], []
     for _ in range(math.ceil(HELD_OUT / size)):
         held, known = torch.randperm(len(labels), generator=rng).split([size, len(labels) - size])
         weight = softmax_regression(own[known], labels[known], scores.probs.shape[1])
-        scale = spread / (others @ weight).std(1, correction=0).mean().clamp(min=1e-12)
-        logits.append(own[held] @ weight * scale)
+        logits.append(own[held] @ weight * pool_lead / max(lead(others @ weight), 1e-12))
         truth.append(labels[held])
     return max(1.0, fit_temperature(torch.cat(logits), torch.cat(truth)))
+
+
+def lead(logits: Tensor) -> float:
+    """Mean difference of the two largest logits of a row (n, C); 0 if there is one class."""
+    best = logits.topk(min(2, logits.shape[1])).values
+    return float((best[:, 0] - best[:, -1]).mean())
 
 
 def softmax_regression(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
