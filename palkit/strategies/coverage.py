@@ -23,7 +23,7 @@ Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 
 MAX_ROWS = 35_000  # the herding authors' own limit
 CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
 PURITY_QUERIES = 2_000
-HELD_OUT = 100  # labels from which a temperature is found
+HELD_OUT = 30  # labels from which a temperature is found
 LEAD_ROWS = 2_000  # on which the lead of the best class is measured
 TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
 
@@ -207,12 +207,13 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
         return 1.0
 
     def rows(positions: Tensor) -> Tensor:
-        """(n, D + 1) float64 rows of norm sqrt(D), which suits the penalty, and a 1 for the intercept."""
-        unit = View(scores.features, positions, unit=True)[:].double().cpu()
-        return pad(unit * unit.shape[1] ** 0.5, (0, 1), value=1.0)
+        """(n, D) float64 rows of norm sqrt(D), which suits the penalty."""
+        return View(scores.features, positions, unit=True)[:].double().cpu() * scores.features.shape[1] ** 0.5
 
     free = labelled.unlabelled(len(scores))[:LEAD_ROWS]
-    others, own, labels = rows(free), rows(labelled.positions), labelled.labels.cpu()
+    axes = torch.linalg.qr(rows(labelled.positions).T).Q  # the weights lie in the span of the labelled rows
+    others, own = (pad(rows(index) @ axes, (0, 1), value=1.0) for index in (free, labelled.positions))
+    labels = labelled.labels.cpu()
     pool_lead = lead(View(scores.probs, free)[:].double().cpu().log().clamp(min=-100))
     logits, truth = [], []
     for _ in range(math.ceil(HELD_OUT / size)):
