@@ -38,6 +38,15 @@ def test_cold_start_strategies_are_those_that_need_no_labels_and_no_probs(name: 
     assert STRATEGIES[name].cold_start == (len(batches) == 1)
 
 
+@pytest.mark.filterwarnings("ignore:probcover")
+@pytest.mark.parametrize("name", sorted(set(NAMES) - NEEDS_LABELS))
+@pytest.mark.parametrize("size", [1, 2])
+def test_pools_of_one_and_of_two_rows(name: str, size: int) -> None:
+    truth: dict[str, Any] = {"labels": torch.arange(size)} if name == "class_balanced_oracle" else {}
+    pool, empty = make_pool(size, 4, 3, 0), make_labelled(size, 0, 3, 0)
+    check_contract(select(name, pool, empty, 2, generator(), **truth), pool, empty, 2)
+
+
 def test_what_is_registered_stays_as_it_is() -> None:
     with pytest.raises(FrozenInstanceError):
         STRATEGIES["badge"].cold_start = True  # type: ignore[misc]

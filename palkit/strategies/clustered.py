@@ -132,15 +132,17 @@ def cluster_margin(
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
         factor: >= 1; the factor * B rows of smallest margin are considered.
-        clusters: how many, or None for one for every `factor` rows of the pool.
+        clusters: how many, or None for B.
     """
     if factor < 1 or (clusters is not None and clusters < 1):
         raise ConfigError(f"factor and clusters must be >= 1, got {factor!r} and {clusters!r}.")
     free = labelled.unlabelled(len(scores))
     candidates = top(per_row(margin_gap, View(scores.probs, free)).cpu(), free, factor * batch_size)
+    if len(candidates) < 2:
+        return candidates
     linked, _ = once_per_pool(scores, MAX_LINKED)
     rows = scores.features[linked.to(scores.features.device)]
-    wanted = min(clusters or math.ceil(len(scores) / factor), len(rows))
+    wanted = min(clusters or batch_size, len(rows))
     merges = linkage(rows.double().cpu().numpy(), "average")
     label = torch.from_numpy(fcluster(merges, wanted, criterion="maxclust"))
     own = label[nearest(View(scores.features, candidates), rows)[1].cpu()]
