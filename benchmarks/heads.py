@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +30,9 @@ from torch import Tensor
 from palkit.adapters import AdaptedModel, AdapterConfig, attach
 from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.config import config_from_dict
-from palkit.experiment import Learner
 from palkit.files import cache_dir
 from palkit.inputs import augmenter, seeded
+from palkit.kernels import column_moments
 from palkit.metrics import evaluate
 from palkit.setting import setting
 from palkit.training import TrainingConfig, fit
@@ -40,7 +41,6 @@ SIZES = {"fashion_mnist": 42, "digits": 42, "eurosat": 56, "histology": 56}  # p
 LABELS = (10, 20, 30, 50, 70, 100, 200, 400)
 POOL, DRAWN, MEASURED, VIEWS = 1000, 600, 1000, 8
 DECAYS = (0.3, 0.5, 1.0)
-AUGMENTATIONS = ("crop", "crop_flip")
 RIDGES = np.logspace(0, 5, 11)
 METRICS = ("accuracy", "nll", "ece")
 
@@ -58,37 +58,32 @@ class Sample:
 Head = Callable[[Sample, Tensor, int], Tensor]  # features to predict, seed -> (M, C) probabilities
 
 
-def features(name: str) -> dict[str, NDArray]:
-    """Standardised features of a data set: `plain`, one array per augmentation, `val` and `test`, with labels."""
-    path = cache_dir() / "heads" / f"{name}.npz"
+def features(name: str, kind: str = "crop") -> dict[str, NDArray]:
+    """Standardised features of a data set: `plain`, `views` of a kind, `val` and `test`, with their labels."""
+    path = cache_dir() / "heads" / f"{name}-{kind}.npz"
     if not path.exists():
-        values = {"dataset": name, "backbone.image_size": SIZES[name], "adapter.name": "linear_probe"}
-        here = setting(config_from_dict(values | {"pool_size": POOL}))
-        learner, depth = Learner(config_from_dict(values), here), here.backbone.depth
-        rows = here.pool.rows("pool")[:DRAWN]
-
-        def standardised(x: Tensor) -> NDArray:
-            return ((x.float().cpu() - learner.mean) / learner.std).numpy()
-
-        found = {"plain": standardised(here.cache.rows(depth, rows)[:]), "y": here.pool.labels[rows]}
-        for kind in AUGMENTATIONS:
-            pixels = here.backbone.preprocess(torch.from_numpy(here.pool.images.decode(rows, SIZES[name])))
-            transform, ids = augmenter(kind, SIZES[name]), here.pool.ids[rows]
-            seen = [
-                seeded(transform, image, (0, str(one), view))
-                for view in range(VIEWS)
-                for image, one in zip(pixels, ids, strict=True)
-            ]
-            with torch.inference_mode():
-                batches = [here.backbone.inputs(batch, depth) for batch in torch.stack(seen).split(256)]
-            found[kind] = standardised(torch.cat(batches)).reshape(VIEWS, len(rows), -1)
-        for split in ("val", "test"):
-            rows = here.pool.rows(split)[:MEASURED]
-            found |= {split: standardised(here.cache.rows(depth, rows)[:]), f"y_{split}": here.pool.labels[rows]}
+        config = config_from_dict({"dataset": name, "backbone.image_size": SIZES[name], "pool_size": POOL})
+        here = setting(config)
+        pool, cache, depth = here.pool, here.cache, here.backbone.depth
+        mean, variance = (moment.float() for moment in column_moments(cache.rows(depth, pool.rows("pool"))))
+        parts = {"plain": pool.rows("pool")[:DRAWN]}
+        parts |= {split: pool.rows(split)[:MEASURED] for split in ("val", "test")}
+        found = {part: cache.rows(depth, rows)[:].float() for part, rows in parts.items()}
+        pixels = here.backbone.preprocess(torch.from_numpy(pool.images.decode(parts["plain"], SIZES[name])))
+        images = list(zip(pixels, pool.ids[parts["plain"]], strict=True))
+        transform = augmenter(kind, SIZES[name])
+        seen = [seeded(transform, image, (0, str(one), view)) for view in range(VIEWS) for image, one in images]
+        with torch.inference_mode():
+            batches = [here.backbone.inputs(batch, depth) for batch in torch.stack(seen).split(256)]
+        found["views"] = torch.cat(batches).reshape(VIEWS, len(images), -1)
+        arrays: dict[str, Any] = {
+            key: ((x - mean) / variance.sqrt().clamp_min(1e-6)).numpy() for key, x in found.items()
+        }
+        arrays |= {f"y_{part}": pool.labels[rows] for part, rows in parts.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, classes=len(here.pool.class_names), **found)
-    with np.load(path) as arrays:
-        return {key: arrays[key] for key in arrays}
+        np.savez(path, classes=np.array(len(pool.class_names)), **arrays)
+    with np.load(path) as stored:
+        return {key: stored[key] for key in stored}
 
 
 def probe(backbone: Backbone, **changes: object) -> Head:
@@ -137,7 +132,8 @@ def heads(backbone: Backbone, decays: tuple[float, ...]) -> dict[str, Head]:
     """Every head that is compared."""
     solved = {f"logistic {decay:g}": probe(backbone, head="logistic", head_decay=decay) for decay in decays}
     middle = solved[f"logistic {decays[len(decays) // 2]:g}"]
-    return {"adamw": probe(backbone), **solved, "no views": plain_only(middle), "lda": shrinkage_lda, "ridge": ridge}
+    found: dict[str, Head] = {"adamw": probe(backbone), **solved}
+    return {**found, "no views": plain_only(middle), "lda": shrinkage_lda, "ridge": ridge}
 
 
 def trials(backbone: Backbone) -> dict[str, Head]:
@@ -170,10 +166,10 @@ def rows(
     name: str, split: str, candidates: dict[str, Head], labels: tuple[int, ...], seeds: int, kind: str = "crop"
 ) -> Iterator[dict[str, object]]:
     """One row per fit; a head that cannot be fitted to these labels has none."""
-    arrays = features(name)
+    arrays = features(name, kind)
     new, truth = torch.from_numpy(arrays[split]), torch.from_numpy(arrays[f"y_{split}"]).long()
-    y, classes = torch.from_numpy(arrays["y"]).long(), int(arrays["classes"])
-    plain, views = torch.from_numpy(arrays["plain"]), torch.from_numpy(arrays[kind])
+    y, classes = torch.from_numpy(arrays["y_plain"]).long(), int(arrays["classes"])
+    plain, views = torch.from_numpy(arrays["plain"]), torch.from_numpy(arrays["views"])
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(y))
         for count in labels:
@@ -213,18 +209,19 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--labels", default=",".join(map(str, LABELS)))
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--heads", help="some of adamw, logistic 0.5, no views, lda, ridge; all if not given")
     parser.add_argument("--decays", default=",".join(map(str, DECAYS)), help="of the logistic head")
     parser.add_argument("--out", type=Path, default=Path("heads.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    backbone = load_backbone(BackboneConfig())
+    backbone = load_backbone(BackboneConfig(depth=1))  # every fit copies it, and no head needs its blocks
     labels = tuple(int(count) for count in arguments.labels.split(","))
     if arguments.what == "compare":
         decays = tuple(float(decay) for decay in arguments.decays.split(","))
-        parts = [
-            rows(name, arguments.split, heads(backbone, decays), labels, arguments.seeds)
-            for name in arguments.sets.split(",")
-        ]
+        wanted = heads(backbone, decays)
+        if arguments.heads:
+            wanted = {name: wanted[name] for name in arguments.heads.split(",")}
+        parts = [rows(name, arguments.split, wanted, labels, arguments.seeds) for name in arguments.sets.split(",")]
     else:
         flipped = {"crop_flip": probe(backbone)}
         parts = [

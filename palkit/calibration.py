@@ -5,7 +5,9 @@ import math
 import numpy as np
 import torch
 from scipy.optimize import brentq
+from scipy.stats import chi2
 from torch import Tensor
+from torch.nn import functional as F
 
 from palkit.errors import ConfigError, unknown_name
 
@@ -14,6 +16,7 @@ EFFECTIVE_BETA = 0.999
 EPSILON = 1e-6
 LOSS_LIMIT = 5.0
 TEMPERATURE_LIMIT = 20.0
+SURE = 0.99  # of the likelihood interval beyond whose lower end predictions are not softened
 
 
 def calibration_loss(logits: Tensor, labels: Tensor, weighting: str = "balanced") -> Tensor:
@@ -122,3 +125,31 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     if slope(limit) >= 0:
         return TEMPERATURE_LIMIT
     return math.exp(brentq(slope, -limit, limit))
+
+
+def softening(logits: Tensor, labels: Tensor) -> float:
+    """The smallest temperature of 1 or more that the labels do not speak against.
+
+    A few dozen labels tell little about a temperature, and predictions by models of fewer labels are worse than those
+    that are to be calibrated. So predictions are softened only as far as the labels compel: to the lower end of the
+    likelihood-ratio interval of 99 %, and not at all if that holds 1.
+
+    Args:
+        logits: (N, C) float, as for `fit_temperature`.
+        labels: (N,) int64 true classes.
+
+    Raises:
+        ConfigError: no samples, or logits that are not finite.
+    """
+    best = fit_temperature(logits, labels)
+    allowed = _log_loss(logits, labels, best) + float(chi2.ppf(SURE, 1)) / 2
+
+    def excess(temperature: float) -> float:
+        return _log_loss(logits, labels, temperature) - allowed
+
+    return 1.0 if best <= 1 or excess(1.0) <= 0 else float(brentq(excess, 1.0, best))
+
+
+def _log_loss(logits: Tensor, labels: Tensor, temperature: float) -> float:
+    """Negative log-likelihood of all labels together."""
+    return float(F.cross_entropy(logits.double() / temperature, labels, reduction="sum"))

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palkit.adapters import ADAPTERS, AdaptedModel, trainable_parameters
-from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, fit_temperature
-from palkit.devices import PRECISIONS, autocast
+from palkit.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, softening
+from palkit.devices import PRECISIONS, autocast, doubled
 from palkit.engine import Progress, silent
 from palkit.errors import ConfigError, DivergenceError, unknown_name
 from palkit.heads import logistic_on_views
@@ -49,13 +49,15 @@ class TrainingConfig:
         augmentation: "none", "crop" or "crop_flip" (random resized crop, horizontal flip).
         views: augmented views per labelled image; each epoch sees one of them.
         max_grad_norm: gradients are scaled down to this norm.
-        precision: of the products while fitting: "float32", "bfloat16" or "auto" (measured).
+        precision: of the products while fitting: "float32", "bfloat16", "float64" (the same fit on every processor)
+            or "auto" (the faster one of the first two, measured).
         early_stopping: share of the labels held out to choose the best epoch by its loss; 0 trains on all of them.
         patience: epochs without a better one before early stopping ends the fit.
         calibration: peak weight of C-PEAL's calibration loss; 0 leaves it out.
         calibration_weighting: of right and wrong predictions in it: "balanced" or "effective".
         temperature_folds: parts of the labelled set of which each is predicted by a model fitted to the others, to
-            find the temperature that divides the final model's logits; 0 leaves them as they are.
+            find the temperature, 1 or more, that divides the final model's logits; 0 leaves them as they are. For
+            adapters that change the backbone: a linear probe keeps temperature 1 (docs/heads.md).
     """
 
     optimizer: str = "adamw"
@@ -66,7 +68,7 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     head_epochs: int = 60
     head: str = "optimizer"
-    head_decay: float = 0.5
+    head_decay: float = 1.0
     warmup_epochs: int = 1
     label_smoothing: float = 0.0
     class_weights: str = "none"
@@ -158,7 +160,9 @@ def fit(
             to change.
     """
     report = FitReport()
-    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []):
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.random.fork_rng(devices=devices), doubled(model, config.precision):
+        inputs = inputs.to(model.feature_mean.dtype)
         torch.manual_seed(seed)
         learn = ~_held_out(labels, config.early_stopping)
         weight = class_weights(labels[learn], model.head.out_features, config.class_weights)
@@ -235,7 +239,7 @@ def _fit_all(model: AdaptedModel, inputs: Tensor, loop: "_Loop") -> None:
     try:
         loop.run(model, forward, inputs, config.epochs, groups, choose=True)
     finally:
-        model.head.float()
+        model.head.to(model.feature_mean.dtype)
 
 
 def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
@@ -268,6 +272,11 @@ def cross_fitted_temperature(
     know the class, and the share of such labels is what an image of an unseen class is as likely as (Good-Turing).
     Classes kept out of the parts would make the temperature blind to them, and too low where it matters most.
 
+    It only softens predictions, no more than the labels compel, and only those of adapters that change the backbone,
+    which are much too sure with few labels. Models of parts have fewer labels than the final one, and labels that a
+    strategy bought are harder than the pool: a linear probe, which is not far from calibrated, is as often made worse
+    as better (docs/heads.md).
+
     Args:
         make: a freshly attached model.
         inputs: (V, L, ...) as for `fit`.
@@ -277,11 +286,29 @@ def cross_fitted_temperature(
         seed: of the parts and the fits.
 
     Returns:
-        1.0 if no part leaves two classes to the others, or all their fits diverge.
+        At least 1.0; 1.0 for a linear probe, or if no part leaves two classes to the others or all their fits diverge.
+    """
+    if make().config.name == "linear_probe":
+        return 1.0
+    logits, truth = cross_fitted_logits(make, inputs, plain, labels, config, seed)
+    return softening(logits, truth) if len(logits) else 1.0
+
+
+def cross_fitted_logits(
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """(M, C) logits of labelled images by models that did not see them, and their (M,) labels; arguments as above.
+
+    Parts that leave one class to the others, or whose fit diverges, are left out.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     part = (order % config.temperature_folds).to(labels.device)
-    logits, truth = [], []
+    logits, truth = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
     for fold in part.unique():
         left = part != fold
         if len(labels[left].unique()) < 2:
@@ -292,9 +319,9 @@ def cross_fitted_temperature(
         except DivergenceError:
             continue  # the other parts say enough
         with torch.inference_mode(), autocast(plain.device, config.precision):
-            logits.append(model(plain[~left])[1].float())
-        truth.append(labels[~left])
-    return fit_temperature(torch.cat(logits).cpu(), torch.cat(truth).cpu()) if logits else 1.0
+            logits.append(model(plain[~left])[1].float().cpu())
+        truth.append(labels[~left].cpu())
+    return torch.cat(logits[1:] or logits), torch.cat(truth)
 
 
 def contradictions(inputs: Tensor, labels: Tensor) -> int:
@@ -325,7 +352,8 @@ def _frozen_features(model: AdaptedModel, inputs: Tensor, precision: str) -> Ten
     """(V, L, D) features of an adapter that has not learnt anything yet."""
     model.eval()
     with torch.inference_mode(), autocast(inputs.device, precision):
-        views = [model.features(view).float() for view in inputs]
+        dtype = model.feature_mean.dtype
+        views = [model.features(view.to(dtype)).to(dtype) for view in inputs]
     return torch.stack(views).clone()
 
 

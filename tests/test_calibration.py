@@ -15,6 +15,7 @@ from palkit.calibration import (
     calibration_loss,
     calibration_weight,
     fit_temperature,
+    softening,
 )
 from palkit.errors import ConfigError
 
@@ -218,3 +219,33 @@ def test_constant_logits_have_temperature_1() -> None:
 def test_temperature_needs_finite_samples(logits: Tensor, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64))
+
+
+# --- how far labels compel
+
+
+def slow_softening(logits: Tensor, labels: Tensor) -> float:
+    """The first temperature of a fine grid whose likelihood is not rejected at 1 % against the best of the grid."""
+    grid = np.linspace(1 / 20, 20, 20_000)
+    loss = np.array([float(F.cross_entropy(logits / t, labels, reduction="sum")) for t in grid])
+    return float(max(1.0, grid[2 * (loss - loss.min()) <= 6.634897][0]))
+
+
+@pytest.mark.parametrize("scale", [0.7, 3.0, 8.0])
+def test_softening_is_the_lower_end_of_the_likelihood_interval(scale: float) -> None:
+    logits, labels = sample(60, 4, 0)
+    assert softening(scale * logits, labels) == pytest.approx(slow_softening(scale * logits, labels), abs=2e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds, st.integers(1, 60), st.floats(0.2, 10))
+def test_softening_is_never_more_than_the_best_temperature_nor_sharpens(seed: int, n: int, scale: float) -> None:
+    logits, labels = sample(n, 4, seed)
+    best = fit_temperature(scale * logits, labels)
+    assert 1 <= softening(scale * logits, labels) <= max(1.0, best) + 1e-9
+
+
+def test_softening_leaves_calibrated_predictions_alone_and_finds_what_many_labels_show() -> None:
+    assert np.mean([softening(*sample(30, 4, seed)) == 1 for seed in range(200)]) >= 0.98
+    logits, labels = sample(5000, 4, 1)
+    assert softening(3 * logits, labels) == pytest.approx(3, rel=0.1)

@@ -1,5 +1,6 @@
 """Fitting: it learns, it is deterministic, and it says when it cannot."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,26 @@ import torch
 
 from palkit.adapters import AdaptedModel, AdapterConfig, attach, trainable_parameters
 from palkit.backbones import Backbone
-from palkit.calibration import calibration_loss
+from palkit.calibration import calibration_loss, fit_temperature
 from palkit.errors import ConfigError, DivergenceError
-from palkit.training import TrainingConfig, class_weights, contradictions, cross_fitted_temperature, fit
+from palkit.training import (
+    TrainingConfig,
+    class_weights,
+    contradictions,
+    cross_fitted_logits,
+    cross_fitted_temperature,
+    fit,
+)
+
+
+def model_of(backbone: Backbone, name: str, classes: int) -> AdaptedModel:
+    return attach(backbone, AdapterConfig(name, start_block=3), classes, torch.zeros(backbone.width),
+                  torch.ones(backbone.width), 0)  # fmt: skip
 
 
 def model_and_data(backbone: Backbone, name: str, classes: int = 3) -> tuple[AdaptedModel, torch.Tensor, torch.Tensor]:
     """A model and two views of twelve separable samples."""
-    model = attach(backbone, AdapterConfig(name, start_block=3), classes, torch.zeros(backbone.width),
-                   torch.ones(backbone.width), 0)  # fmt: skip
+    model = model_of(backbone, name, classes)
     labels = torch.arange(12) % 3
     generator = torch.Generator().manual_seed(0)
     shape = (backbone.width,) if name == "linear_probe" else (5, backbone.width)
@@ -232,35 +244,39 @@ def test_calibration_loss_changes_the_fit(tiny: Backbone) -> None:
     assert found[10.0] < found[0.0] - 0.005
 
 
+def tokens_of(features: torch.Tensor) -> torch.Tensor:
+    """(..., 5, D) tokens that all are the feature."""
+    return features[..., None, :].expand(*features.shape[:-1], 5, features.shape[-1]).contiguous()
+
+
 def test_cross_fitted_temperature_sees_what_the_fit_does_not(tiny: Backbone) -> None:
     """Labels that features do not tell: models are sure of what they have seen and wrong about the rest."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2, 30, tiny.width, generator=generator)
-    labels = torch.arange(30) % 3
-
-    def make() -> AdaptedModel:
-        return attach(tiny, AdapterConfig("linear_probe"), 3, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
-
+    features = torch.randn(2, 30, tiny.width, generator=generator)
+    inputs, labels = tokens_of(features), torch.arange(30) % 3
+    make = partial(model_of, tiny, "lora", 3)
     config = TrainingConfig(epochs=60, head_lr=0.05, temperature_folds=3)
     assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) > 3
-    clear = inputs + 30 * torch.nn.functional.one_hot(labels, tiny.width)
-    assert cross_fitted_temperature(make, clear, clear[0], labels, config, 0) < 1
     again = cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
     assert again == cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
+    clear = tokens_of(features + 30 * torch.nn.functional.one_hot(labels, tiny.width))
+    left, truth = cross_fitted_logits(make, clear, clear[0], labels, config, 0)
+    assert fit_temperature(left, truth) < 1
+    assert cross_fitted_temperature(make, clear, clear[0], labels, config, 0) == 1, "it only softens"
     two = torch.tensor([0, 1])
     assert cross_fitted_temperature(make, inputs[:, :2], inputs[0, :2], two, config, 0) == 1, "nothing to fit to"
+    probe = partial(model_of, tiny, "linear_probe", 3)
+    assert cross_fitted_temperature(probe, features, features[0], labels, config, 0) == 1, "a probe keeps its own"
+    assert len(cross_fitted_logits(probe, features, features[0], labels, config, 0)[0]) == 30
 
 
 def test_a_class_with_one_label_is_predicted_by_models_that_do_not_know_it(tiny: Backbone) -> None:
     """Ten clear classes of one label each: every held-out prediction is wrong, as for images of unseen classes."""
-
-    def make() -> AdaptedModel:
-        return attach(tiny, AdapterConfig("linear_probe"), 10, torch.zeros(tiny.width), torch.ones(tiny.width), 0)
-
     labels = torch.arange(10)
-    inputs = 5 * torch.nn.functional.one_hot(labels, tiny.width).float()[None]
+    inputs = tokens_of(5 * torch.nn.functional.one_hot(labels, tiny.width).float()[None])
     config = TrainingConfig(epochs=60, head_lr=0.05, temperature_folds=5)
-    assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) == 20
+    make = partial(model_of, tiny, "lora", 10)
+    assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) > 5
 
 
 @pytest.mark.parametrize("name", ["adalora", "vera", "oft", "layernorm", "vpt"])
@@ -338,3 +354,16 @@ def test_a_head_is_fitted_in_float64(tiny: Backbone) -> None:
         weight[:, :-1] *= 1 - rate * config.weight_decay
         weight -= rate * first / (np.sqrt(second) + 1e-8)
     np.testing.assert_allclose(model.head.weight.detach().numpy(), weight[:, :-1], rtol=2e-7)  # stored as float32
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "lora", "dora"])
+def test_a_fit_in_float64_goes_on_where_float32_stops(tiny: Backbone, name: str) -> None:
+    """Close to the fit in float32 but not the same, and float32 again in the end."""
+    fits = {}
+    for precision in ("float32", "float64"):
+        model, inputs, labels = model_and_data(tiny, name)
+        fit(model, inputs, labels, TrainingConfig(epochs=5, head_epochs=5, precision=precision), seed=0)
+        assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+        fits[precision] = model(inputs[0])[1].detach()
+    torch.testing.assert_close(fits["float32"], fits["float64"], atol=1e-3, rtol=1e-3)
+    assert name == "linear_probe" or not torch.equal(fits["float32"], fits["float64"])
