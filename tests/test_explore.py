@@ -53,9 +53,10 @@ def test_proposals_are_those_of_compare(question: Question, round_: int, balance
         assert torch.equal(answer.scores.probs, wanted.scores.probs)
         for proposal in answer.proposals:
             table = proposal.table
-            probs = wanted.scores.probs[torch.from_numpy(wanted.picks[proposal.strategy])]
+            picks = torch.from_numpy(wanted.picks[proposal.strategy])
+            probs = wanted.scores.probs[picks]
             assert table["probability"].tolist() == probs.amax(1).tolist()
-            assert table["predicted"].tolist() == [str(int(c)) for c in probs.argmax(1)]
+            assert table["predicted"].tolist() == [str(int(c)) for c in wanted.scores.predicted[picks]]
             assert table["row"].tolist() == wanted.rows[wanted.picks[proposal.strategy]].tolist()
             assert table["rank"].tolist() == [1, 2, 3, 4, 5, 6]
 
