@@ -21,7 +21,7 @@ from palkit.setting import looked_at_once, setting, settle
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
-KEYS = ("base", "grid", "variants")
+KEYS = ("base", "grid", "exclude", "variants")
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
 RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
@@ -36,6 +36,7 @@ class Sweep:
         grid: config key -> values, for their Cartesian product.
         variants: name -> config values; the sweep is every variant with every point of the grid.
         file: that it was read from; None for a sweep made in Python.
+        exclude: points of the grid to leave out: keys of it with a value, or a list of values, each.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Sweep:
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     file: Path | None = None
+    exclude: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def is_profile(self) -> bool:
@@ -67,11 +69,14 @@ class Sweep:
     def parameters(self) -> list[tuple[str | None, dict[str, Any]]]:
         """Name of the variant (None if there are none) and plain values of every run, in order."""
         variants: list[tuple[str | None, Mapping[str, Any]]] = [*self.variants.items()] or [(None, {})]
-        return [
-            (name, nest({**self.base, **dict(zip(self.grid, point, strict=True)), **variant}))
-            for name, variant in variants
-            for point in itertools.product(*self.grid.values())
-        ]
+        points = [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*self.grid.values())]
+        kept = [point for point in points if not any(_matches(point, excluded) for excluded in self.exclude)]
+        return [(name, nest({**self.base, **point, **variant})) for name, variant in variants for point in kept]
+
+
+def _matches(point: Mapping[str, Any], excluded: Mapping[str, Any]) -> bool:
+    """Whether a point of a grid has one of the values given for each key."""
+    return all(point[key] in (values if isinstance(values, list) else [values]) for key, values in excluded.items())
 
 
 def profile(name: str) -> Path | None:
@@ -129,7 +134,7 @@ def load_sweep(name: str | Path) -> Sweep:
     for key in content:
         if key not in KEYS:
             raise unknown_name(f"key in {path.name}", key, KEYS)
-    for key in KEYS:
+    for key in ("base", "grid", "variants"):
         if not isinstance(content.get(key) or {}, dict):
             raise ConfigError(f"{path}: {key} must be a mapping, got {brief(content[key])}.")
     grid = content.get("grid") or {}
@@ -140,10 +145,15 @@ def load_sweep(name: str | Path) -> Sweep:
     for name, values in variants.items():
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {brief(values)}.")
+    exclude = content.get("exclude") or []
+    if not isinstance(exclude, list) or not all(isinstance(point, dict) and point for point in exclude):
+        raise ConfigError(f"{path}: exclude must be a list of mappings from keys of the grid to values.")
+    for key in {key for point in exclude for key in point} - grid.keys():
+        raise unknown_name(f"key of exclude in {path.name}", key, grid)
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
-    return Sweep(path.stem, content.get("base") or {}, grid, variants, path.absolute())
+    return Sweep(path.stem, content.get("base") or {}, grid, variants, path.absolute(), tuple(exclude))
 
 
 @dataclass(frozen=True)
