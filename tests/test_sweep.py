@@ -198,3 +198,27 @@ def test_unknown_sweep_lists_names() -> None:
 def test_same_run_twice_is_refused(tiny_run: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="holds the same run twice"):
         plan(Sweep("twice", tiny_run, {"seed": [0, 0]}))
+
+
+def test_points_of_the_grid_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    grid = "grid:\n  adapter.name: [linear_probe, lora]\n  strategy: [random, margin, badge]\n  seed: [0, 1]\n"
+    file.write_text(
+        grid + "exclude:\n- adapter.name: lora\n  strategy: [margin, badge]\n- {strategy: badge, seed: 1}\n"
+    )
+    points = [
+        (values["adapter"]["name"], values["strategy"], values["seed"]) for _, values in load_sweep(file).parameters()
+    ]
+    assert points == [
+        ("linear_probe", "random", 0), ("linear_probe", "random", 1), ("linear_probe", "margin", 0),
+        ("linear_probe", "margin", 1), ("linear_probe", "badge", 0), ("lora", "random", 0), ("lora", "random", 1),
+    ]  # fmt: skip
+    for text, message in {
+        "exclude:\n- {strategi: badge}\n": "strategi.*Did you mean 'strategy'",
+        "exclude: {strategy: badge}\n": "exclude must be a list of mappings",
+        "exclude: [badge]\n": "exclude must be a list of mappings",
+        "exclude: [{}]\n": "exclude must be a list of mappings",
+    }.items():
+        file.write_text(grid + text)
+        with pytest.raises(ConfigError, match=message):
+            load_sweep(file)
