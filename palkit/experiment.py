@@ -38,7 +38,7 @@ from palkit.scores import LabelledSet, PoolScores
 from palkit.scoring import score_pool
 from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
-from palkit.ties import Keys, mixed
+from palkit.ties import Keys, keys_of, mixed
 from palkit.training import contradictions, cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
@@ -191,7 +191,10 @@ class Learner:
         self.mean, variance = (moment.float() for moment in column_moments(frozen))
         self.std = variance.sqrt().clamp_min(STD_FLOOR)
         self.frozen = Standardised(frozen, self.mean, self.std)
-        self.names, self.eval_names = self._names(self.pool_rows), self._names(eval_rows)
+        classes = mixed(keys_of(here.pool.class_names), config.seed)  # what settles ties under this seed
+        self.names, self.eval_names = (
+            Keys(mixed(keys_of(here.pool.ids[rows]), config.seed), classes) for rows in (self.pool_rows, eval_rows)
+        )
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
@@ -199,11 +202,6 @@ class Learner:
         self.dropout = stochastic_passes(strategy.dropout, self.options)
         if strategy.is_oracle:
             self.options["labels"] = self.pool_labels
-
-    def _names(self, rows: np.ndarray) -> Keys:
-        """Keys of some images and of the classes: what settles ties under this seed."""
-        keys, seed = Keys.of(self.here.pool.ids[rows], self.here.pool.class_names), self.config.seed
-        return Keys(mixed(keys.rows, seed), mixed(keys.classes, seed))
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
@@ -235,9 +233,9 @@ class Learner:
         """Go on with other labels of the same images, or other classes."""
         self.here = dataclasses.replace(self.here, pool=pool)
         self.pool_labels = torch.from_numpy(pool.labels[self.pool_rows])
-        eval_rows = pool.rows(self.config.evaluate_on)
-        self.eval_labels = torch.from_numpy(pool.labels[eval_rows])
-        self.names, self.eval_names = self._names(self.pool_rows), self._names(eval_rows)
+        self.eval_labels = torch.from_numpy(pool.labels[pool.rows(self.config.evaluate_on)])
+        classes = mixed(keys_of(pool.class_names), self.config.seed)
+        self.names, self.eval_names = Keys(self.names.rows, classes), Keys(self.eval_names.rows, classes)
 
     def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
         """A model fitted from the pretrained weights to the labels bought so far.
