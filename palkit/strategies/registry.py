@@ -153,7 +153,7 @@ def select(
     shown = keys.rows.argsort()
     if subsample is not None:
         free = torch.isin(shown, unlabelled, assume_unique=True)
-        shown = shown[~free | (free.cumsum(0) <= max(subsample, size))]
+        shown = shown[~free | (free.cumsum(0) <= min(max(subsample, size), len(unlabelled)))]
     if "stochastic_probs" not in chosen.needs:
         scores = replace(scores, stochastic_probs=None)
     scores, labelled, options = _arranged(scores, labelled, options, keys, shown)
