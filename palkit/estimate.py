@@ -322,5 +322,6 @@ def run_seconds(config: ExperimentConfig, size: Size, cost: Cost) -> float:
         )
         fitting = head + training.epochs * labels * cost.train_s
         scored = size.evaluated + (0 if blind or number + 1 == config.rounds else size.pool)
-        seconds += views * batch * cost.prefix_s + (1 + training.temperature_folds) * fitting + scored * cost.suffix_s
+        fits = 1 if config.adapter.name == "linear_probe" else 1 + training.temperature_folds
+        seconds += views * batch * cost.prefix_s + fits * fitting + scored * cost.suffix_s
     return seconds

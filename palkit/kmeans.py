@@ -76,7 +76,7 @@ def kmeans(
     while True:
         norms, moved = centres.square().sum(1), 0
         for part in chunks(n, width + clusters):
-            x = rows[part] - offset
+            x = (rows[part] - offset).float()
             new = torch.addmm(norms, x, centres.T, alpha=-2).argmin(1)
             old = label[part]
             changed = (new != old).nonzero().squeeze(1)
@@ -96,7 +96,7 @@ def kmeans(
 def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> Tensor:
     """(K, D) greedy k-means++ (Arthur & Vassilvitskii 2007) on a uniform sample of the rows."""
     sample = torch.randperm(len(rows), generator=rng)[: max(SEEDING_ROWS[0], SEEDING_ROWS[1] * clusters)].sort().values
-    x = rows[sample.to(rows.device)]
+    x = rows[sample.to(rows.device)].float()
     share = weight[sample.to(rows.device)]
     centred = x - x.mean(0)
     square = centred.square().sum(1)

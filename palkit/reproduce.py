@@ -215,7 +215,7 @@ def _changed_claims(rounds: pd.DataFrame, there: pd.DataFrame) -> list[str]:
 def _conclusion(table: pd.DataFrame, changed: int, lacking: int) -> str:
     runs, same, rounds, within = (table[name].sum() for name in ("runs", "same_images", "rounds", "rounds_within"))
     moved = table["difference"].abs()
-    far = moved > TOLERANCE
+    far = ~(moved <= TOLERANCE + 1e-9)  # also where it is not a number
     if far.any() or changed:
         verdict = "Did not reproduce"
     else:

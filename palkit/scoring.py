@@ -45,7 +45,8 @@ def score_pool(
         dropout: stochastic passes wanted, or None.
         rng: CPU generator of what is dropped; needed with `dropout`.
         folder: where features and stochastic passes go if they exceed memory; None keeps them in RAM.
-        names: keys of the rows and classes; what is dropped of a row hangs on its key alone.
+        names: keys of the rows and classes; which features are dropped of a row hangs on its key alone. What is
+            dropped inside an adapter is drawn batch by batch.
 
     Returns:
         PoolScores on the CPU with (N, D) features, (N, C) probs and, if wanted, (T, N, C) stochastic_probs.

@@ -76,7 +76,11 @@ class Sweep:
 
 def _matches(point: Mapping[str, Any], excluded: Mapping[str, Any]) -> bool:
     """Whether a point of a grid has one of the values given for each key."""
-    return all(point[key] in (values if isinstance(values, list) else [values]) for key, values in excluded.items())
+    return all(point[key] in _listed(values) for key, values in excluded.items())
+
+
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
 
 
 def profile(name: str) -> Path | None:
@@ -145,11 +149,15 @@ def load_sweep(name: str | Path) -> Sweep:
     for name, values in variants.items():
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {brief(values)}.")
-    exclude = content.get("exclude") or []
+    exclude = [] if content.get("exclude") is None else content["exclude"]
     if not isinstance(exclude, list) or not all(isinstance(point, dict) and point for point in exclude):
         raise ConfigError(f"{path}: exclude must be a list of mappings from keys of the grid to values.")
-    for key in {key for point in exclude for key in point} - grid.keys():
-        raise unknown_name(f"key of exclude in {path.name}", key, grid)
+    for key, values in (item for point in exclude for item in point.items()):
+        if key not in grid:
+            raise unknown_name(f"key of exclude in {path.name}", key, grid)
+        for value in _listed(values) or [None]:
+            if value not in grid[key]:
+                raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")

@@ -56,7 +56,7 @@ def keys_of(names: Iterable[str]) -> Tensor:
     >>> keys_of(["a", "b"]).equal(keys_of(["b", "a"]).flip(0))
     True
     """
-    digests = b"".join(blake2b(str(name).encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names)
+    digests = b"".join(blake2b(str(name).encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in names)
     return torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64))
 
 

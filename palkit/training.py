@@ -318,8 +318,9 @@ def cross_fitted_logits(
             fit(model, inputs[:, left], labels[left], config, seed, plain=plain[left])
         except DivergenceError:
             continue  # the other parts say enough
-        with torch.inference_mode(), autocast(plain.device, config.precision):
-            logits.append(model(plain[~left])[1].float().cpu())
+        precision = config.precision
+        with torch.inference_mode(), doubled(model, precision), autocast(plain.device, precision):
+            logits.append(model(plain[~left].to(model.feature_mean.dtype))[1].float().cpu())
         truth.append(labels[~left].cpu())
     return torch.cat(logits[1:] or logits), torch.cat(truth)
 

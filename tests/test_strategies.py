@@ -124,7 +124,8 @@ def stored_otherwise(pool: PoolScores, labelled: LabelledSet, rows: Tensor, clas
     assert pool.stochastic_probs is not None
     passes = pool.stochastic_probs[:, rows][..., classes]
     names = Keys(pool.keys.rows[rows], pool.keys.classes[classes])
-    moved = LabelledSet(rows.argsort()[labelled.positions], classes.argsort()[labelled.labels])
+    place, number = rows.argsort()[labelled.positions].flip(0), classes.argsort()[labelled.labels].flip(0)
+    moved = LabelledSet(place, number)  # the last label first: who gave which when means nothing either
     return PoolScores(pool.features[rows], pool.probs[rows][:, classes], passes, names), moved
 
 

@@ -215,6 +215,8 @@ def test_points_of_the_grid_can_be_left_out(tmp_path: Path) -> None:
     ]  # fmt: skip
     for text, message in {
         "exclude:\n- {strategi: badge}\n": "strategi.*Did you mean 'strategy'",
+        "exclude:\n- {strategy: badgee}\n": "value of exclude.strategy .*Did you mean 'badge'",
+        "exclude:\n- {seed: []}\n": "value of exclude.seed",
         "exclude: {strategy: badge}\n": "exclude must be a list of mappings",
         "exclude: [badge]\n": "exclude must be a list of mappings",
         "exclude: [{}]\n": "exclude must be a list of mappings",

@@ -282,7 +282,7 @@ def head(pool: ImagePool, size: int) -> ImagePool:
 
 def lots(ids: Sequence[str] | np.ndarray) -> np.ndarray:
     """(N,) uint64 numbers drawn for names, the same wherever these stand."""
-    digests = (sha256(str(name).encode("utf-8", "surrogateescape")).digest() for name in ids)
+    digests = (sha256(str(name).encode("utf-8", "surrogatepass")).digest() for name in ids)
     return np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
 
 

@@ -175,23 +175,30 @@ def select(
 def _arranged(
     scores: PoolScores, labelled: LabelledSet, options: dict[str, Any], keys: Keys, shown: Tensor
 ) -> tuple[PoolScores, LabelledSet, dict[str, Any]]:
-    """Scores, labels and options with a value per row for `shown`, in this order, and classes in that of their keys."""
+    """Scores, labels and options with a value per row for `shown`, in this order, and classes in that of their keys.
+
+    Labels come in this order too: which of them somebody gave first means nothing.
+    """
     features, passes = scores.features, scores.stochastic_probs
-    few = isinstance(features, Tensor) and len(shown) * features.shape[1] * features.element_size() <= COPIED
+    some: Rows = View(features, shown)
+    if isinstance(features, Tensor) and len(shown) * features.shape[1] * features.element_size() <= COPIED:
+        some = features.index_select(0, shown.to(features.device))
     classes = keys.classes.argsort()
     number, place = classes.argsort(), torch.full((len(scores),), -1)
     place[shown] = torch.arange(len(shown))
 
     def columns(probs: Tensor) -> Tensor:
-        return probs[..., shown.to(probs.device)[:, None], classes.to(probs.device)]
+        return probs.index_select(-2, shown.to(probs.device)).index_select(-1, classes.to(probs.device))
 
     part = PoolScores(
-        features[shown.to(features.device)] if few else View(features, shown),
+        some,
         columns(scores.probs),
         None if passes is None else columns(passes),
         Keys(scores.keys.rows[shown], scores.keys.classes[classes]),
     )
-    known = LabelledSet(place[labelled.positions.cpu()], number[labelled.labels.cpu()])
+    positions = place[labelled.positions.cpu()]
+    order = positions.argsort()
+    known = LabelledSet(positions[order], number[labelled.labels.cpu()][order])
     truth = options.get("labels")
     if truth is not None and are_classes(truth, scores):  # else the oracle refuses them
         options = {**options, "labels": number[truth.cpu()]}
