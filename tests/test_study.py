@@ -232,7 +232,7 @@ def test_missing_tables_are_named(tmp_path: Path) -> None:
 
 
 def test_conclusions_are_beside_their_sweep(tmp_path: Path) -> None:
-    assert "BADGE and margin" in conclusion("default").data
+    assert "Coverage pays" in conclusion("default").data
     own = tmp_path / "my.sweep.yml"
     own.write_text("grid: {seed: [0]}")
     assert "Nobody has written" in conclusion(str(own)).data
