@@ -9,9 +9,9 @@ three seeds.
 
 `again`: the same. `two processes`: `palkit sweep --jobs 2`. `batches of N`: images per batch of the scoring pass and of
 the embedding, which changes the config's hash and nothing else. `N threads`: of torch. The others imitate a processor:
-MKL, oneDNN and torch are told to use other instructions. Matrix kernels for other shapes, threads and instructions add in
-another order: the last bits of features and fits may differ, and where two candidates are as close as that, so may the
-picks. On an Intel machine AVX2 modes do not give an AMD machine's bits; `any x86` should give one answer on both.
+MKL, oneDNN and torch are told to use other instructions. Matrix kernels for other shapes, threads and instructions add
+in another order: the last bits of features and fits may differ, and where two candidates are as close as that, so may
+the picks. On an Intel machine AVX2 modes do not give an AMD machine's bits; `any x86` should give one answer on both.
 """
 
 import argparse
