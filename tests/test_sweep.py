@@ -34,10 +34,16 @@ def tiny_sweep(tiny_run: dict[str, Any]) -> Sweep:
 def test_the_default_sweep_is_the_one_the_readme_promises() -> None:
     tasks = plan(load_sweep("default"))
     configs = [task.config for task in tasks if task.config is not None]
-    assert len(configs) == len(tasks) == 36
-    assert {c.adapter.name for c in configs} == {"linear_probe", "lora"}
-    assert {c.strategy for c in configs} == {"random", "entropy", "margin", "featdist", "coreset", "badge"}
-    assert {c.seed for c in configs} == {0, 1, 2}
+    assert len(configs) == len(tasks) == 100
+    strong = {"badge", "margin", "typiclust", "maxherding", "uherding"}
+    assert {c.strategy for c in configs if c.adapter.name == "linear_probe"} == {
+        "random",
+        "entropy",
+        "featdist",
+    } | strong
+    assert {c.strategy for c in configs if c.adapter.name == "lora"} == {"random", "featdist"}
+    assert {c.seed for c in configs} == {*range(100, 110)}
+    assert {(c.scoring.precision, c.training.precision) for c in configs} == {("float64", "float64")}
     assert {c.rounds for c in configs} == {7}
     assert {c.evaluate_on for c in configs} == {"test"}
 
