@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import nbformat
 import pandas as pd
 import papermill
 from matplotlib.figure import Figure
@@ -407,11 +408,23 @@ def _execute(source: Path, target: Path, values: Mapping[str, Any], console: Con
     with console.status(f"executing {plain_text(source.name)}"):
         try:
             execute_notebook(source, target, values, keep_going=True, **options)
-        except PapermillExecutionError as failure:
-            error = f"cell In [{failure.exec_count}]: {failure.ename}: {brief_line(failure.evalue)}"
+        except PapermillExecutionError:
+            error = _first_error(target)
         except DeadKernelError as failure:
             error = f"its kernel died ({brief_line(str(failure))}); mostly memory is short"
     return Executed(target, error)
+
+
+def _first_error(notebook: Path) -> str:
+    """What failed first, after which the rest may fail for want of it; papermill names what failed last."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    count, failure = next(
+        (cell.execution_count, output)
+        for cell in cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error"
+    )
+    return f"cell In [{count}]: {failure.ename}: {brief_line(failure.evalue)}"
 
 
 def renew_reference(name: str, *, device: str, console: Console) -> Iterator[Executed]:

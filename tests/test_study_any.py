@@ -209,7 +209,7 @@ def test_a_notebook_that_fails_is_named_and_the_others_are_executed(
             "print('after')",
         ],
         "02_backbone": ["datasets = backbones = []", "print('fine')"],
-        "04_study": ["sweep = ''", "1 / 0", "print('last words')"],
+        "04_study": ["sweep = ''", "1 / 0", "never_made", "print('last words')"],  # the first cause is named
     }
     for name, cells in sources.items():
         written = [nbformat.v4.new_code_cell(source) for source in cells]
