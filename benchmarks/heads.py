@@ -128,9 +128,14 @@ def _spread(probs: NDArray, classes: NDArray, count: int) -> Tensor:
     return torch.from_numpy(full).clamp_min(1e-6)
 
 
+def solved_heads(backbone: Backbone, decays: tuple[float, ...]) -> dict[str, Head]:
+    """Logistic regression of each strength."""
+    return {f"logistic {decay:g}": probe(backbone, head="logistic", head_decay=decay) for decay in decays}
+
+
 def heads(backbone: Backbone, decays: tuple[float, ...]) -> dict[str, Head]:
     """Every head that is compared."""
-    solved = {f"logistic {decay:g}": probe(backbone, head="logistic", head_decay=decay) for decay in decays}
+    solved = solved_heads(backbone, decays)
     middle = solved[f"logistic {decays[len(decays) // 2]:g}"]
     found: dict[str, Head] = {"adamw": probe(backbone), **solved}
     return {**found, "no views": plain_only(middle), "lda": shrinkage_lda, "ridge": ridge}
@@ -158,8 +163,7 @@ def trials(backbone: Backbone) -> dict[str, Head]:
         "early_stopping 0.2": {"early_stopping": 0.2},
     }
     found = {name: probe(backbone, **change) for name, change in changes.items()}
-    solved = {f"logistic {decay:g}": probe(backbone, head="logistic", head_decay=decay) for decay in DECAYS}
-    return {**found, "no augmentation": plain_only(found["default"]), **solved}
+    return {**found, "no augmentation": plain_only(found["default"]), **solved_heads(backbone, DECAYS)}
 
 
 def rows(

@@ -38,7 +38,7 @@ from palkit.scores import LabelledSet, PoolScores
 from palkit.scoring import score_pool
 from palkit.setting import Setting, setting, settle
 from palkit.strategies import get_strategy, select
-from palkit.ties import Keys, keys_of, mixed
+from palkit.ties import Keys
 from palkit.training import contradictions, cross_fitted_temperature, fit
 
 STD_FLOOR = 1e-6
@@ -191,9 +191,9 @@ class Learner:
         self.mean, variance = (moment.float() for moment in column_moments(frozen))
         self.std = variance.sqrt().clamp_min(STD_FLOOR)
         self.frozen = Standardised(frozen, self.mean, self.std)
-        classes = mixed(keys_of(here.pool.class_names), config.seed)  # what settles ties under this seed
         self.names, self.eval_names = (
-            Keys(mixed(keys_of(here.pool.ids[rows]), config.seed), classes) for rows in (self.pool_rows, eval_rows)
+            Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
+            for rows in (self.pool_rows, eval_rows)
         )
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -234,7 +234,7 @@ class Learner:
         self.here = dataclasses.replace(self.here, pool=pool)
         self.pool_labels = torch.from_numpy(pool.labels[self.pool_rows])
         self.eval_labels = torch.from_numpy(pool.labels[pool.rows(self.config.evaluate_on)])
-        classes = mixed(keys_of(pool.class_names), self.config.seed)
+        classes = Keys.of((), pool.class_names).under(self.config.seed).classes
         self.names, self.eval_names = Keys(self.names.rows, classes), Keys(self.eval_names.rows, classes)
 
     def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:

@@ -164,8 +164,6 @@ class InputCache:
         self.pool = pool
         self.backbone = backbone
         self.config = config or ScoringConfig()
-        exact = self.config.precision == "float64"
-        self.network = copy.deepcopy(backbone).double() if exact else backbone
         self.progress = progress
         self.data_checksum = pool.checksum()
         self.pixels_checksum = pool.pixels_checksum
@@ -181,6 +179,11 @@ class InputCache:
         index = torch.from_numpy(rows)
         size = len(rows) * int(np.prod(shards.shape[1:])) * shards.stored.itemsize
         return shards[index] if size <= memory_limit() else View(shards, index)
+
+    @cached_property
+    def network(self) -> Backbone:
+        """The backbone in the precision of the config: a copy, if that is float64."""
+        return copy.deepcopy(self.backbone).double() if self.config.precision == "float64" else self.backbone
 
     def features(self) -> Rows:
         """(N, D) float32 pooled features of the frozen backbone, of all rows."""

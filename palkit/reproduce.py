@@ -20,14 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from palkit.claims import judge
 from palkit.errors import ConfigError
 from palkit.files import atomic_path
 from palkit.plots import configuration_name
 from palkit.results import named, read_tables, short_paths
-from palkit.statistics import area_under_curve
+from palkit.statistics import area_under_curve, mean_interval
 
 TOLERANCE = 0.005  # of an accuracy and of an area: half a point
 GROUP = ["dataset", "backbone", "adapter", "strategy", "balance"]
@@ -175,14 +174,9 @@ def _configuration(key: tuple, runs: pd.DataFrame) -> dict[str, object]:
         "area": runs["area"].mean(),
     }
     for name, values in (("reference", runs["reference"]), ("difference", difference)):
-        half = _half_width(values)
-        row |= {name: values.mean(), f"{name}_low": values.mean() - half, f"{name}_high": values.mean() + half}
+        low, high = mean_interval(values)
+        row |= {name: values.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
-
-
-def _half_width(values: pd.Series) -> float:
-    """Of Student's 95 % interval of a mean; NaN for one value."""
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.sem()) if len(values) > 1 else float("nan")
 
 
 def _intervals(rows: pd.DataFrame, name: str, sign: str) -> list[str]:

@@ -44,6 +44,10 @@ class Keys:
         """Keys of named images and classes."""
         return Keys(keys_of(ids), keys_of(class_names))
 
+    def under(self, seed: int) -> "Keys":
+        """Other keys of the same rows and classes for every seed."""
+        return Keys(mixed(self.rows, seed), mixed(self.classes, seed))
+
     @staticmethod
     def of_positions(rows: int, classes: int) -> "Keys":
         """Keys of rows and classes that have no name but their position."""

@@ -14,7 +14,7 @@ from palkit.errors import ConfigError, PalkitError, brief, unknown_name
 from palkit.kernels import Rows, View, chunks
 from palkit.scores import Dropout, LabelledSet, PoolScores, are_classes
 from palkit.strategies.balance import BALANCES
-from palkit.ties import Keys, mixed
+from palkit.ties import Keys
 
 COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
@@ -148,14 +148,15 @@ def select(
     if not len(unlabelled):
         raise ConfigError(f"all {len(scores)} rows of the pool are labelled: nothing is left to select.")
     size = min(batch_size, len(unlabelled))
-    seed = int(torch.randint(2**62, (), generator=rng))
-    keys = Keys(mixed(scores.keys.rows, seed), mixed(scores.keys.classes, seed))
+    keys = scores.keys.under(int(torch.randint(2**62, (), generator=rng)))
     shown = keys.rows.argsort()
     if subsample is not None:
         free = torch.isin(shown, unlabelled, assume_unique=True)
         shown = shown[~free | (free.cumsum(0) <= min(max(subsample, size), len(unlabelled)))]
     if "stochastic_probs" not in chosen.needs:
         scores = replace(scores, stochastic_probs=None)
+    if chosen.blind:
+        scores = replace(scores, features=View(scores.features))  # which is never read: nothing is copied
     scores, labelled, options = _arranged(scores, labelled, options, keys, shown)
     unlabelled = labelled.unlabelled(len(scores))
     own_options = {key: value for key, value in options.items() if key in own}
