@@ -465,11 +465,12 @@ def test_calibration_is_judged_by_its_error_whatever_the_metric() -> None:
 def test_the_default_sweep() -> None:
     rounds = pd.read_parquet(FIGURES / "default" / "rounds.parquet")
     found = verdicts(rounds)
-    for text in (LORA_RANDOM, LORA_OVERALL, PROBE_ENTROPY, LORA_FEATDIST, INTERACTION):
+    for text in (LORA_RANDOM, PROBE_ENTROPY, LORA_FEATDIST, INTERACTION):
         samples = slow_differences(rounds, TERMS[text])
         assert found.loc[text, "mean"] == pytest.approx(np.mean(samples))
         assert found.loc[text, "n_seeds"] == len(samples[0])
         assert found.loc[text, ["low", "high"]].tolist() == pytest.approx(mean_interval(samples[0]))
     assert found.loc[COUNT, "verdict"] == REPRODUCED
-    assert found.loc[EUROSAT, "verdict"] == found.loc[BALANCED, "verdict"] == NOT_TESTABLE
+    for text in (LORA_OVERALL, EUROSAT, BALANCED):  # of LoRA with entropy, that set and balance it has no runs
+        assert found.loc[text, "verdict"] == NOT_TESTABLE
     assert set(found["verdict"]) <= {REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE}

@@ -1,6 +1,7 @@
 """Did it reproduce? Verdicts on small tables that differ by hand, the committed reference, and what writes where."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from palkit.__main__ import main
 from palkit.errors import ConfigError, DataError
 from palkit.files import REPOSITORY
 from palkit.formats import write_table
+from palkit.notebooks import stop_warm_kernel
 from palkit.reproduce import RULE, TOLERANCE, Reproduction, compare
 from palkit.statistics import area_under_curve
 from palkit.sweep import load_sweep
@@ -180,7 +182,7 @@ def test_text_and_page_say_the_same_and_names_are_text(default: Tables, tmp_path
 
 
 @pytest.fixture
-def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A profile of its own, with folders of sweeps, figures and notebooks in which it is the only one."""
     sweeps, notebooks = tmp_path / "checkout" / "notebooks" / "sweeps", tmp_path / "checkout" / "notebooks"
     sweeps.mkdir(parents=True)
@@ -211,7 +213,8 @@ def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
     for module in ("palkit.sweep", "palkit.study"):
         monkeypatch.setattr(f"{module}.SWEEPS", sweeps)
     monkeypatch.setattr(study, "NOTEBOOKS", notebooks)
-    return "tiny"
+    yield "tiny"
+    stop_warm_kernel()  # in which 04 has changed where sweeps are
 
 
 def content(folder: Path) -> dict[str, bytes]:
