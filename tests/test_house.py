@@ -32,11 +32,12 @@ LAYERS = (
 )
 # Strategies see scores and tensors, never a model or an image; kernels are tensors only; data sets know no model.
 NARROW = {
+    "heads": set(),
     "kernels": {"errors", "ties"},
     "kmeans": {"errors", "kernels", "ties"},
     "scores": {"errors", "kernels", "shards", "ties"},
     "datasets": {"checks", "errors", "files", "formats"},
-    "strategies": {"calibration", "checks", "errors", "kernels", "kmeans", "scores", "shards", "ties"},
+    "strategies": {"calibration", "checks", "errors", "heads", "kernels", "kmeans", "scores", "shards", "ties"},
 }
 
 

@@ -328,12 +328,13 @@ def test_uherding_holds_out_labels_for_its_temperature(seed: int, monkeypatch: p
     sharp = PoolScores(pool.features, (3 * pool.features[:, :3]).softmax(1))
     labelled = LabelledSet(torch.arange(60), labels)
     x = torch.nn.functional.normalize(pool.features, dim=1).double().numpy() * np.sqrt(5)
+    x = np.column_stack([x, np.ones(len(x))])  # the bias costs like a weight
     probs = sharp.probs.double().numpy()
     drawn = generator(seed)
     logits, truth = [], []
     for _ in range(2):  # 18 of 60 labels each, 36 in all
         held, known = np.split(torch.randperm(60, generator=drawn).numpy(), [18])
-        peer = LogisticRegression(C=1.0, tol=1e-10, max_iter=10_000).fit(x[known], labels[known])
+        peer = LogisticRegression(fit_intercept=False, tol=1e-10, max_iter=10_000).fit(x[known], labels[known])
         logit = np.log(peer.predict_proba(x))
         leads = [np.diff(np.sort(one, axis=1)[60:, -2:]).mean() for one in (np.log(probs), logit)]
         logits.append(logit[held] * leads[0] / leads[1])

@@ -4,14 +4,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import one_hot
 
 from palkit.calibration import fit_temperature
 from palkit.errors import ConfigError, DataNotice
+from palkit.heads import logistic
 from palkit.kernels import View, chunks, nearest, square_gaps
 from palkit.kmeans import kmeans
 from palkit.scores import LabelledSet, PoolScores
@@ -194,7 +193,7 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
     """Temperature for the pool's probabilities by which 70 % of the labels explain the other 30 % best, at least 1.
 
     (Bae et al., ICLR 2025, whose temperatures start at 1; no label is bought for it.) A strategy cannot fit the
-    model again: a linear head is fitted to the features instead, and its logits scaled so that the best class leads the
+    model again: a linear head is solved on the features instead, and its logits scaled so that the best class leads the
     next on unlabelled rows by as much as the pool's. Few labels say little: other ones are held out until they are
     HELD_OUT in all. 1 where there are too few to hold one out.
 
@@ -212,14 +211,16 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
 
     free = labelled.unlabelled(len(scores))[:LEAD_ROWS]
     axes = torch.linalg.qr(rows(labelled.positions).T).Q  # the weights lie in the span of the labelled rows
-    others, own = (pad(rows(index) @ axes, (0, 1), value=1.0) for index in (free, labelled.positions))
+    others, own = rows(free) @ axes, rows(labelled.positions) @ axes
     labels = labelled.labels.cpu()
+    targets = one_hot(labels, scores.probs.shape[1])
     pool_lead = lead(View(scores.probs, free)[:].double().cpu().log().clamp(min=-100))
     logits, truth = [], []
     for _ in range(math.ceil(HELD_OUT / size)):
         held, known = torch.randperm(len(labels), generator=rng).split([size, len(labels) - size])
-        weight = softmax_regression(own[known], labels[known], scores.probs.shape[1])
-        logits.append(own[held] @ weight * pool_lead / max(lead(others @ weight), 1e-12))
+        weight, bias = logistic(own[known], targets[known], torch.ones(len(known)), 1 / len(known))
+        scale = pool_lead / max(lead(others @ weight.T + bias), 1e-12)
+        logits.append((own[held] @ weight.T + bias) * scale)
         truth.append(labels[held])
     return max(1.0, fit_temperature(torch.cat(logits), torch.cat(truth)))
 
@@ -228,29 +229,6 @@ def lead(logits: Tensor) -> float:
     """Mean difference of the two largest logits of a row (n, C); 0 if there is one class."""
     best = logits.topk(min(2, logits.shape[1])).values
     return float((best[:, 0] - best[:, -1]).mean())
-
-
-def softmax_regression(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(D, C) float64 weights of least cross entropy in all plus half their squared norm; the last row costs nothing.
-
-    Args:
-        rows: (n, D) float64, the last column 1.
-        labels: (n,) int64.
-        classes: C, with or without a label.
-    """
-    target = one_hot(labels, classes).double()
-    penalty = torch.ones(rows.shape[1], 1, dtype=torch.float64)
-    penalty[-1] = 0
-
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        weight = torch.from_numpy(flat).view(-1, classes)
-        logits = rows @ weight
-        slope = rows.T @ (logits.softmax(1) - target) + penalty * weight
-        value = (penalty * weight.square()).sum() / 2 - (target * logits.log_softmax(1)).sum()
-        return float(value), slope.flatten().numpy()
-
-    start = np.zeros(rows.shape[1] * classes)
-    return torch.from_numpy(minimize(loss, start, jac=True, method="L-BFGS-B").x).view(-1, classes)
 
 
 def _free_sample(
