@@ -73,6 +73,7 @@ class Comparison:
         means: of each data set.
         here: over the seeds of these data sets.
         general: with the data sets as the sample; NaN for one.
+        left_out: what could not be compared and why, as a sentence; empty if nothing.
     """
 
     metric: str
@@ -81,6 +82,7 @@ class Comparison:
     means: Sequence[float]
     here: Estimate
     general: Estimate
+    left_out: str = ""
 
     @property
     def side(self) -> int:
@@ -172,7 +174,7 @@ def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:
         f"{_amount(float(found.here.mean), found.metric)} {_ends(low, high, found.metric)} of area under the "
         f"{found.metric} curve on {_plural(count, 'data set')}, {_seeds(found.seeds)}{several}; {found.agreeing} of "
         f"{count} on the claimed side; Holm p {_p(p_holm)}; detectable "
-        f"{_amount(detectable, found.metric).removeprefix('+')}.{unsure}"
+        f"{_amount(detectable, found.metric).removeprefix('+')}.{unsure}{found.left_out}"
     )
     return {
         "evidence": evidence,
@@ -279,20 +281,28 @@ def _compare(
     missing = _missing(runs, [{**side, **where} for _, side in terms], metric)
     if missing:
         return missing, NOT_TESTABLE
-    differences = _differences(runs, metric, terms, where)
-    samples = [group.to_numpy() for _, group in differences.groupby(level="dataset")]
-    if not samples:
+    differences, lacking = _differences(runs, metric, terms, where)
+    if differences.empty:
         return "The runs to compare have no data set, seed and label counts in common.", NOT_TESTABLE
-    seeds = [len(sample) for sample in samples]
-    if min(seeds) < 2:
-        return "A data set has a single seed, which gives no interval.", NOT_TESTABLE
+    groups = {name: group.to_numpy() for name, group in differences.groupby(level="dataset")}
+    alone = [str(name) for name, sample in groups.items() if len(sample) < 2]
+    samples = [sample for sample in groups.values() if len(sample) > 1]
+    left_out = f" Left out for runs that are missing: {', '.join(lacking)}." if lacking else ""
+    left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
+    if not samples:
+        return f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE
     means = [float(sample.mean()) for sample in samples]
     towards = (1 if better else -1) * sign_of(metric)
-    return Comparison(metric, towards, seeds, means, estimate(samples), estimate([means]))
+    seeds = [len(sample) for sample in samples]
+    return Comparison(metric, towards, seeds, means, estimate(samples), estimate([means]), left_out)
 
 
-def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) -> pd.Series:
-    """Weighted sums over runs that are alike in all that the terms do not set, mean by data set and seed."""
+def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) -> tuple[pd.Series, list[str]]:
+    """Weighted sums over runs that are alike in all that the terms do not set, mean by data set and seed.
+
+    A seed that lacks a setting which others of its data set have would be the mean of other things: it is left out, and
+    named.
+    """
     compared = {column for _, side in terms for column in side}
     details = tuple(prefix for column in compared for prefix in DETAILS.get(column, ()))
     columns = [column for column in map(str, runs) if _is_config(column) and column not in compared]
@@ -303,7 +313,12 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
     ]
     paired = reduce(lambda left, right: left.merge(right, on=alike), parts)
     sums = sum(weight * paired[number] for number, (weight, _) in enumerate(terms))
-    return paired.assign(difference=sums).groupby(["dataset", "seed"])["difference"].mean()
+    settings = [column for column in alike if column not in ("dataset", "seed")]
+    setting = paired.groupby(settings, dropna=False).ngroup()
+    blocks = paired.assign(difference=sums, setting=setting).groupby(["dataset", "seed"])
+    found, there = blocks["difference"].mean(), blocks["setting"].nunique()
+    complete = there == there.groupby(level="dataset").transform("max")
+    return found[complete], [f"{dataset} seed {seed}" for dataset, seed in found.index[~complete]]
 
 
 def _pick(runs: pd.DataFrame, config: Columns) -> pd.DataFrame:

@@ -100,14 +100,22 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     """Context in which products are computed in `precision`; for float64 see also `doubled`.
 
     Raises:
-        ConfigError: unknown precision, or one that the device does not have.
+        ConfigError: unknown precision.
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    if precision == "float64" and device.type == "mps":
-        raise ConfigError("precision float64: this device (mps) has none. Use float32, or the CPU (PALKIT_DEVICE=cpu).")
     with _exact_cudnn(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
+
+
+def require_float64(device: torch.device) -> None:
+    """Check that a device computes in float64.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if device.type == "mps":
+        raise ConfigError("precision float64: this device (mps) has none. Use float32, or the CPU (PALKIT_DEVICE=cpu).")
 
 
 @contextmanager
@@ -115,10 +123,14 @@ def doubled(model: nn.Module, precision: str) -> Iterator[None]:
     """Context in which all numbers of a model are float64, if that is the precision.
 
     Their last bits then hang on no processor: what float32 makes of them is the same everywhere.
+
+    Raises:
+        ConfigError: the model is on a device that has no float64.
     """
     if precision != "float64":
         yield
         return
+    require_float64(next(model.parameters()).device)
     model.double()
     try:
         yield

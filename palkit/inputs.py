@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from palkit.backbones import Backbone
 from palkit.datasets import Decoder, FileImages, ImagePool
-from palkit.devices import autocast, memory_limit
+from palkit.devices import autocast, memory_limit, require_float64
 from palkit.engine import Halving, Progress, ScoringConfig, ahead, pinned, silent
 from palkit.errors import WeightsError
 from palkit.files import atomic_path, cache_dir, storing
@@ -183,7 +183,10 @@ class InputCache:
     @cached_property
     def network(self) -> Backbone:
         """The backbone in the precision of the config: a copy, if that is float64."""
-        return copy.deepcopy(self.backbone).double() if self.config.precision == "float64" else self.backbone
+        if self.config.precision != "float64":
+            return self.backbone
+        require_float64(self.backbone.device)
+        return copy.deepcopy(self.backbone).double()
 
     def features(self) -> Rows:
         """(N, D) float32 pooled features of the frozen backbone, of all rows."""

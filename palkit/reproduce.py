@@ -200,8 +200,8 @@ def _changed_claims(rounds: pd.DataFrame, there: pd.DataFrame) -> list[str]:
         return []
     pairs = ours.join(theirs, rsuffix="_there")
     return [
-        f"Another verdict: “{claim}” is {row['verdict']} here: {row['evidence']} In the reference it is "
-        f"{row['verdict_there']}: {row['evidence_there']}"
+        f"Another verdict: “{claim}” Here {row['verdict'].removesuffix(' here')}: {row['evidence']} In the reference "
+        f"{row['verdict_there'].removesuffix(' here')}: {row['evidence_there']}"
         for claim, row in pairs[pairs["verdict"] != pairs["verdict_there"]].iterrows()
     ]
 

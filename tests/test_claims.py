@@ -382,6 +382,26 @@ def test_few_seeds_are_named_and_a_single_one_decides_nothing() -> None:
     assert "single seed" in one["evidence"]
 
 
+def test_a_seed_that_lacks_a_run_is_left_out_and_named() -> None:
+    """Its mean would be over other settings than that of its neighbours."""
+    rounds = sweep(lambda config: 0.5 + noise(config), balance=["none", "pcb"])
+    gap = (rounds["seed"] == 3) & (rounds["adapter"] == "lora") & (rounds["balance"] == "pcb")
+    gap &= rounds["strategy"] == "entropy"
+    found, others = (verdicts(table).loc[BALANCED] for table in (rounds[~gap], rounds[rounds["seed"] != 3]))
+    assert found["evidence"] == f"{others['evidence']} Left out for runs that are missing: toy seed 3."
+    numbers = ["mean", "low", "high", "n_seeds"]
+    assert found[numbers].tolist() == others[numbers].tolist()
+    assert "Left out" not in verdicts(rounds[~gap]).loc[LORA_RANDOM, "evidence"]
+
+
+def test_a_data_set_with_one_seed_does_not_silence_the_others() -> None:
+    both = sweep(lambda config: 0.5 + noise(config), dataset=["toy", "other"])
+    found = verdicts(both[(both["dataset"] == "toy") | (both["seed"] == 0)]).loc[LORA_RANDOM]
+    alone = verdicts(both[both["dataset"] == "toy"]).loc[LORA_RANDOM]
+    assert found["evidence"] == f"{alone['evidence']} Left out, a single seed gives no interval: other."
+    assert (found["mean"], found["n_datasets"]) == (alone["mean"], 1)
+
+
 def test_data_sets_may_have_different_seeds_and_count_alike() -> None:
     """A data set of two seeds weighs as much as one of five."""
     rounds = pd.concat(

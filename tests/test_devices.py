@@ -1,14 +1,16 @@
 """Devices: which one, how much memory, how fast; what is measured once stays."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from palkit import devices
 from palkit.backbones import Backbone
-from palkit.devices import autocast, choose_device, memory_limit, probe
+from palkit.devices import autocast, choose_device, doubled, memory_limit, probe
 from palkit.errors import ConfigError, OutOfMemoryError
 
 
@@ -43,6 +45,19 @@ def test_memory_limit_is_a_quarter_of_machine_or_container(tmp_path: Path, monke
     assert memory_limit() == 250_000
     limit.write_text("max\n")
     assert not total or memory_limit() == total // 4
+
+
+def test_float64_where_there_is_none_is_refused_before_a_number_is_converted() -> None:
+    class Network(torch.nn.Linear):
+        """On a device that is not here."""
+
+        def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+            yield SimpleNamespace(device=torch.device("mps"))  # type: ignore[misc]
+
+    network = Network(2, 2)
+    with pytest.raises(ConfigError, match=r"this device \(mps\) has none"), doubled(network, "float64"):
+        pass
+    assert network.weight.dtype == torch.float32
 
 
 def test_autocast_computes_in_the_precision_asked_for() -> None:

@@ -1,9 +1,12 @@
 """Figures of a pool and what is picked from it, by the data behind them: positions, names and units, never pixels."""
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from plots_helpers import CLASSES, depth_table, line_of, names
 
@@ -18,15 +21,31 @@ def test_image_grid_shows_every_kind_of_image() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     images = [grey, np.full((5, 5, 3), 7, np.uint8), Image.fromarray(grey), Image.new("RGBA", (2, 2), "red")]
     figure = plots.image_grid(images, ["a", "b", "c", "a title too long for its image"], columns=3)
-    assert len(figure.axes) == 4
-    shown = [axes.images[0].get_array() for axes in figure.axes[:4]]
+    (axes,) = figure.axes
+    shown = [image.get_array() for image in axes.images]
+    assert len(shown) == 4
     np.testing.assert_array_equal(shown[0], grey)
     np.testing.assert_array_equal(shown[2], grey)
     np.testing.assert_array_equal(shown[3][0, 0], [255, 0, 0])
-    assert figure.axes[0].images[0].get_clim() == (0, 255)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["a", "b", "c"]
-    assert figure.axes[3].get_title().replace("\n", " ") == "a title too long for its image"
-    assert not any(axes.axison for axes in figure.axes)
+    assert axes.images[0].get_clim() == (0, 255)
+    assert names(axes.texts)[:3] == ["a", "b", "c"]
+    assert axes.texts[3].get_text().replace("\n", " ") == "a title too long for its image"
+    assert not axes.axison
+
+
+def test_image_grid_keeps_shapes_and_overlaps_nothing() -> None:
+    shapes = [(4, 4), (2, 8), (9, 3), (5, 5), (1, 1)]
+    figure = plots.image_grid([np.zeros(shape, np.uint8) for shape in shapes], list("abcde"), columns=2)
+    (axes,) = figure.axes
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    images, texts = ([one.get_window_extent(renderer) for one in some] for some in (axes.images, axes.texts))
+    for box, (height, width) in zip(images, shapes, strict=True):
+        assert box.width / box.height == pytest.approx(width / height)
+    boxes = [*images, *texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert [image.y0 < text.y0 for image, text in zip(images, texts, strict=True)] == [True] * 5
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_pictures_are_small_and_the_same_every_time() -> None:
     first, second = (g._repr_mimebundle_()["image/png"] for g in grid)
     assert first == second
     assert len(first) < 150_000
-    titles = [axes.get_title() for axes in grid[0].picture(limit=5, columns=3).axes]
+    titles = [text.get_text() for text in grid[0].picture(limit=5, columns=3).axes[0].texts]
     assert len(titles) == 5
     assert titles[0] == f"n0, {100 * table_of(48)['p'][0]:.0f}\N{NO-BREAK SPACE}%"
 

@@ -34,6 +34,7 @@ from palkit.plots.style import (
     ticks_at,
 )
 
+GAP = 0.03  # inches between images
 TITLE = 30  # letters of an image's title: what three lines hold where eight images share a page
 
 
@@ -63,16 +64,18 @@ def image_grid(
     wrapped = [_wrapped(title, cell) for title in shown_names(titles or [], TITLE)]
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
     figure = PlainFigure(figsize=(cell * columns, (cell + 0.12 * lines) * rows))
-    # Placed by hand: a layout engine takes most of the time that a notebook needs beside its run.
-    gap, share = 0.03, cell / (cell + 0.12 * lines)
+    # One axes, in inches, for all of them: seventy take longer than the rounds of a probe.
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    axes.set_axis_off()
     for number, array in enumerate(arrays):
         row, column = divmod(number, columns)
-        left, bottom = (column + gap / 2) / columns, 1 - (row + 1 - gap / 2) / rows
-        axes = figure.add_axes((left, bottom, (1 - gap) / columns, (share - gap) / rows))
-        axes.set_axis_off()
-        axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        x, y = cell * (column + 0.5), height - (row + 1) * height / rows + cell / 2  # the middle
+        high, wide = (np.array(array.shape[:2]) / max(array.shape[:2]) * (cell - GAP)).tolist()
+        extent = (x - wide / 2, x + wide / 2, y - high / 2, y + high / 2)
+        axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent, aspect="auto")
         if wrapped:
-            axes.set_title(wrapped[number], fontsize=7, pad=2)
+            axes.text(x, y + high / 2 + GAP, wrapped[number], fontsize=7, ha="center", va="bottom")
     return figure
 
 
