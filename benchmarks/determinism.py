@@ -1,11 +1,11 @@
 """Which picks stay the same when a run is repeated, and when what should not matter is changed?
 
-    python benchmarks/determinism.py [--grid small|default] [--precision float64] [--variants again,...] [--out FILE]
+    python benchmarks/determinism.py [--grid small|default|...] [--precision float64] [--variants NAMES] [--out FILE]
 
 Every variant runs the same configs in a process of its own with a hash seed of its own, and is compared with the first
 one: one thread, batches of 256, its own empty cache. The small grid is Fashion-MNIST, 300 images, three rounds, eight
 strategies, linear probe and LoRA; `default` is the first default sweep: 1,500 images, seven rounds, six strategies,
-three seeds.
+three seeds; `settings` is the same 36 runs with the settings of the default sweep of now, which says float64 itself.
 
 `again`: the same. `two processes`: `palkit sweep --jobs 2`. `batches of N`: images per batch of the scoring pass and of
 the embedding, which changes the config's hash and nothing else. `N threads`: of torch. The others imitate a processor:
@@ -31,6 +31,7 @@ import yaml
 
 from palkit.files import REPOSITORY, atomic_path, cache_dir
 from palkit.runs import Round, RunDirectory
+from palkit.sweep import load_sweep
 
 Runs = Mapping[tuple[str, str, int], RunDirectory]  # by adapter, strategy and seed
 RUN = """
@@ -66,6 +67,7 @@ GRIDS: dict[str, dict[str, Any]] = {
         },
     },
 }
+GRIDS["settings"] = {"base": dict(load_sweep("default").base), "grid": GRIDS["default"]["grid"]}
 # name -> threads, images per batch, processes, instructions
 VARIANTS: dict[str, tuple[int, int, int, dict[str, str]]] = {
     "first": (1, 256, 1, {}),
@@ -76,6 +78,12 @@ VARIANTS: dict[str, tuple[int, int, int, dict[str, str]]] = {
     "2 threads": (2, 256, 1, {}),
     "MKL with AVX2": (1, 256, 1, {"MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
     "torch without vectors": (1, 256, 1, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
+    "AVX2 everywhere": (
+        1,
+        256,
+        1,
+        {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    ),
     "any x86": (
         1,
         256,

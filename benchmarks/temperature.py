@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--head", default="optimizer", choices=["optimizer", "logistic"])
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="seed")
     parser.add_argument("--out", type=Path, default=Path("temperature.jsonl"))
     parser.add_argument("--logits", type=Path, help="folder")
     arguments = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
         target = probe
         if arguments.adapter != "linear_probe":
             target = Adapter(name, arguments.adapter, arguments.block)
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
             for strategy in strategies:
                 order = probe.bought(strategy, seed, config)
                 for count in COUNTS:
