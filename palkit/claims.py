@@ -318,7 +318,9 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
     blocks = paired.assign(difference=sums, setting=setting).groupby(["dataset", "seed"])
     found, there = blocks["difference"].mean(), blocks["setting"].nunique()
     complete = there == there.groupby(level="dataset").transform("max")
-    return found[complete], [f"{dataset} seed {seed}" for dataset, seed in found.index[~complete]]
+    wanted = pd.concat([part[["dataset", "seed"]] for part in parts]).drop_duplicates()
+    lacking = set(wanted.itertuples(index=False, name=None)) - set(found.index[complete])
+    return found[complete], [f"{dataset} seed {seed}" for dataset, seed in sorted(lacking)]
 
 
 def _pick(runs: pd.DataFrame, config: Columns) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class ExperimentConfig:
 
     Attributes:
         dataset: name, folder, manifest (CSV or Parquet) or `hf:` and a data set of the Hugging Face Hub.
-        pool_size: only the first so many pool images take part; None takes all, "auto" the first 1,500 or all if
+        pool_size: only so many pool images take part, drawn by their names; None takes all, "auto" 1,500, or all if
             there are fewer.
         backbone, adapter, training, scoring: see there.
         strategy: which images to buy.

@@ -207,7 +207,10 @@ class Learner:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
         nothing = LabelledSet(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
         generator = self._generator("initial", 0)
-        return select(self.config.initial, self.unscored(), nothing, batch_size, generator).numpy()
+        cheating: dict[str, Any] = {}
+        if get_strategy(self.config.initial).is_oracle:
+            cheating["labels"] = self.pool_labels
+        return select(self.config.initial, self.unscored(), nothing, batch_size, generator, **cheating).numpy()
 
     def unscored(self) -> PoolScores:
         """Frozen features, and no idea of the classes."""

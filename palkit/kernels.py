@@ -107,11 +107,11 @@ def column_moments(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def matvec(rows: Rows, vector: Tensor) -> Tensor:
-    """(N,) product of `rows` (N, D) and `vector` (D,), in their own precision."""
+    """(N,) product of `rows` (N, D) and `vector` (D,), in the precision of the vector."""
     pair = torch.stack([vector, vector]).T  # with one column BLAS takes its unthreaded path, 4 times slower
     product = torch.empty(len(rows), dtype=vector.dtype, device=rows.device)
     for part in chunks(len(rows), rows.shape[1], 8 * CHUNK_ELEMENTS):  # nothing is copied but the product
-        product[part] = (rows[part] @ pair)[:, 0]
+        product[part] = (rows[part].to(pair.dtype) @ pair)[:, 0]
     return product
 
 

@@ -123,19 +123,29 @@ def compare(results: Path, reference: Path) -> Reproduction:
     ours, theirs = (tuple(table[table["run"].isin(both)] for table in tables) for tables in (ours, theirs))
     runs = _runs(*ours, *theirs)
     table = pd.DataFrame([_configuration(key, rows) for key, rows in runs.groupby(GROUP, sort=False)])
-    changed = _changed_claims(ours[0], theirs[0])
+    claims = _changed_claims(ours[0], theirs[0])
+    changed = claims or ()
     lacking = len(there) - len(both)
-    return Reproduction(_conclusion(table, len(changed), lacking), (*absent, *changed), table)
+    return Reproduction(
+        _conclusion(table, None if claims is None else len(claims), lacking), (*absent, *changed), table
+    )
 
 
 def _runs(rounds: pd.DataFrame, bought: pd.DataFrame, there: pd.DataFrame, bought_there: pd.DataFrame) -> pd.DataFrame:
-    """One row per run: what it was, whether it bought the same, how many rounds are alike, both areas."""
-    keys = ["run", "round"]
-    pairs = rounds.merge(there[[*keys, "accuracy"]], on=keys, suffixes=("", "_there"))
-    ids, ids_there = (table.groupby(keys)["id"].agg(frozenset) for table in (bought, bought_there))
-    pairs = pairs.sort_values("round", kind="stable")
-    at = pd.MultiIndex.from_frame(pairs[keys])
-    pairs["same"] = (ids.reindex(at) == ids_there.reindex(at)).to_numpy()
+    """One row per run: what it was, whether it bought the same, how many rounds are alike, both areas.
+
+    A round that one side lacks, or whose labels are other in number, is not alike, and its run has no areas to compare.
+    """
+    keys = ["run", "round", "labels"]
+    pairs = rounds.merge(there[[*keys, "accuracy"]], on=keys, suffixes=("", "_there"), how="outer")
+    what = rounds.drop_duplicates("run").set_index("run")
+    for name in (*GROUP, "seed"):
+        pairs[name] = pairs["run"].map(what[name])
+    ids, ids_there = (table.groupby(keys[:2])["id"].agg(frozenset) for table in (bought, bought_there))
+    pairs = pairs.sort_values(["round", "labels"], kind="stable")
+    at = pd.MultiIndex.from_frame(pairs[keys[:2]])
+    both = pairs[["accuracy", "accuracy_there"]].notna().all(axis=1).to_numpy()
+    pairs["same"] = both & (ids.reindex(at) == ids_there.reindex(at)).to_numpy()
     pairs["within"] = (pairs["accuracy"] - pairs["accuracy_there"]).abs() <= TOLERANCE + 1e-9
     runs = []
     for run, rows in pairs.groupby("run", sort=False):
@@ -158,7 +168,9 @@ def _runs(rounds: pd.DataFrame, bought: pd.DataFrame, there: pd.DataFrame, bough
 
 
 def _area(labels: pd.Series, accuracy: pd.Series) -> float:
-    """Area under the curve; of a single round, its accuracy."""
+    """Area under the curve; of a single round, its accuracy; NaN if a number is missing."""
+    if accuracy.isna().any():
+        return np.nan
     return float(accuracy.iloc[0]) if len(labels) == 1 else area_under_curve(labels, accuracy)
 
 
@@ -171,11 +183,11 @@ def _configuration(key: tuple, runs: pd.DataFrame) -> dict[str, object]:
         "first_apart": runs["apart"].min(),
         "rounds": runs["rounds"].sum(),
         "rounds_within": runs["within"].sum(),
-        "area": runs["area"].mean(),
+        "area": runs["area"].mean(skipna=False),
     }
     for name, values in (("reference", runs["reference"]), ("difference", difference)):
         low, high = mean_interval(values)
-        row |= {name: values.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+        row |= {name: values.mean(skipna=False), f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
 
 
@@ -192,12 +204,12 @@ def _counts(some: pd.Series, of: pd.Series) -> list[str]:
     return [f"{part} of {whole}" for part, whole in zip(some, of, strict=True)]
 
 
-def _changed_claims(rounds: pd.DataFrame, there: pd.DataFrame) -> list[str]:
-    """A sentence about each claim on which the two tables give different verdicts, judged by the same rule."""
+def _changed_claims(rounds: pd.DataFrame, there: pd.DataFrame) -> list[str] | None:
+    """A sentence about each claim on which the two tables give different verdicts; None if one of them gives none."""
     try:
         ours, theirs = (judge(table).set_index("claim") for table in (rounds, there))
-    except ConfigError:  # runs of one round have no areas, so nothing is claimed of them
-        return []
+    except ConfigError:  # runs of one round have no areas, and a number may be missing
+        return None
     pairs = ours.join(theirs, rsuffix="_there")
     return [
         f"Another verdict: “{claim}” Here {row['verdict'].removesuffix(' here')}: {row['evidence']} In the reference "
@@ -206,7 +218,7 @@ def _changed_claims(rounds: pd.DataFrame, there: pd.DataFrame) -> list[str]:
     ]
 
 
-def _conclusion(table: pd.DataFrame, changed: int, lacking: int) -> str:
+def _conclusion(table: pd.DataFrame, changed: int | None, lacking: int) -> str:
     runs, same, rounds, within = (table[name].sum() for name in ("runs", "same_images", "rounds", "rounds_within"))
     moved = table["difference"].abs()
     far = ~(moved <= TOLERANCE + 1e-9)  # also where it is not a number
@@ -215,7 +227,7 @@ def _conclusion(table: pd.DataFrame, changed: int, lacking: int) -> str:
     else:
         verdict = "Reproduced" + (" so far" if lacking else "")
         verdict += "" if same == runs and within == rounds else f" within {POINTS}"
-    worst = table.loc[moved.idxmax()]
+    worst = table.loc[moved.fillna(np.inf).idxmax()]
     parts = [
         f"{same} of {runs} runs bought the same images in every round"
         + ("" if same == runs else f" (the first to part does so in round {table['first_apart'].min():.0f})"),
@@ -227,9 +239,15 @@ def _conclusion(table: pd.DataFrame, changed: int, lacking: int) -> str:
     if far.any():
         name = configuration_name(*(str(worst[part]) for part in ("adapter", "strategy", "balance")))
         parts[-1] += f", most that of {name} ({100 * worst['area']:.1f} instead of {100 * worst['reference']:.1f})"
-    verdicts = f"{changed} claim{'s have' if changed > 1 else ' has'} another verdict" if changed else ""
+        if np.isnan(worst["difference"]):
+            parts[-1] = (
+                f"{parts[-1].split(',')[0]} or cannot be told, for rounds or numbers are missing or other: {name}"
+            )
+    verdicts = "no claim can be judged" if changed is None else "no claim has another verdict"
+    if changed:
+        verdicts = f"{changed} claim{'s have' if changed > 1 else ' has'} another verdict"
     left = f" {lacking} of the reference's {lacking + runs} runs are missing here." if lacking else ""
-    return f"{verdict}: {'; '.join(parts)}; {verdicts or 'no claim has another verdict'}.{left}"
+    return f"{verdict}: {'; '.join(parts)}; {verdicts}.{left}"
 
 
 def _names(rounds: pd.DataFrame) -> str:

@@ -56,8 +56,9 @@ class SessionLearner:
     """
 
     def __init__(self, config: ExperimentConfig, pool: ImagePool, device: str) -> None:
-        if get_strategy(config.strategy).is_oracle:
-            raise ConfigError(f"strategy {config.strategy!r} reads labels that nobody has given yet; choose another.")
+        for name in (config.strategy, config.initial):
+            if get_strategy(name).is_oracle:
+                raise ConfigError(f"strategy {name!r} reads labels that nobody has given yet; choose another.")
         self.config, self.pool, self.device = config, pool, device
         self.rows = pool.rows("pool")
         self.position = {normal(str(name)): position for position, name in enumerate(pool.ids[self.rows])}

@@ -5,6 +5,7 @@ tie for the smallest margin. What settles that must be nothing that means someth
 order of storage is the class.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from palkit.errors import ConfigError
 
 TIE = 2.0**-18  # relative; float32 scores of one model agree to about 2^-22 wherever they are computed
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: steps of this size never meet soon
@@ -41,8 +44,17 @@ class Keys:
 
     @staticmethod
     def of(ids: Iterable[str], class_names: Iterable[str]) -> "Keys":
-        """Keys of named images and classes."""
-        return Keys(keys_of(ids), keys_of(class_names))
+        """Keys of named images and classes.
+
+        Raises:
+            ConfigError: two of either have one name, so nothing but storage order could tell them apart.
+        """
+        names = {"image": list(map(str, ids)), "class": list(map(str, class_names))}
+        for what, some in names.items():
+            if len(set(some)) < len(some):
+                name = Counter(some).most_common(1)[0][0]
+                raise ConfigError(f"{what} {name!r} is there twice. Give each {what} a name of its own.")
+        return Keys(*map(keys_of, names.values()))
 
     def under(self, seed: int) -> "Keys":
         """Other keys of the same rows and classes for every seed."""

@@ -152,7 +152,7 @@ def fit(
         progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
         plain: (L, ...) the same images as they are; a solved head needs them beside augmented views.
 
-    A first batch may be of one class: the model then says that class, and the next batch is bought all the same.
+    A first batch may be of one class: the model is fitted, and the next batch is bought all the same.
 
     Raises:
         ConfigError: a probe is to be solved, and stopped early or fitted with the calibration loss.

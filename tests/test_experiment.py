@@ -91,6 +91,14 @@ def test_initial_set_is_shared_by_strategies_and_adapters(tiny_run: dict[str, An
     assert other_seed.bought not in batches
 
 
+def test_the_oracle_may_choose_the_first_batch(tiny_run: dict[str, Any]) -> None:
+    config = config_from_dict({**tiny_run, "initial": "class_balanced_oracle", "rounds": 1})
+    list(rounds(config))
+    counts = run_directory(config).selections()["label"].value_counts()
+    assert counts.max() - counts.min() <= 1
+    assert len(counts) == min(counts.sum(), 10)
+
+
 def test_interrupted_run_continues_with_the_same_result(
     tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,19 @@ def test_parquet_manifest_with_numbers_and_gaps(tmp_path: Path) -> None:
     assert not pool.is_labelled
 
 
+def test_another_spelling_of_a_path_changes_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path, count=9)
+    paths = [f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(9)]
+    pools = []
+    for name, spelt in (("plain", "{}"), ("dotted", "./{}"), ("doubled", ".//{}"), ("detour", "cat/../{}")):
+        rows = "".join(f"{spelt.format(path)},{path[:3]}\n" for path in paths)
+        (tmp_path / f"{name}.csv").write_text(f"path,label\n{rows}")
+        pools.append(load_dataset(str(tmp_path / f"{name}.csv")))
+    for pool in pools:
+        assert pool.ids.tolist() == pools[0].ids.tolist()
+        assert pool.split.tolist() == pools[0].split.tolist()
+
+
 def test_a_class_may_be_called_na(tmp_path: Path) -> None:
     write_images(tmp_path, count=3)
     names = {"cat": "NA", "dog": "None"}

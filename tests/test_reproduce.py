@@ -112,7 +112,7 @@ def test_an_area_or_a_verdict_that_moves_does_not_reproduce(default: Tables, tmp
     assert "most that of LoRA, random" in found.conclusion
     assert "have another verdict." in found.conclusion
     (line,) = [line for line in found.details if "LoRA beats a linear probe with random selection" in line]
-    assert " is reproduced here: " in line
+    assert " Here reproduced: " in line
 
     small = rounds.assign(accuracy=rounds["accuracy"].where(~chosen, rounds["accuracy"] + TOLERANCE * 1.1))
     found = compare(stored((small, bought), tmp_path / "small"), DEFAULT)
@@ -160,6 +160,31 @@ def test_runs_of_one_round_and_variants_are_compared(default: Tables, tmp_path: 
     assert len(found.table) == rounds["variant"].nunique()
     first = rounds[rounds["variant"] == "linear_probe"]
     assert row_of(found, "linear_probe", "random")["area"] == pytest.approx(first["accuracy"].mean())
+
+
+@pytest.mark.parametrize("fault", ["rounds end early", "other numbers", "counts doubled", "nan", "all nan"])
+def test_rounds_and_numbers_that_are_missing_or_other_are_no_reproduction(
+    default: Tables, tmp_path: Path, fault: str
+) -> None:
+    rounds, bought = default
+    one = rounds["run"] == runs_of(rounds, "lora", "random")[0]
+    some = one if fault != "all nan" else pd.Series(True, rounds.index)
+    if fault == "rounds end early":
+        rounds = rounds[~one | (rounds["round"] < 3)]
+    elif fault == "other numbers":
+        rounds = rounds.assign(round=rounds["round"] + 10 * one)
+    elif fault == "counts doubled":
+        rounds = rounds.assign(labels=rounds["labels"] * (1 + one))
+    else:
+        rounds = rounds.assign(accuracy=rounds["accuracy"].where(~some))
+    found = compare(stored((rounds, bought), tmp_path), DEFAULT)
+    assert found.conclusion.startswith("Did not reproduce: ")
+    count = 0 if fault == "all nan" else 99
+    assert f" {count} of 100 runs bought the same images" in found.conclusion
+    assert ("no claim can be judged" in found.conclusion) == ("nan" in fault)
+    assert "for rounds or numbers are missing or other" in found.conclusion
+    assert found.lines()
+    assert found.html()
 
 
 def test_text_and_page_say_the_same_and_names_are_text(default: Tables, tmp_path: Path) -> None:

@@ -309,6 +309,7 @@ def test_a_fit_needs_two_classes(config: dict[str, Any]) -> None:
     [
         ({"annotator": " "}, "annotator"),
         ({"strategy": "class_balanced_oracle"}, "reads labels"),
+        ({"initial": "class_balanced_oracle"}, "reads labels"),
         ({"budget": 0}, "budget 0"),
         ({"held_out": 101}, "half of the 200"),
         ({"held_out": -1}, "held_out -1"),

@@ -153,6 +153,21 @@ def test_saving_by_hand() -> None:
     assert list(found["n_seeds"]) == [1] * 4
 
 
+@pytest.mark.parametrize(
+    ("reference", "own", "saving"),
+    [
+        ([0.3, 0.45, 0.55, 0.6, 0.6, 0.6, 0.6], [0.61, 0.62, 0.63, 0.64, 0.65, 0.66, 0.67], 4.0),
+        ([0.5] * 7, [0.9] * 7, 1.0),
+        ([0.9] * 7, [0.5] * 7, 1.0),
+        ([0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.7], [0.3, 0.4, 0.5, 0.6, 0.6, 0.6, 0.7], 1.0),
+    ],
+)
+def test_the_first_labels_of_a_plateau_count(reference: list[float], own: list[float], saving: float) -> None:
+    labels = range(10, 80, 10)
+    found = label_saving(table(run(reference, labels=labels, **PROBE_RANDOM), run(own, labels=labels, **LORA_BADGE)))
+    assert found.set_index("strategy").loc["badge", "saving"] == pytest.approx(saving, rel=1e-3)
+
+
 @given(hnp.arrays(float, (2, 3, 4), elements=st.integers(0, 1000).map(lambda k: k / 1000)))
 @settings(max_examples=20, deadline=None)
 def test_saving_turns_over_with_its_sides_and_signs(values: np.ndarray) -> None:

@@ -331,6 +331,22 @@ def test_rows_that_are_no_probabilities_are_named_and_not_ranked(
         select(name, pool, labelled, 3, generator())
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_any_precision_of_features_and_probs(name: str, dtype: torch.dtype) -> None:
+    """Also where rows are copies, so that several centres want one row."""
+    pool = make_pool(30, 4, 3, 0)
+    pool.features[1:20] = pool.features[0]
+    labelled = LabelledSet(torch.tensor([25, 26, 27]), torch.tensor([0, 1, 2]))
+    passes = pool.stochastic_probs
+    assert passes is not None
+    for features, parts in ((dtype, torch.float32), (torch.float32, dtype)):
+        scores = PoolScores(pool.features.to(features), pool.probs.to(parts), passes.to(parts))
+        for balance in (None, "pcb"):
+            picks = choose(name, scores, labelled, 15, generator(), balance=balance)
+            assert len(set(picks.tolist()) - {25, 26, 27}) == 15
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("classes", [2, 10, 1000, 20_000])
 def test_rounding_of_probabilities_is_no_fault(dtype: torch.dtype, classes: int) -> None:

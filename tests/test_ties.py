@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from palkit.errors import ConfigError
 from palkit.ties import TIE, Keys, drawn, first_best, keys_of, mixed, predict, settled
 
 
@@ -35,6 +36,13 @@ def test_keys_are_of_names_in_any_process() -> None:
     assert other.strip() == str(keys_of(names).tolist())
     assert len(keys_of(map(str, range(100_000))).unique()) == 100_000
     assert len(keys_of([])) == 0
+
+
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="image 'b' is there twice"):
+        Keys.of(["a", "b", "c", "b"], ["x"])
+    with pytest.raises(ConfigError, match="class '1' is there twice"):
+        Keys.of(["a"], ["1", 1])  # type: ignore[list-item]
 
 
 def test_order_of_keys_is_uniform() -> None:

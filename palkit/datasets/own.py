@@ -227,9 +227,9 @@ def from_table(
     """
     lines = table["line"].tolist() if "line" in table else list(range(1, len(table) + 1))
     paths = [_located(manifest, path, line) for path, line in zip(table["path"], lines, strict=True)]
-    ids = np.array([normal(path) for path in table["path"]], dtype=object)
+    ids = np.array([os.path.normpath(normal(path)) for path in table["path"]], dtype=object)
     first: dict[str, int] = {}
-    for row, (place, line) in enumerate(zip(map(os.path.normpath, ids), lines, strict=True)):
+    for row, (place, line) in enumerate(zip(ids, lines, strict=True)):
         earlier = first.setdefault(place, row)
         if earlier != row:
             same = table["path"][earlier] == table["path"][row]

@@ -20,6 +20,7 @@ from palkit.errors import ConfigError
 from palkit.statistics.tables import GROUP, REFERENCE, groups, name_of, pick, seed_curves, sign_of, validate
 
 TARGETS = 50
+HAIR = 1e-9
 
 
 def label_saving(
@@ -33,10 +34,11 @@ def label_saving(
 
     Mean curves over seeds are made monotone by isotonic regression; between rounds the logarithm of labels is linear.
     Targets lie evenly between the higher of the two second rounds (the first is shared, nothing is chosen yet) and the
-    lower of the two ends, or are that end alone if a curve begins beyond it. A curve that is beyond a target from its
-    first round on counts its first labels, so the saving is then a bound. The saving is the geometric mean over targets
-    of the reference's labels over the group's. Its logarithm t has a t interval from the jackknife over paired seeds;
-    with e half of its width at 68 %, the estimate is t * (1 - (e / t)^2), and 0 if e > |t|.
+    lower of the two ends, or are that end alone if a curve begins beyond it. On a plateau its first labels count; where
+    noise lifts its end, as of a reference that has reached all it can, the saving is too large. A curve that is beyond
+    a target from its first round on counts its first labels, so the saving is then a bound. The saving is the geometric
+    mean over targets of the reference's labels over the group's. Its logarithm t has a t interval from the jackknife
+    over paired seeds; with e half of its width at 68 %, the estimate is t * (1 - (e / t)^2), and 0 if e > |t|.
 
     Args:
         rounds: the table of rounds.
@@ -102,7 +104,8 @@ def _log_saving(pair: Sequence[NDArray], logs: Sequence[NDArray]) -> float:
     curves = [_monotone(values) for values in pair]
     low, high = _range(*curves)
     targets = low + (np.arange(TARGETS) + 0.5) / TARGETS * (high - low)
-    reference, own = (np.interp(targets, curve, at) for curve, at in zip(curves, logs, strict=True))
+    # A hair below: at the height of a plateau the first labels that reach it count, not the last.
+    reference, own = (np.interp(targets - HAIR, curve, at) for curve, at in zip(curves, logs, strict=True))
     return float((reference - own).mean())
 
 

@@ -345,7 +345,8 @@ def probcover(
         scores, labelled, batch_size, rng, max_rows: as for `maxherding`.
         delta: > 0, radius of the open balls; None for the largest at which a share `purity` of the balls
             holds rows of one pseudo-label only, by k-means with as many clusters as classes. It hangs on the
-            pool and the seed of the run: while features stay as they are, it is the same in all rounds.
+            pool and the seed of the run: while features stay as they are, and without `subsample`, it is the same
+            in all rounds.
         purity: in (0, 1), for delta=None.
         normalize: scale features to unit length first, as the authors do.
     """

@@ -58,7 +58,7 @@ def falcun(
         if len(picks) == batch_size:
             return free[torch.tensor(picks, device=free.device)]
         open_rows[picks[-1]] = 0
-        chosen = scores.probs[free[picks[-1:]]]
-        gap = [torch.cdist(scores.probs[part], chosen, p=1)[:, 0] for part in chunks(*scores.probs.shape)]
-        distance = torch.minimum(distance, torch.cat(gap)[free].double())
+        chosen = scores.probs[free[picks[-1:]]].double()
+        gap = [torch.cdist(scores.probs[part].double(), chosen, p=1)[:, 0] for part in chunks(*scores.probs.shape)]
+        distance = torch.minimum(distance, torch.cat(gap)[free])
         distance = distance / distance.max().clamp(min=1e-12)  # the smallest is 0, the pick's own

@@ -29,7 +29,8 @@ def once_per_pool(scores: PoolScores, limit: int) -> tuple[Tensor, torch.Generat
     """(M,) positions, the same images in every round, and a generator: for what a strategy finds out once and keeps.
 
     Both hang on the keys of the images alone, that is on their names and the seed of a run: what is computed from them,
-    with features that stay as they are, is the same in all its rounds.
+    with features that stay as they are, is the same in all its rounds; not if `select` shows a `subsample`, another one
+    each time.
 
     Args:
         scores: of the pool.
