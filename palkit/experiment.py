@@ -200,17 +200,19 @@ class Learner:
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
         self.blind = strategy.blind and config.balance is None
         self.dropout = stochastic_passes(strategy.dropout, self.options)
-        if strategy.is_oracle:
-            self.options["labels"] = self.pool_labels
+        self.options |= self.truth_for(config.strategy)
+
+    def truth_for(self, strategy: str) -> dict[str, Any]:
+        """Options by which an oracle sees the true labels; none for any other strategy."""
+        return {"labels": self.pool_labels} if get_strategy(strategy).is_oracle else {}
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
         nothing = LabelledSet(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
         generator = self._generator("initial", 0)
-        cheating: dict[str, Any] = {}
-        if get_strategy(self.config.initial).is_oracle:
-            cheating["labels"] = self.pool_labels
-        return select(self.config.initial, self.unscored(), nothing, batch_size, generator, **cheating).numpy()
+        initial = self.config.initial
+        picks = select(initial, self.unscored(), nothing, batch_size, generator, **self.truth_for(initial))
+        return picks.numpy()
 
     def unscored(self) -> PoolScores:
         """Frozen features, and no idea of the classes."""

@@ -288,7 +288,7 @@ class Exploration:
             scores = self._score(learner, state, strategy.dropout, progress) if looks else learner.unscored()
             labelled = LabelledSet(bought, learner.pool_labels[bought])
             rng = _generator(learner, "select", state, 1)
-            options: dict[str, Any] = {"labels": learner.pool_labels} if strategy.is_oracle else {}
+            options = learner.truth_for(strategy.name)
             progress(f"selecting ({name})", 0, 1)
             return select(name, scores, labelled, size, rng, balance=balance, **options).numpy()
 

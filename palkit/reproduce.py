@@ -228,21 +228,20 @@ def _conclusion(table: pd.DataFrame, changed: int | None, lacking: int) -> str:
         verdict = "Reproduced" + (" so far" if lacking else "")
         verdict += "" if same == runs and within == rounds else f" within {POINTS}"
     worst = table.loc[moved.fillna(np.inf).idxmax()]
+    areas = f"the largest change of a mean area is {100 * moved.max():.1f} points"
+    if far.any():
+        areas = f"{far.sum()} of {len(table)} mean areas moved by more than that"
+        name = configuration_name(*(str(worst[part]) for part in ("adapter", "strategy", "balance")))
+        if np.isnan(worst["difference"]):
+            areas += f" or cannot be told, for rounds or numbers are missing or other: {name}"
+        else:
+            areas += f", most that of {name} ({100 * worst['area']:.1f} instead of {100 * worst['reference']:.1f})"
     parts = [
         f"{same} of {runs} runs bought the same images in every round"
         + ("" if same == runs else f" (the first to part does so in round {table['first_apart'].min():.0f})"),
         f"{within} of {rounds} accuracies are within {POINTS} of the reference",
-        f"{far.sum()} of {len(table)} mean areas moved by more than that"
-        if far.any()
-        else f"the largest change of a mean area is {100 * moved.max():.1f} points",
+        areas,
     ]
-    if far.any():
-        name = configuration_name(*(str(worst[part]) for part in ("adapter", "strategy", "balance")))
-        parts[-1] += f", most that of {name} ({100 * worst['area']:.1f} instead of {100 * worst['reference']:.1f})"
-        if np.isnan(worst["difference"]):
-            parts[-1] = (
-                f"{parts[-1].split(',')[0]} or cannot be told, for rounds or numbers are missing or other: {name}"
-            )
     verdicts = "no claim can be judged" if changed is None else "no claim has another verdict"
     if changed:
         verdicts = f"{changed} claim{'s have' if changed > 1 else ' has'} another verdict"
