@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from palkit.config import config_from_dict
-from palkit.explore import Exploration, Question
+from palkit.labelling.explore import Exploration, Question
 from palkit.widgets.explorer import Explorer
 
 SECONDS = 0.5  # a change should take no longer

@@ -25,19 +25,19 @@ import torch
 from scoring import adapted, bare, turns
 from strategies import dropout_passes, make_features, make_head, probabilities
 
-from palkit.adapters import AdaptedModel, merge
-from palkit.backbones import BackboneConfig, load_backbone
 from palkit.config import config_from_dict
-from palkit.devices import PRECISIONS, autocast, device_name, synchronize
-from palkit.engine import ScoringConfig
 from palkit.errors import OutOfMemoryError
-from palkit.experiment import rounds
-from palkit.files import REPOSITORY, atomic_path, cache_dir
-from palkit.scores import LabelledSet, PoolScores
-from palkit.scoring import score_pool
-from palkit.setting import setting
-from palkit.shards import Shards
+from palkit.experiments.experiment import rounds
+from palkit.experiments.setting import setting
+from palkit.models.adapters import AdaptedModel, merge
+from palkit.models.backbones import BackboneConfig, load_backbone
+from palkit.models.devices import PRECISIONS, autocast, device_name, synchronize
+from palkit.scoring.engine import ScoringConfig
+from palkit.scoring.scorer import score_pool
+from palkit.storage.files import REPOSITORY, atomic_path, cache_dir
+from palkit.storage.shards import Shards
 from palkit.strategies import STRATEGIES, select
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 KNOWN, BATCH, CLASSES = 50, 20, 10
 ROWS = 512  # images per pass on the device

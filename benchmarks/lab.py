@@ -28,12 +28,12 @@ Explorer(dataset="fashion_mnist", pool_size={POOL}, adapter="linear_probe", stra
          batch_size=20, round=1)
 """
 LABELLER = """
-from palkit.session import open_session
+from palkit.labelling.session import open_session
 from palkit.widgets import Labeller
 Labeller(open_session("fashion_mnist", "me", pool_size=1500, adapter="linear_probe", batch_size=40))
 """
 GRID = f"""
-from palkit.datasets import head, load_dataset
+from palkit.data import head, load_dataset
 from palkit.widgets import ImageGrid
 from palkit.widgets.tables import image_table
 pool = head(load_dataset("fashion_mnist"), {POOL})
@@ -41,7 +41,7 @@ ImageGrid(pool.images, image_table(pool), caption=["class"])
 """
 MAP = f"""
 import numpy as np
-from palkit.datasets import load_dataset
+from palkit.data import load_dataset
 from palkit.widgets.projection import Projection
 rng = np.random.default_rng(0)
 points = rng.normal(size=({POINTS}, 2)) + rng.integers(0, 5, ({POINTS}, 1))

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from palkit.adapters import AdaptedModel, attach
 from palkit.config import config_from_dict
-from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, seed_of
-from palkit.inputs import augmenter, seeded
-from palkit.metrics import evaluate
-from palkit.setting import setting, settle
-from palkit.training import fit
+from palkit.experiments.experiment import Learner, seed_of
+from palkit.experiments.setting import setting, settle
+from palkit.models.adapters import AdaptedModel, attach
+from palkit.models.metrics import evaluate
+from palkit.models.training import fit
+from palkit.scoring.engine import ScoringConfig
+from palkit.scoring.inputs import augmenter, seeded
 
 BATCH = ScoringConfig().rows
 

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from palkit.adapters import AdaptedModel, AdapterConfig, attach, merge, trainable_parameters
-from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.config import config_from_dict
-from palkit.datasets import FileImages, ImagePool, load_dataset
-from palkit.engine import ScoringConfig
-from palkit.experiment import Learner, rounds
-from palkit.inputs import Embedding, InputCache, decoded
-from palkit.scores import Dropout
-from palkit.scoring import score_pool
-from palkit.setting import setting, settle
+from palkit.data import FileImages, ImagePool, load_dataset
+from palkit.experiments.experiment import Learner, rounds
+from palkit.experiments.setting import setting, settle
+from palkit.models.adapters import AdaptedModel, AdapterConfig, attach, merge, trainable_parameters
+from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.scoring.engine import ScoringConfig
+from palkit.scoring.inputs import Embedding, InputCache, decoded
+from palkit.scoring.scorer import score_pool
+from palkit.strategies.scores import Dropout
 
 TURNS = 7
 PARTS = ("rates", "variants", "stochastic", "precision", "probe")

@@ -32,10 +32,10 @@ import torch
 from numpy.typing import NDArray
 
 from palkit.config import ExperimentConfig
-from palkit.scaling import bound
-from palkit.scores import LabelledSet, PoolScores
-from palkit.setting import setting
+from palkit.experiments.setting import setting
 from palkit.strategies import STRATEGIES, select
+from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.studies.scaling import bound
 
 Array = NDArray[Any]
 PEERS = ("least_confidence", "margin", "entropy", "coreset", "badge", "typiclust", "probcover", "maxherding")

@@ -14,8 +14,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from palkit import statistics
-from palkit.metrics import recalls_of
+from palkit.models.metrics import recalls_of
+from palkit.studies import statistics
 
 ADAPTERS = ("linear_probe", "lora")
 STRATEGIES = ("random", "entropy", "margin", "featdist", "coreset", "badge", "bald", "typiclust", "probcover", "bait")

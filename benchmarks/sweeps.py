@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from palkit.config import config_from_dict
-from palkit.dispatch import DispatchConfig, run_sweep
-from palkit.experiment import rounds
-from palkit.notebooks import execute_notebook, stop_warm_kernel
-from palkit.sweep import Sweep, plan
-from palkit.worker import RUN_NOTEBOOK
+from palkit.experiments.dispatch import DispatchConfig, run_sweep
+from palkit.experiments.experiment import rounds
+from palkit.experiments.notebooks import execute_notebook, stop_warm_kernel
+from palkit.experiments.sweep import Sweep, plan
+from palkit.experiments.worker import RUN_NOTEBOOK
 
 BASE: dict[str, Any] = {"pool_size": 300, "adapter": "linear_probe", "rounds": 3}
 

@@ -13,24 +13,24 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from palkit import study
-from palkit.adapters import first_trained_block
-from palkit.backbones import embedded_weights
 from palkit.config import ExperimentConfig, config_from_dict, typed
-from palkit.datasets import load_dataset
-from palkit.datasets.manifest import check_suffix, examine, write_manifest
-from palkit.devices import choose_device
-from palkit.dispatch import ENGINES, DispatchConfig, run_sweep
-from palkit.doctor import diagnose
+from palkit.data import load_dataset
+from palkit.data.manifest import check_suffix, examine, write_manifest
 from palkit.errors import ConfigError, DataError, DataNotice, PalkitError, brief
-from palkit.estimate import expected
-from palkit.experiment import rounds, run_directory
-from palkit.inputs import Executor, compute_here
+from palkit.experiments.dispatch import ENGINES, DispatchConfig, run_sweep
+from palkit.experiments.doctor import diagnose
+from palkit.experiments.estimate import expected
+from palkit.experiments.experiment import rounds, run_directory
+from palkit.experiments.results import read_missing, write_results
+from palkit.experiments.setting import setting
+from palkit.experiments.sweep import load_sweep, plan
+from palkit.experiments.watch import watch
+from palkit.models.adapters import first_trained_block
+from palkit.models.backbones import embedded_weights
+from palkit.models.devices import choose_device
 from palkit.progress import bars
-from palkit.results import read_missing, write_results
-from palkit.setting import setting
-from palkit.sweep import load_sweep, plan
-from palkit.watch import watch
+from palkit.scoring.inputs import Executor, compute_here
+from palkit.studies import study
 
 console = Console(stderr=True, highlight=False)
 
@@ -183,7 +183,7 @@ def _embed(options: argparse.Namespace) -> int:
     DispatchConfig(engine=options.engine, address=options.address, gpus=options.gpus)  # refuses what does not fit
     execute: Executor = compute_here
     if options.engine == "ray":
-        from palkit.cluster import compute_on_ray
+        from palkit.scoring.cluster import compute_on_ray
 
         gpus = float(device.startswith("cuda")) if options.gpus is None else options.gpus
         execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=gpus)

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from palkit.adapters import AdapterConfig
-from palkit.backbones import BackboneConfig
-from palkit.checks import checked
-from palkit.engine import ScoringConfig
 from palkit.errors import ConfigError, brief, unknown_name
-from palkit.plain_yaml import read_yaml
-from palkit.scores import Dropout
+from palkit.models.adapters import AdapterConfig
+from palkit.models.backbones import BackboneConfig
+from palkit.models.training import TrainingConfig
+from palkit.scoring.engine import ScoringConfig
+from palkit.storage.checks import checked
+from palkit.storage.plain_yaml import read_yaml
 from palkit.strategies.registry import STRATEGIES, check_options, check_subsample, get_strategy
-from palkit.training import TrainingConfig
+from palkit.strategies.scores import Dropout
 
 STOCHASTIC = {"passes": int, "dropout_rate": float, "dropout_on": str}
 

@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch.nn import functional as F
 
-from palkit.adapters import ADAPTERS, AdaptedModel, AdapterConfig, attach, trainable_parameters
-from palkit.backbones import Backbone
+from palkit.models.adapters import ADAPTERS, AdaptedModel, AdapterConfig, attach, trainable_parameters
+from palkit.models.backbones import Backbone
 
 METHODS = list(ADAPTERS)
 PEFT_METHODS = [name for name in METHODS if name not in ("linear_probe", "full", "bitfit", "vpt")]

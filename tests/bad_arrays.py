@@ -15,11 +15,11 @@ from bad_tables import spoil
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from palkit.adapter_files import load_adapter
-from palkit.backbones import load_backbone
-from palkit.scores import LabelledSet, PoolScores
-from palkit.shards import Shards, open_shards, write_manifest
+from palkit.models.adapters.files import load_adapter
+from palkit.models.backbones import load_backbone
+from palkit.storage.shards import Shards, open_shards, write_manifest
 from palkit.strategies import select
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 # Shards
 

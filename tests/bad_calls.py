@@ -14,13 +14,13 @@ from bad_input import CLASSES, INF, NAN, NUMBERS, ROWS, TEXTS, VALUES, Case, Wor
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from palkit.devices import choose_device, memory_limit
-from palkit.dispatch import DispatchConfig
-from palkit.explore import Question
-from palkit.extrapolation import forecast
-from palkit.scores import LabelledSet, PoolScores
-from palkit.session import Session, open_session
+from palkit.experiments.dispatch import DispatchConfig
+from palkit.labelling.explore import Question
+from palkit.labelling.extrapolation import forecast
+from palkit.labelling.session import Session, open_session
+from palkit.models.devices import choose_device, memory_limit
 from palkit.strategies import STRATEGIES, get_strategy, select
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 
 @st.composite

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from palkit.config import ExperimentConfig, config_from_dict
-from palkit.files import REPOSITORY
-from palkit.sweep import load_sweep
+from palkit.experiments.sweep import load_sweep
+from palkit.storage.files import REPOSITORY
 
 # Configs
 

@@ -1,4 +1,4 @@
-"""Every public entry of palkit, with its bad input: for tests/test_bad_input.py and benchmarks/fuzz.py."""
+"""Every public entry of palkit, with its bad input: for tests/test_bad_input.py and campaigns/fuzz.py."""
 
 from collections.abc import Callable
 

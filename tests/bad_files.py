@@ -15,11 +15,11 @@ from bad_tables import spoil
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from palkit.datasets import ImagePool, load_dataset
-from palkit.datasets.download import unpack
-from palkit.datasets.files import FileImages, unreadable
-from palkit.session import open_session
-from palkit.session_file import SessionFile, curve_of
+from palkit.data import ImagePool, load_dataset
+from palkit.data.download import unpack
+from palkit.data.files import FileImages, unreadable
+from palkit.labelling.session import open_session
+from palkit.labelling.session_file import SessionFile, curve_of
 
 # Images
 

@@ -30,13 +30,13 @@ from PIL import Image
 from tiny_vit import save_tiny_vit
 
 from palkit.__main__ import main
-from palkit.adapter_files import save_adapter
-from palkit.adapters import AdaptedModel, AdapterConfig, attach
-from palkit.backbones import Backbone, BackboneConfig, load_backbone
 from palkit.errors import PalkitError
-from palkit.labels import LabelLog
-from palkit.scores import PoolScores
-from palkit.session import open_session
+from palkit.labelling.labels import LabelLog
+from palkit.labelling.session import open_session
+from palkit.models.adapters import AdaptedModel, AdapterConfig, attach
+from palkit.models.adapters.files import save_adapter
+from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.strategies.scores import PoolScores
 
 LONGEST = 50_000  # characters of a message that a person could still be shown
 CLASSES, WIDTH, ROWS = 3, 4, 12
@@ -298,7 +298,7 @@ class World:
         """Lines of a label log."""
         path = self.folder / "valid.jsonl"
         log, moment = LabelLog(path), "2026-01-31T12:00:00.000+00:00"
-        from palkit.labels import Event
+        from palkit.labelling.labels import Event
 
         log.append([Event(moment, "ann", "label", f"img{i}.png", "cat") for i in range(3)])
         log.append([Event(moment, "bob", "unsure", "img1.png"), Event(moment, "bob", "class", label="dog")])

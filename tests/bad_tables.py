@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pyarrow import parquet
 
-from palkit.datasets import load_dataset
-from palkit.exchange import COLUMNS, read_label_studio, read_labels_csv, write_labels_csv
-from palkit.labels import LabelLog, agreed, agreement, classes, disagreements, standing
+from palkit.data import load_dataset
+from palkit.labelling.exchange import COLUMNS, read_label_studio, read_labels_csv, write_labels_csv
+from palkit.labelling.labels import LabelLog, agreed, agreement, classes, disagreements, standing
 
 MOMENT = "2026-01-31T12:00:00+00:00"
 

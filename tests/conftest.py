@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tiny_vit import save_tiny_vit, tiny_values
 
-from palkit.backbones import Backbone, BackboneConfig, load_backbone
-from palkit.datasets import ImagePool, head, load_dataset
+from palkit.data import ImagePool, head, load_dataset
+from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Whatever is given to palkit, it works or says what is wrong with it: see bad_input.py for what that means.
 
-`benchmarks/fuzz.py` does the same with many more cases, and watches memory.
+`campaigns/fuzz.py` does the same with many more cases, and watches memory.
 """
 
 import re
@@ -16,12 +16,12 @@ from bad_input import INF, NAN, Case, Hang, World, command, judge
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palkit.backbones import BackboneConfig
 from palkit.config import config_from_dict, nest
 from palkit.errors import ConfigError, DataError, unknown_name
-from palkit.plain_yaml import read_yaml
+from palkit.experiments.sweep import Sweep, load_sweep, plan
+from palkit.models.backbones import BackboneConfig
+from palkit.storage.plain_yaml import read_yaml
 from palkit.strategies import STRATEGIES
-from palkit.sweep import Sweep, load_sweep, plan
 
 # Random cases of an entry; the slow ones, which decode, unpickle or open sessions, have fewer.
 EXAMPLES = {

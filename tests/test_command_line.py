@@ -9,14 +9,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from palkit import devices
 from palkit.__main__ import _options, main
-from palkit.checks import normal
 from palkit.config import config_from_dict, typed
-from palkit.datasets import load_dataset
+from palkit.data import load_dataset
 from palkit.errors import ConfigError, DataNotice
-from palkit.runs import RunDirectory, folder_name
-from palkit.setting import setting
+from palkit.experiments.runs import RunDirectory, folder_name
+from palkit.experiments.setting import setting
+from palkit.models import devices
+from palkit.storage.checks import normal
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_embed_fills_the_cache_of_a_run(
     cache = setting(config_from_dict(tiny_run)).cache
     for block in (2, 4):
         assert str(cache.folder(block)) in output
-    monkeypatch.setattr("palkit.inputs.Embedding.compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("palkit.scoring.inputs.Embedding.compute", lambda *_: pytest.fail("computed again"))
     cache.shards(2)
     cache.shards(4)
 

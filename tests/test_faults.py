@@ -1,4 +1,4 @@
-"""The fault campaign of `benchmarks/faults.py` in small: every kind of fault, and nothing lost, doubled or wrong."""
+"""The fault campaign of `campaigns/faults.py` in small: every kind of fault, and nothing lost, doubled or wrong."""
 
 import random
 import sys
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 PACKAGE = REPOSITORY / "palkit"
 # From what knows nothing to what knows everything: a module imports from its own line or from those above it.

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 SWEEP = """
 import json
@@ -22,8 +22,8 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")  # as on macOS: a process begins with nothing of its parent's memory
     from rich.console import Console
 
-    from palkit.dispatch import DispatchConfig, run_sweep
-    from palkit.sweep import Sweep
+    from palkit.experiments.dispatch import DispatchConfig, run_sweep
+    from palkit.experiments.sweep import Sweep
 
     base, how = map(json.loads, sys.argv[1:])
     outcomes = run_sweep(Sweep("spawned", base, {"seed": [0, 1]}), DispatchConfig(jobs=2, **how), console=Console())
@@ -38,7 +38,7 @@ if __name__ == "__main__":
         "sys.modules['resource'] = None",  # an import of it fails then, as where there is none
     ],
 )
-@pytest.mark.parametrize("module", ["palkit", "palkit.session", "palkit.__main__"])
+@pytest.mark.parametrize("module", ["palkit", "palkit.labelling.session", "palkit.__main__"])
 def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
     code = f"import sys; {windows}; import {module}"
     told = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from palkit.adapters import ADAPTERS
-from palkit.experiment import rounds, run_directory
-from palkit.files import REPOSITORY
-from palkit.sweep import load_sweep, plan
+from palkit.experiments.experiment import rounds, run_directory
+from palkit.experiments.sweep import load_sweep, plan
+from palkit.models.adapters import ADAPTERS
+from palkit.storage.files import REPOSITORY
 
 TOLERANCE = 0.0011  # accuracy: one of 1,000 test images, on which two classes may be as close as float32 can tell
 RESULTS = REPOSITORY / "figures" / "default"

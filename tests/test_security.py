@@ -20,10 +20,10 @@ import pytest
 import requests
 
 from palkit.__main__ import main
-from palkit.datasets import cifar, load_dataset, published
-from palkit.datasets.download import Remote
+from palkit.data import cifar, load_dataset, published
+from palkit.data.download import Remote
 from palkit.errors import PalkitError
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle"}
 # What runs, or may run, what it is given.
@@ -102,8 +102,8 @@ USE = """
 import sys
 from pathlib import Path
 from palkit.__main__ import main
-from palkit.exchange import read_labels_csv, write_labels_csv
-from palkit.session import open_session
+from palkit.labelling.exchange import read_labels_csv, write_labels_csv
+from palkit.labelling.session import open_session
 
 arguments, folder = sys.argv[2:], Path(sys.argv[1])
 assert not main(["run", *arguments])
@@ -178,7 +178,7 @@ class Evil:
 
 
 def test_arrays_that_are_pickles_are_refused(tmp_path: Path) -> None:
-    from palkit.shards import Shards
+    from palkit.storage.shards import Shards
 
     np.save(tmp_path / "evil.npy", np.array([Evil(tmp_path / "ran")], dtype=object), allow_pickle=True)
     with pytest.raises(PalkitError, match=r"evil\.npy"):
@@ -267,7 +267,7 @@ def test_jupyterlab_listens_on_loopback_and_wants_its_token(plain_lab: dict[str,
 def test_weights_are_saved_without_pickles(tmp_path: Path, tiny_run: dict[str, Any]) -> None:
     """No file that a run writes starts like a pickle or like torch.save's archive of pickles."""
     from palkit.config import config_from_dict
-    from palkit.experiment import rounds
+    from palkit.experiments.experiment import rounds
 
     list(rounds(config_from_dict(tiny_run)))
     files = [path for path in Path(os.environ["PALKIT_RUNS"]).rglob("*") if path.is_file()]

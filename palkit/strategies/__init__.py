@@ -15,7 +15,7 @@ new strategy touches one file only.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from palkit.shards import Shards
+from palkit.storage.shards import Shards
 from palkit.strategies.registry import STRATEGIES, Strategy, get_strategy, select, strategy
 
 for _module in iter_modules(__path__, f"{__name__}."):

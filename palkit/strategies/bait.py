@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import Rows, chunks
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.kernels import Rows, chunks
 from palkit.strategies.registry import strategy
-from palkit.ties import first_best
+from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.ties import first_best
 
 CHUNK = 2**24  # float64 numbers of one block of products: 128 MB
 

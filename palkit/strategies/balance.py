@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 Propose = Callable[[int], Tensor]
 

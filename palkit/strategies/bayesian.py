@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import chunks, draw
-from palkit.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.kernels import chunks, draw
 from palkit.strategies.ranking import shannon_entropy
 from palkit.strategies.registry import strategy
-from palkit.ties import first_best
+from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.ties import first_best
 
 
 @strategy("batchbald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5, on="shared_features"))

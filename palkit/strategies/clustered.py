@@ -7,8 +7,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import TIE, View, chunks, column_mean, nearest
-from palkit.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest
 from palkit.strategies.ranking import (
     class_means,
     cluster_centres,
@@ -19,7 +18,8 @@ from palkit.strategies.ranking import (
     top,
 )
 from palkit.strategies.registry import require_labels, require_positive, strategy
-from palkit.ties import predict
+from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.ties import predict
 
 MAX_LINKED = 3_000  # rows of agglomerative clustering: 3 s on one core at 384 features, and 36 MB of distances
 CANDIDATES = 25  # per row of the batch that DropQuery wants

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from palkit.calibration import fit_temperature
 from palkit.errors import ConfigError, DataNotice
-from palkit.heads import logistic
-from palkit.kernels import View, chunks, nearest, square_gaps
-from palkit.kmeans import kmeans
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.calibration import fit_temperature
+from palkit.strategies.heads import logistic
+from palkit.strategies.kernels import View, chunks, nearest, square_gaps
+from palkit.strategies.kmeans import kmeans
 from palkit.strategies.ranking import margin_gap, once_per_pool, per_row
 from palkit.strategies.registry import require_positive, strategy
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
 

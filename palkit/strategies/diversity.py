@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, unknown_name
-from palkit.kernels import Rows, chunks, k_center, nearest
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.kernels import Rows, chunks, k_center, nearest
 from palkit.strategies.ranking import class_means, top
 from palkit.strategies.registry import require_labels, strategy
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 
 @strategy("coreset", cold_start=True)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import chunks, draw
-from palkit.kmeans import outer_kmeanspp
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.kernels import chunks, draw
+from palkit.strategies.kmeans import outer_kmeanspp
 from palkit.strategies.ranking import margin_gap, per_row
 from palkit.strategies.registry import strategy
+from palkit.strategies.scores import LabelledSet, PoolScores
 
 
 @strategy("badge")

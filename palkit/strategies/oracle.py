@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.scores import LabelledSet, PoolScores, are_classes
 from palkit.strategies.registry import strategy
+from palkit.strategies.scores import LabelledSet, PoolScores, are_classes
 
 
 @strategy("class_balanced_oracle", cold_start=True, blind=True)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from palkit.kernels import Rows, chunks, nearest_rows
-from palkit.kmeans import group_sum, kmeans
-from palkit.scores import LabelledSet, PoolScores
-from palkit.ties import settled
+from palkit.strategies.kernels import Rows, chunks, nearest_rows
+from palkit.strategies.kmeans import group_sum, kmeans
+from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.ties import settled
 
 RowScore = Callable[[Tensor], Tensor]
 

@@ -9,12 +9,12 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from palkit.checks import checked
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
-from palkit.kernels import Rows, View, chunks
-from palkit.scores import Dropout, LabelledSet, PoolScores, are_classes
+from palkit.storage.checks import checked
 from palkit.strategies.balance import BALANCES
-from palkit.ties import Keys
+from palkit.strategies.kernels import Rows, View, chunks
+from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
+from palkit.strategies.ties import Keys
 
 COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded

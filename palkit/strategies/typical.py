@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import View, distances, knn
-from palkit.kmeans import kmeans
-from palkit.scores import LabelledSet, PoolScores
+from palkit.strategies.kernels import View, distances, knn
+from palkit.strategies.kmeans import kmeans
 from palkit.strategies.ranking import cluster_centres
 from palkit.strategies.registry import strategy
-from palkit.ties import first_best
+from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.ties import first_best
 
 
 @strategy("centroid", cold_start=True)

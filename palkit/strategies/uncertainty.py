@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError
-from palkit.kernels import chunks
-from palkit.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.kernels import chunks
 from palkit.strategies.ranking import confidence_gap, margin_gap, per_row, shannon_entropy, top
 from palkit.strategies.registry import STRATEGIES, strategy
+from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 
 PoolScore = Callable[[PoolScores], Tensor]
 

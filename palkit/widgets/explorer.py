@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from palkit.config import config_from_dict
-from palkit.engine import Progress, silent
-from palkit.explore import Exploration, Question
-from palkit.plots import pick_maps, pick_strips
-from palkit.proposals import Answer
+from palkit.labelling.explore import Exploration, Question
+from palkit.labelling.proposals import Answer
+from palkit.progress import Progress, silent
+from palkit.studies.plots import pick_maps, pick_strips
 from palkit.widgets.frontend import is_live
 from palkit.widgets.thumbnails import fit_square, picture_bytes
 
@@ -51,7 +51,7 @@ class Explorer:
             progress: called with (stage, done, total).
 
         Raises:
-            PalkitError: see `palkit.explore.Exploration.answer`.
+            PalkitError: see `palkit.labelling.explore.Exploration.answer`.
         """
         if self._answered is None or self._answered[0] is not self.question:
             self._answered = (self.question, self.exploration.answer(self.question, progress))

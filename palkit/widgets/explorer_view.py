@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import numpy as np
 
-from palkit.adapters import ADAPTERS, AdapterConfig
-from palkit.engine import Progress, silent
 from palkit.errors import PalkitError
-from palkit.explore import HISTORIES, MAPS, Question
-from palkit.proposals import Answer, Proposal
+from palkit.labelling.explore import HISTORIES, MAPS, Question
+from palkit.labelling.proposals import Answer, Proposal
+from palkit.models.adapters import ADAPTERS, AdapterConfig
+from palkit.progress import Progress, silent
 from palkit.strategies import STRATEGIES
 from palkit.strategies.balance import BALANCES
 from palkit.widgets.grid import ImageGrid

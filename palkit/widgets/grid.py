@@ -13,10 +13,10 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from palkit.datasets.pool import Decoder
-from palkit.engine import Progress, silent
+from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.plots import image_grid
+from palkit.progress import Progress, silent
+from palkit.studies.plots import image_grid
 from palkit.widgets.frontend import is_live
 from palkit.widgets.jobs import Cancelled, Jobs
 from palkit.widgets.thumbnails import COLUMNS, Thumbnails, picture_bytes, sheet

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
 
-from palkit.engine import Progress
+from palkit.progress import Progress
 
 Result = TypeVar("Result")
 

@@ -17,12 +17,12 @@ import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from palkit.datasets import FileImages, ImagePool
-from palkit.engine import Progress
+from palkit.data import FileImages, ImagePool
 from palkit.errors import DataError, PalkitError
-from palkit.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
-from palkit.plots import image_grid, session_curve
-from palkit.session import Session
+from palkit.labelling.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
+from palkit.labelling.session import Session
+from palkit.progress import Progress
+from palkit.studies.plots import image_grid, session_curve
 from palkit.widgets.frontend import is_live
 from palkit.widgets.jobs import Cancelled, Jobs
 from palkit.widgets.thumbnails import picture_bytes

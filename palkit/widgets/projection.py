@@ -12,9 +12,9 @@ import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from palkit.datasets.pool import Decoder
+from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError
-from palkit.plots import pick_maps
+from palkit.studies.plots import pick_maps
 from palkit.widgets.frontend import is_live
 from palkit.widgets.thumbnails import Thumbnails, picture_bytes
 

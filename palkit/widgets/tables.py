@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from palkit.datasets import ImagePool, load_dataset
+from palkit.data import ImagePool, load_dataset
 from palkit.errors import DataError, PalkitError
 from palkit.widgets.grid import ImageGrid
 
@@ -78,7 +78,7 @@ def bought_table(pool: ImagePool, bought: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         pool: its data set.
-        bought: columns round, id and label, see `palkit.experiment.Learner.selections`.
+        bought: columns round, id and label, see `palkit.experiments.experiment.Learner.selections`.
 
     Returns:
         Columns row, round, answer (class name) and id.
@@ -95,7 +95,7 @@ def most_bought(pool: ImagePool, selections: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         pool: the data set of the runs.
-        selections: columns run, strategy, round and id, see `palkit.results.collect`.
+        selections: columns run, strategy, round and id, see `palkit.experiments.results.collect`.
 
     Returns:
         Columns row, class, id, runs and strategies (how many bought it), share (of all runs), first (earliest round).

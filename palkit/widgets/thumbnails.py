@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from palkit.datasets.pool import Decoder
-from palkit.engine import Progress, silent
+from palkit.data.pool import Decoder
+from palkit.progress import Progress, silent
 
 COLUMNS = 8  # of a sheet
 # Between two chunks a request can be cancelled. Large ones would leave threads without work.

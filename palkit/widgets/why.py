@@ -9,9 +9,9 @@ import ipywidgets
 import numpy as np
 from PIL import Image
 
-from palkit.datasets import ImagePool
+from palkit.data import ImagePool
 from palkit.errors import PalkitError
-from palkit.proposals import Answer, Why
+from palkit.labelling.proposals import Answer, Why
 from palkit.widgets.thumbnails import fit_square
 
 SIDE = 112  # of the image itself, in pixels

@@ -12,7 +12,7 @@ from lab import Lab, start_lab, stop_kernels, stop_lab
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 ARTEFACTS = REPOSITORY / "artefacts" / "browser"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -16,7 +16,7 @@ import psutil
 import requests
 from playwright.sync_api import Locator, Page, expect
 
-from palkit.files import REPOSITORY, cache_dir
+from palkit.storage.files import REPOSITORY, cache_dir
 
 # A test fails by what it sees, never by how long it took: these only end one that hangs.
 START_SECONDS = 300

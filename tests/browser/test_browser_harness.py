@@ -24,7 +24,7 @@ from lab import (
 )
 from playwright.sync_api import Page, expect
 
-from palkit.files import REPOSITORY
+from palkit.storage.files import REPOSITORY
 
 WIDGETS = """
 import anywidget, traitlets

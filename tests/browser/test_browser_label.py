@@ -20,8 +20,8 @@ from lab import (
 )
 from playwright.sync_api import Locator, Page, expect
 
-from palkit.datasets import load_dataset
-from palkit.labels import LabelLog, agreed, standing
+from palkit.data import load_dataset
+from palkit.labelling.labels import LabelLog, agreed, standing
 
 PARAMETERS, START = 1, 2  # cells of label.ipynb
 KEYS = "123456789a"  # of the ten classes

@@ -1,0 +1,151 @@
+"""Data sets by name, by folder, by manifest, by id on the Hugging Face Hub. Knows no model."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from palkit.data.cifar import cifar10, cifar100
+from palkit.data.decoding import IMAGE_SUFFIXES, read_image
+from palkit.data.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
+from palkit.data.files import DECODING, FileImages, StoredImages, unreadable
+from palkit.data.folders import list_folder
+from palkit.data.hub import PREFIX, from_hub
+from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
+from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
+from palkit.data.pool import (
+    SPLITS,
+    UNLABELLED,
+    ArrayImages,
+    Decoder,
+    ImagePool,
+    Images,
+    head,
+    long_tail,
+    take,
+    usual_size,
+)
+from palkit.data.published import aptos2019, eurosat, histology
+from palkit.data.sizes import published_size
+from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
+
+__all__ = [
+    "DATASETS",
+    "DECODING",
+    "IMAGE_SUFFIXES",
+    "LAYOUT",
+    "SPLITS",
+    "UNLABELLED",
+    "ArrayImages",
+    "Decoder",
+    "FileImages",
+    "ImagePool",
+    "Images",
+    "StoredImages",
+    "from_folder",
+    "from_manifest",
+    "head",
+    "list_folder",
+    "load_dataset",
+    "long_tail",
+    "published_size",
+    "read_image",
+    "readable",
+    "take",
+    "unreadable",
+    "usual_size",
+]
+
+DATASETS: dict[str, Callable[[], ImagePool]] = {
+    "fashion_mnist": fashion_mnist,
+    "fashion_mnist_lt": fashion_mnist_lt,
+    "digits": digits,
+    "digits_lt": digits_lt,
+    "eurosat": eurosat,
+    "histology": histology,
+    "aptos2019": aptos2019,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "food101": food101,
+    "dtd": dtd,
+    "flowers102": flowers102,
+    **MEDMNIST_SETS,
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    skip_unreadable: bool = False,
+    group: str | None = None,
+    unlabelled: bool = False,
+    classes: Sequence[str] | None = None,
+) -> ImagePool:
+    """The data set of that name, or of that folder or manifest, or of that id on the Hugging Face Hub.
+
+    Named sets are downloaded the first time. What is left out of own images, and what is decided for their user, is
+    said in a warning each (`palkit.errors.DataNotice`), and in the notes of the pool.
+
+    Args:
+        name: a key of `DATASETS`, `hf:owner/name[@config]`, a folder (see `from_folder`) or a `.csv` or `.parquet`
+            file (see `from_manifest`).
+        skip_unreadable: decode every file now and leave out those that cannot be read, with a warning.
+        group: regular expression that finds in each path of a folder or manifest what must not be divided by a
+            split, such as the patient.
+        unlabelled: a folder's sub-folders are no classes.
+        classes: names of all classes of a folder or manifest in their order, as of grades, which kappa weighs by;
+            None for the order in `classes.txt`, or the alphabetical one.
+
+    Raises:
+        ConfigError: neither a known name nor an existing path, or options that do not go with it.
+        DataError: the data cannot be used; the message names the file and the fix.
+    """
+    if name in DATASETS and os.path.isdir(name):
+        notice = f"{name!r} is the data set of that name; for the folder that is here write './{name}'."
+        warnings.warn(notice, DataNotice, stacklevel=2)
+    pool = _load(name, group, unlabelled, classes)
+    for note in pool.notes:
+        warnings.warn(note, DataNotice, stacklevel=2)
+    return readable(pool) if skip_unreadable else pool
+
+
+def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str] | None) -> ImagePool:
+    if name in DATASETS or name.startswith(PREFIX):
+        if group is not None or unlabelled or classes:
+            raise ConfigError(
+                f"data set {name!r} has its splits and labels; group, unlabelled and classes are for folders and "
+                "manifests. Give the folder of its images instead."
+            )
+        return DATASETS[name]() if name in DATASETS else from_hub(name)
+    path = Path(name).expanduser()
+    is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
+    if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
+        return from_manifest(path, group, classes)
+    if os.path.exists(path):
+        return from_folder(path, group, unlabelled, classes)
+    if len(path.parts) > 1 or is_manifest:
+        raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")
+    raise unknown_name("dataset", name, DATASETS)
+
+
+def readable(pool: ImagePool) -> ImagePool:
+    """The data set without files that cannot be read; a warning counts them and names the first.
+
+    Raises:
+        DataError: what is left is no data set, see `palkit.data.pool.make_pool`.
+    """
+    if not isinstance(pool.images, FileImages):
+        return pool
+    bad = unreadable(pool.images.paths)
+    if bad.empty:
+        return pool
+    note = (
+        f"{len(bad)} of {len(pool)} images of {pool.name!r} cannot be read and are left out, the first is "
+        f"{bad['path'][0]} ({bad['reason'][0]})."
+    )
+    warnings.warn(note, DataNotice, stacklevel=3)
+    rest = take(pool, np.setdiff1d(np.arange(len(pool)), bad["row"]), pool.name)
+    return replace(rest, notes=(*rest.notes, note))

@@ -1,0 +1,106 @@
+"""CIFAR-10 and CIFAR-100 from their binary archives: the usual ones are pickles, which run what is in them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from palkit.data.download import Remote, dataset_dir, unpacked
+from palkit.data.pool import ArrayImages, ImagePool, carve, make_pool
+from palkit.errors import DataError
+
+SIDE = 32  # pixels; a record is its labels, one byte each, and the image as channels x rows x columns
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """One of the two archives.
+
+    Attributes:
+        remote: the published file; the checksum is TensorFlow Datasets'.
+        folder: inside the archive.
+        train, test: files of records, in order.
+        names: text file of the class names, a line each.
+        labels: bytes before an image; the last is the class.
+    """
+
+    remote: Remote
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    labels: int
+
+
+CIFAR10 = Cifar(
+    Remote(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "cifar-10-binary.tar.gz",
+    ),
+    "cifar-10-batches-bin",
+    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test_batch.bin",
+    "batches.meta.txt",
+    labels=1,
+)
+CIFAR100 = Cifar(
+    Remote(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        "cifar-100-binary.tar.gz",
+    ),
+    "cifar-100-binary",
+    ("train.bin",),
+    "test.bin",
+    "fine_label_names.txt",
+    labels=2,
+)
+
+
+def cifar10() -> ImagePool:
+    """60,000 photographs of 32 x 32 pixels, 10 classes; the official test set, a tenth of train for validation.
+
+    Raises:
+        DataError: see `palkit.data.download.fetched`.
+    """
+    return _read("cifar10", CIFAR10)
+
+
+def cifar100() -> ImagePool:
+    """As `cifar10`, with 100 (fine) classes.
+
+    Raises:
+        DataError: see `palkit.data.download.fetched`.
+    """
+    return _read("cifar100", CIFAR100)
+
+
+def _read(name: str, source: Cifar) -> ImagePool:
+    folder = unpacked(source.remote, dataset_dir(name), "unpacked") / source.folder
+    try:
+        parts = [[_records(folder / file, source.labels) for file in files] for files in (source.train, [source.test])]
+        names = (folder / source.names).read_text(encoding="ascii").split()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"data set {name!r} in {folder} is damaged or incomplete ({error}). "
+            f"Delete {dataset_dir(name)} to have it downloaded again."
+        ) from error
+    train, test = (np.concatenate(part) for part in parts)
+    labels = np.concatenate([train, test])[:, source.labels - 1].astype(np.int64)
+    pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    ids = np.array([f"{part}-{n:05d}" for part, rows in (("train", train), ("test", test)) for n in range(len(rows))])
+    split = np.concatenate([carve(labels[: len(train)], ids[: len(train)]), np.full(len(test), "test")])
+    return make_pool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, names)
+
+
+def _records(path: Path, labels: int) -> np.ndarray:
+    """(N, labels + 3072) uint8.
+
+    Raises:
+        ValueError: the file does not hold whole records.
+    """
+    content = np.fromfile(path, np.uint8)
+    if len(content) % (labels + 3 * SIDE**2):
+        raise ValueError(f"{path.name} has {len(content)} bytes, which are no whole records")
+    return content.reshape(-1, labels + 3 * SIDE**2)

@@ -1,0 +1,135 @@
+"""What is known of files by their content: SHA-256, and of images their header; looked up by path, size and times.
+
+Content decides. The system's record of a file (size, times, inode) is a shortcut only where it is safe: not for a file
+that was changed so lately that it could change again within the same tick of the clock.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from hashlib import sha256 as of_text
+from pathlib import Path
+
+import pandas as pd
+
+from palkit.data.decoding import Header, inspect
+from palkit.errors import DataError
+from palkit.storage.files import cache_dir, locked, sha256
+from palkit.storage.formats import read_table, write_table
+
+RACY_NS = 2 * 10**9  # a file this young may change again within the same tick of the clock
+# Of `decoding.inspect`: raise it when that changes, and files are looked at anew.
+VERSION = 1
+STAMP = ("size", "mtime_ns", "ctime_ns", "inode")  # the time of change of the record tells files that changed places
+HEADER = ("frames", "kind", "low", "high")
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file as it was when it was looked at.
+
+    Attributes:
+        sha256: of its content; "" if it could not be read.
+        header: of the image; None if nobody asked.
+        stamp: the system's record of it.
+        settled: whether the record would tell a change since then.
+    """
+
+    sha256: str
+    header: Header | None
+    stamp: Stamp
+    settled: bool
+
+
+def file_hashes(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file, see `file_facts`.
+
+    Raises:
+        DataError: a file is not there or cannot be read; names it.
+    """
+    return [checked_hash(path, facts) for path, facts in zip(paths, file_facts(paths, images=False), strict=True)]
+
+
+def checked_hash(path: Path, facts: FileFacts) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        DataError: it could not be read; names it.
+    """
+    if not facts.sha256:
+        raise DataError(f"{path} cannot be read. Restore it or make it readable, then load the data set again.")
+    return facts.sha256
+
+
+def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]:
+    """What is known of each file; several threads look at what is new or has changed, the rest is known from before.
+
+    It is kept in `cache_dir()/hashes`, one table per common folder. Processes that want the same wait for the first.
+
+    Args:
+        paths: of the files.
+        images: whether they are images, whose headers are wanted.
+    """
+    if not paths:
+        return []
+    absolute = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    table = cache_dir() / "hashes" / f"{of_text(os.fsencode(common)).hexdigest()[:16]}.parquet"
+    with locked(table.with_suffix(".lock")):
+        stamps = [stamp_of(path) for path in absolute]
+        known = _read(table)
+        wanted = dict(zip(absolute, stamps, strict=True))
+        new = [
+            path
+            for path, stamp in wanted.items()
+            if path not in known or known[path].stamp != stamp or (images and known[path].header is None)
+        ]
+        if new:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                looked = threads.map(lambda path: _look(path, wanted[path], images), new)
+                known |= dict(zip(new, looked, strict=True))
+            _write(table, {path: facts for path, facts in known.items() if facts.settled and facts.sha256})
+    return [known[path] for path in absolute]
+
+
+def stamp_of(path: Path | str) -> Stamp:
+    """The system's record of a file, behind any links; zeros if there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _look(path: str, stamp: Stamp, images: bool) -> FileFacts:
+    now = time.time_ns()
+    try:
+        digest = sha256(Path(path))
+    except OSError:
+        return FileFacts("", None, stamp, False)
+    return FileFacts(digest, inspect(Path(path)) if images else None, stamp, now - max(stamp[1:3]) > RACY_NS)
+
+
+def _read(table: Path) -> dict[str, FileFacts]:
+    """What is kept; nothing if the table is missing, older or damaged, since it can be made again."""
+    try:
+        columns = read_table(table)
+        if not (columns["version"] == VERSION).all():
+            return {}
+        stamps = zip(*(columns[name].tolist() for name in STAMP), strict=True)
+        headers = [Header(*cells) if cells[0] else None for cells in zip(*(columns[n] for n in HEADER), strict=True)]
+        rows = zip(columns["path"], columns["sha256"], headers, stamps, strict=True)
+        return {path: FileFacts(digest, header, stamp, True) for path, digest, header, stamp in rows}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _write(table: Path, known: dict[str, FileFacts]) -> None:
+    rows = [
+        (path, *facts.stamp, facts.sha256, *astuple(facts.header or Header(frames=0)), VERSION)
+        for path, facts in known.items()
+    ]
+    write_table(pd.DataFrame(rows, columns=["path", *STAMP, "sha256", *HEADER, "version"]), table)

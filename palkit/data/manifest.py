@@ -1,0 +1,149 @@
+"""What a check of a user's images finds, and the manifest that fixes it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from palkit.data.files import FileImages, unreadable, value_range
+from palkit.data.own import MANIFEST_SUFFIXES, in_order, order_file
+from palkit.data.pool import ImagePool, take
+from palkit.errors import ConfigError
+from palkit.storage.files import atomic_path, write_text
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with the files of a data set.
+
+    Attributes:
+        pool: the data set as it was loaded.
+        unreadable: see `palkit.data.files.unreadable`.
+        duplicates: see `ImagePool.duplicates`.
+    """
+
+    pool: ImagePool
+    unreadable: pd.DataFrame
+    duplicates: pd.DataFrame
+
+    @property
+    def crossing(self) -> pd.DataFrame:
+        """The copies that lie in more than one split: what is tested on has been trained on."""
+        return self._differing("split")
+
+    @property
+    def contradicting(self) -> pd.DataFrame:
+        """The copies that have different labels."""
+        return self._differing("label")
+
+    def _differing(self, column: str) -> pd.DataFrame:
+        values = self.duplicates[column].where(self.duplicates[column] != "")
+        return self.duplicates[values.groupby(self.duplicates["checksum"]).transform("nunique") > 1]
+
+    def surplus(self) -> np.ndarray:
+        """Rows to drop so that no image is there twice.
+
+        The first labelled copy stays, or the first one if none has a label; of copies with different labels none
+        stays, since nobody knows which is right.
+        """
+        contradicting = self.duplicates["checksum"].isin(self.contradicting["checksum"])
+        by_label = self.duplicates.assign(unlabelled=self.duplicates["label"] == "")
+        ordered = by_label.sort_values(["checksum", "unlabelled", "row"])
+        repeated = ordered["checksum"].duplicated().sort_index()
+        return self.duplicates.loc[repeated | contradicting, "row"].to_numpy(np.int64)
+
+    def cleaned(self, drop_duplicates: bool) -> ImagePool:
+        """The data set without unreadable files, and without surplus copies if asked for."""
+        bad = self.unreadable["row"].to_numpy(np.int64)
+        drop = np.concatenate([bad, self.surplus()]) if drop_duplicates else bad
+        return take(self.pool, np.setdiff1d(np.arange(len(self.pool)), drop), self.pool.name)
+
+    def report(self) -> list[str]:
+        """The findings in lines: counts, copies of images, files that cannot be read."""
+        lines = [f"{self.pool.name}: {len(self.pool)} images, {len(self.pool.class_names)} classes"]
+        lines += self.pool.counts().to_string().splitlines()
+        lines.append(f"images that are there more than once: {len(self.duplicates)}")
+        crossing, contradicting = set(self.crossing["checksum"]), set(self.contradicting["checksum"])
+        for checksum, copies in self.duplicates.groupby("checksum"):
+            named = [
+                f"{copy} ({split}, {label or 'no label'})"
+                for copy, split, label in zip(copies["id"], copies["split"], copies["label"], strict=True)
+            ]
+            notes = " in different splits" * (checksum in crossing) + " with different labels" * (
+                checksum in contradicting
+            )
+            lines.append(f"  {' = '.join(named)}{notes and ':' + notes}")
+        lines.append(f"files that cannot be read: {len(self.unreadable)}")
+        return lines + [
+            f"  {path}: {reason}"
+            for path, reason in zip(self.unreadable["path"], self.unreadable["reason"], strict=True)
+        ]
+
+
+def examine(pool: ImagePool) -> Findings:
+    """Decode and compare all files of a data set.
+
+    Raises:
+        ConfigError: its images do not lie in files.
+    """
+    if not isinstance(pool.images, FileImages):
+        raise ConfigError(f"data set {pool.name!r} holds arrays, not files: there is nothing to list in a manifest.")
+    return Findings(pool, unreadable(pool.images.paths), pool.duplicates())
+
+
+def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Path:
+    """Write the images of a pool as a manifest, atomically; `load_dataset` reads it with the same splits.
+
+    Args:
+        pool: whose images lie in files.
+        path: `.csv` or `.parquet`. Paths are relative to its folder unless they share nothing with it but the root.
+            Ranges of deep values go into it too; an order of classes that is not the usual one goes beside it.
+        ordered: write the order beside it in any case, since somebody gave it.
+
+    Raises:
+        ConfigError: another suffix.
+        DataError: the folder cannot be written to.
+    """
+    check_suffix(path)
+    assert isinstance(pool.images, FileImages), "examined"
+    groups = pool.groups if pool.groups is not None else np.full(len(pool), "")
+    table = pd.DataFrame(
+        {
+            "path": [_relative(image, path.parent) for image in pool.images.paths],
+            "label": pool.label_names(),
+            "split": pool.split,
+            "group": groups,
+        }
+    )
+    ranges = [value_range(facts) for facts in pool.images.facts]
+    if any(ranges):
+        for place, column in enumerate(("low", "high")):
+            table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
+    if ordered or list(pool.class_names) != in_order(pool.class_names):
+        write_text(order_file(path), "\n".join(pool.class_names) + "\n")
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)
+    return path
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse names that `load_dataset` would not take for a manifest.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise ConfigError(f"manifest {path}: the name must end in {' or '.join(MANIFEST_SUFFIXES)}.")
+
+
+def _relative(image: Path, folder: Path) -> str:
+    image, folder = image.absolute(), folder.absolute()
+    common = Path(os.path.commonpath([image, folder])) if image.anchor == folder.anchor else None
+    if common is None or common == Path(image.anchor):
+        return image.as_posix()
+    return Path(os.path.relpath(image, folder)).as_posix()

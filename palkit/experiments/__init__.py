@@ -1,0 +1,1 @@
+"""The loop of rounds, run directories, and sweeps of them."""

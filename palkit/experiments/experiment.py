@@ -1,0 +1,367 @@
+"""One active-learning run: score, select, label, fit, evaluate. A pure function of its config."""
+
+import dataclasses
+import hashlib
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from palkit.config import ExperimentConfig, plain, stochastic_passes
+from palkit.data import ImagePool
+from palkit.errors import ConfigError, DivergenceError
+from palkit.experiments.runs import Round, RunDirectory, run_hash
+from palkit.experiments.setting import Setting, setting, settle
+from palkit.models.adapters import (
+    AdaptedModel,
+    attach,
+    first_trained_block,
+    merge,
+    trainable_count,
+)
+from palkit.models.adapters.files import save_adapter
+from palkit.models.devices import memory_explained, memory_limit
+from palkit.models.metrics import confidence_table, evaluate
+from palkit.models.training import contradictions, cross_fitted_temperature, fit
+from palkit.progress import Progress, silent
+from palkit.scoring.scorer import score_pool
+from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
+from palkit.strategies import get_strategy, select
+from palkit.strategies.kernels import Standardised, column_moments
+from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.ties import Keys
+
+STD_FLOOR = 1e-6
+SCORES = "scores-"  # how names of folders begin that hold scores of one process
+
+
+def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
+    """The settled config and checksums of data and weights; what the hash is made of."""
+    here = setting(config, device)
+    return _resolved(settle(config, here), here)
+
+
+def _resolved(settled: ExperimentConfig, here: Setting) -> dict[str, Any]:
+    return plain(settled) | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
+
+
+def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress = silent) -> Iterator[Round]:
+    """Run an experiment, yielding each round as soon as it is on disk; complete rounds are not computed again.
+
+    Args:
+        config: what to run.
+        device: "cpu", "cuda" or "mps"; not part of the config, because it should not change the result.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ConfigError: the config cannot work on this data set.
+        DivergenceError: a loss is not finite. Complete rounds stay on disk.
+        DataError: what is stored of the run is damaged; says what to delete.
+        StorageError: a file cannot be written. Complete rounds stay on disk.
+        OutOfMemoryError: memory ran out. Complete rounds stay on disk.
+    """
+    with memory_explained():
+        yield from _rounds(config, device, progress)
+
+
+def _rounds(config: ExperimentConfig, device: str, progress: Progress) -> Iterator[Round]:
+    here = setting(config, device, progress)
+    if not here.pool.is_labelled:
+        raise ConfigError(
+            f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them all. "
+            "Label them first, or leave them out of the manifest."
+        )
+    config = settle(config, here)
+    resolved = _resolved(config, here)
+    directory = RunDirectory(config.dataset, run_hash(resolved))
+    if not directory.is_complete(config.rounds):  # a complete run may lie where nobody can write
+        with locked(directory.path / ".lock"):
+            if not directory.is_complete(config.rounds):
+                yield from _compute(config, here, resolved, directory, progress)
+                return
+    yield from directory.rounds()[: config.rounds]
+
+
+def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory:
+    """Where the run of this config is, or will be."""
+    here = setting(config, device)
+    return directory_of(settle(config, here), here)
+
+
+def directory_of(settled: ExperimentConfig, here: Setting) -> RunDirectory:
+    """Where the run of a settled config is, or will be."""
+    return RunDirectory(settled.dataset, run_hash(_resolved(settled, here)))
+
+
+def _compute(
+    config: ExperimentConfig,
+    here: Setting,
+    resolved: Mapping[str, Any],
+    directory: RunDirectory,
+    progress: Progress,
+) -> Iterator[Round]:
+    pool_rows, batch_size = here.pool.rows("pool"), config.batch_size
+    assert batch_size is not None, "settled"
+    if config.rounds * batch_size > len(pool_rows):
+        raise ConfigError(
+            f"{config.rounds} rounds of {batch_size} labels need {config.rounds * batch_size} images, but the pool of "
+            f"{config.dataset!r} has {len(pool_rows)}. Lower rounds or batch_size"
+            + ("." if config.pool_size is None else ", or raise pool_size.")
+        )
+    done = directory.rounds()[: config.rounds]
+    directory.remove_leftovers()
+    directory.start(resolved, len(done), here.backbone.device)
+    yield from done
+
+    learner = Learner(config, here)
+    bought = [np.array(round_.bought, dtype=np.int64) for round_ in done]
+    if done and len(done) < config.rounds:
+        stored = directory.selections()
+        bought.append(stored.loc[stored["round"] == len(done), "position"].to_numpy(np.int64))
+    if not bought:
+        bought.append(learner.first_batch(batch_size))
+    # A kill between the last round and its adapter leaves rounds complete but no adapter: fit that one again.
+    first = min(len(done), config.rounds - 1)
+
+    predictions = directory.predictions(first)
+
+    for number in range(first, config.rounds):
+        positions = np.concatenate(bought[: number + 1])
+        began = time.perf_counter()
+        model = learner.fit(positions, number)
+        fit_s = time.perf_counter() - began
+        began = time.perf_counter()
+        last = number + 1 == config.rounds
+        scores = None
+        if not last:
+            # A strategy that does not look at scores is not kept waiting for them.
+            scores = learner.unscored() if learner.blind else learner.score_pool(model, number, progress)
+        judged = learner.evaluate(model, progress), learner.eval_labels, learner.eval_names
+        score_s = time.perf_counter() - began
+        began = time.perf_counter()
+        if scores is not None and len(bought) == number + 1:
+            bought.append(learner.next_batch(scores, positions, batch_size, number + 1))
+        select_s = time.perf_counter() - began
+        round_ = Round(
+            number=number,
+            labels=len(positions),
+            bought=tuple(bought[number].tolist()),
+            metrics=evaluate(*judged) | {"temperature": float(model.temperature)},
+            costs={
+                "fit_s": fit_s,
+                "score_s": score_s,
+                "select_s": select_s,
+                "peak_mb": peak_memory(),
+                "trainable": float(trainable_count(model)),
+            },
+        )
+        if last:
+            save_adapter(model, directory.adapter)
+        if number == len(done):
+            done.append(round_)
+            predictions.append(confidence_table(*judged).assign(round=number))
+            directory.write(done, learner.selections(bought), predictions)
+            yield round_
+
+
+class Learner:
+    """The steps of a round on one setting; holds what does not change between rounds."""
+
+    def __init__(self, config: ExperimentConfig, here: Setting) -> None:
+        self.config = config
+        self.here = here
+        self.pool_rows = here.pool.rows("pool")
+        eval_rows = here.pool.rows(config.evaluate_on)
+        self.eval_labels = torch.from_numpy(here.pool.labels[eval_rows])
+        self.pool_labels = torch.from_numpy(here.pool.labels[self.pool_rows])
+        self.start_block = first_trained_block(config.adapter, here.backbone.depth)
+        self.inputs = here.cache.rows(self.start_block, self.pool_rows)
+        self.eval_inputs = here.cache.rows(self.start_block, eval_rows)
+        frozen = here.cache.rows(here.backbone.depth, self.pool_rows)
+        self.mean, variance = (moment.float() for moment in column_moments(frozen))
+        self.std = variance.sqrt().clamp_min(STD_FLOOR)
+        self.frozen = Standardised(frozen, self.mean, self.std)
+        self.names, self.eval_names = (
+            Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
+            for rows in (self.pool_rows, eval_rows)
+        )
+        self._views: dict[int, Tensor] = {}
+        self._folder: tempfile.TemporaryDirectory | None = None
+        strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
+        self.blind = strategy.blind and config.balance is None
+        self.dropout = stochastic_passes(strategy.dropout, self.options)
+        self.options |= self.truth_for(config.strategy)
+
+    def truth_for(self, strategy: str) -> dict[str, Any]:
+        """Options by which an oracle sees the true labels; none for any other strategy."""
+        return {"labels": self.pool_labels} if get_strategy(strategy).is_oracle else {}
+
+    def first_batch(self, batch_size: int) -> np.ndarray:
+        """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
+        nothing = LabelledSet(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+        generator = self._generator("initial", 0)
+        initial = self.config.initial
+        picks = select(initial, self.unscored(), nothing, batch_size, generator, **self.truth_for(initial))
+        return picks.numpy()
+
+    def unscored(self) -> PoolScores:
+        """Frozen features, and no idea of the classes."""
+        classes = len(self.here.pool.class_names)
+        size = len(self.frozen) * self.frozen.shape[1] * 4
+        features = self.frozen[:] if size <= memory_limit() else self.frozen
+        return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes), names=self.names)
+
+    def next_batch(self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int) -> np.ndarray:
+        """Pool positions that the strategy buys for round `number`."""
+        bought = torch.from_numpy(positions)
+        return select(
+            self.config.strategy,
+            scores,
+            LabelledSet(bought, self.pool_labels[bought]),
+            batch_size,
+            self._generator("select", number),
+            balance=self.config.balance,
+            **self.options,
+        ).numpy()
+
+    def relabel(self, pool: ImagePool) -> None:
+        """Go on with other labels of the same images, or other classes."""
+        self.here = dataclasses.replace(self.here, pool=pool)
+        self.pool_labels = torch.from_numpy(pool.labels[self.pool_rows])
+        self.eval_labels = torch.from_numpy(pool.labels[pool.rows(self.config.evaluate_on)])
+        classes = Keys.of((), pool.class_names).under(self.config.seed).classes
+        self.names, self.eval_names = Keys(self.names.rows, classes), Keys(self.eval_names.rows, classes)
+
+    def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
+        """A model fitted from the pretrained weights to the labels bought so far.
+
+        Args:
+            positions: of the pool.
+            number: of the round.
+            progress: see `palkit.models.training.fit`.
+        """
+        device, training = self.here.backbone.device, self.config.training
+        inputs = self._augmented(positions)
+        labels = self.pool_labels[torch.from_numpy(positions)].to(device)
+        seed = seed_of(self.config.seed, "fit", number)
+        model = self._attach()
+        plain = self.inputs[torch.from_numpy(positions)].to(device).float()
+        try:
+            fit(model, inputs, labels, training, seed, progress, plain=plain)
+        except DivergenceError as error:
+            if not (copies := contradictions(plain, labels)):
+                raise
+            raise DivergenceError(
+                f"training failed because {copies} of the {len(labels)} labelled images are copies of one with another "
+                "label, and no model can tell them apart. `python -m palkit manifest SOURCE OUT.csv` lists copies: "
+                "correct their labels, or leave them out with --drop-duplicates."
+            ) from error
+        if training.temperature_folds:
+            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
+            model.temperature.fill_(temperature)
+        return model
+
+    def _attach(self) -> AdaptedModel:
+        device = self.here.backbone.device
+        return attach(
+            self.here.backbone,
+            self.config.adapter,
+            len(self.here.pool.class_names),
+            self.mean.to(device),
+            self.std.to(device),
+            seed_of(self.config.seed, "adapter", 0),
+        )
+
+    def score_pool(self, model: AdaptedModel, number: int, progress: Progress = silent) -> PoolScores:
+        """Scores of the pool, with the stochastic passes that the strategy needs.
+
+        Args:
+            model: fitted.
+            number: of the round.
+            progress: see `palkit.scoring.scorer.score_pool`.
+        """
+        if self.dropout is None or self.dropout.on != "adapter":
+            merge(model)
+        folder = self._feature_folder()
+        scores = score_pool(
+            model,
+            self.inputs,
+            self.here.cache.config,
+            progress,
+            dropout=self.dropout,
+            rng=self._generator("dropout", number),
+            folder=folder,
+            names=self.names,
+        )
+        if folder is not None:
+            weakref.finalize(scores.features, shutil.rmtree, folder, ignore_errors=True)
+        return scores
+
+    def evaluate(self, model: AdaptedModel, progress: Progress = silent) -> Tensor:
+        """(M, C) probabilities of the evaluation rows."""
+        return score_pool(merge(model), self.eval_inputs, self.here.cache.config, progress).probs
+
+    def _feature_folder(self) -> Path | None:
+        """Where features and stochastic passes of one scoring pass go if they exceed memory; gone with this object.
+
+        Each pass has its own: scores of an earlier one may still be read.
+        """
+        passes = 0 if self.dropout is None else self.dropout.passes * len(self.here.pool.class_names)
+        if 4 * len(self.pool_rows) * (self.here.backbone.width + passes) <= memory_limit():
+            return None
+        if self._folder is None:
+            with storing(cache_dir()):
+                cache_dir().mkdir(parents=True, exist_ok=True)
+                remove_orphans(cache_dir(), SCORES)
+                self._folder = tempfile.TemporaryDirectory(dir=cache_dir(), prefix=owned(SCORES))
+        return Path(tempfile.mkdtemp(dir=self._folder.name))
+
+    def selections(self, bought: list[np.ndarray]) -> pd.DataFrame:
+        """Table of everything bought so far."""
+        number = np.repeat(np.arange(len(bought)), [len(batch) for batch in bought])
+        position = np.concatenate(bought)
+        rows = self.pool_rows[position]
+        return pd.DataFrame(
+            {
+                "round": number,
+                "position": position,
+                "id": self.here.pool.ids[rows],
+                "label": self.here.pool.labels[rows],
+            }
+        )
+
+    def _augmented(self, positions: np.ndarray) -> Tensor:
+        """(V, L, ...) views of the labelled images; the frozen prefix sees each image once per run."""
+        missing = np.array([p for p in positions if int(p) not in self._views], dtype=np.int64)
+        training = self.config.training
+        views = self.here.cache.augmented(
+            self.start_block, self.pool_rows[missing], training.augmentation, training.views, self.config.seed
+        )
+        for column, position in enumerate(missing):
+            self._views[int(position)] = views[:, column]
+        return torch.stack([self._views[int(position)] for position in positions], dim=1)
+
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.config.seed, purpose, number))
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process so far, in MB (2^20 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """Independent 63-bit seed for one use of randomness, so that a resumed round draws what it would have drawn."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

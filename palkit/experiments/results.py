@@ -1,0 +1,251 @@
+"""What came out of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from palkit.config import plain
+from palkit.errors import ConfigError, DataError
+from palkit.experiments.setting import looked_at_once, pool_of
+from palkit.experiments.sweep import Sweep, Task, plan
+from palkit.models.metrics import recalls_of, reliability_of
+from palkit.storage.files import REPOSITORY, read_json, write_text
+from palkit.storage.formats import read_table, write_table
+
+FIGURES = REPOSITORY / "figures"  # of every profile its committed results, the reference
+USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
+SUMS = ("data_sha256", "weights_sha256")  # in the config of a run, of what it was computed from
+MISSING = "missing.txt"  # in the folder of the results, if runs are
+OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
+
+
+@looked_at_once()
+def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
+    """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
+
+    Args:
+        sweep: some of its runs must be complete.
+        device: that they ran on.
+
+    Returns:
+        `rounds`, one row per run and round; `selections`, per run and label bought; `reliability`, per run, round and
+        bin of confidence (see `palkit.models.metrics.reliability_of`); `recalls`, per run, round and class. Besides the
+        usual columns there is one for every config field that differs between runs, under its dotted name, and
+        `variant` if the sweep has some.
+
+    Raises:
+        ConfigError: no run is complete.
+    """
+    return _collected(sweep, plan(sweep, device))
+
+
+def _collected(sweep: Sweep, planned: Sequence[Task]) -> dict[str, pd.DataFrame]:
+    """Tables of the complete ones among the tasks of a sweep, see `collect`."""
+    tasks = [task for task in planned if task.is_complete]
+    if not tasks:
+        why = " ".join(missing_runs(sweep, planned)) or "Its grid has no run."
+        raise ConfigError(f"sweep {sweep.name!r} has no complete run yet. {why}")
+    varied = _varied([plain(task.config) for task in tasks if task.config is not None])
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for task, values in zip(tasks, varied, strict=True):
+        config = task.config
+        assert config is not None, "complete"
+        columns: dict[str, Any] = {
+            "run": task.directory.run,
+            "dataset": config.dataset,
+            "backbone": config.backbone.name,
+            "adapter": config.adapter.name,
+            "strategy": config.strategy,
+            "balance": config.balance or "none",
+            "seed": config.seed,
+            **({"variant": task.variant} if task.variant else {}),
+            **values,
+        }
+        rounds, predictions = task.directory.table(), task.directory.predictions(config.rounds)
+        labels, classes = rounds["labels"].tolist(), pool_of(config).class_names
+        found = {
+            "rounds": rounds,
+            "selections": task.directory.selections(),
+            "reliability": _reliability(predictions, labels),
+            "recalls": recalls_of(predictions, labels, classes),
+        }
+        for name, rows in found.items():
+            tables.setdefault(name, []).append(rows.assign(**columns)[[*columns, *rows.columns]])
+    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+
+
+def _varied(parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each run, the values under dotted names that differ between runs and have no column of their own."""
+    flat = [_flat(values) for values in parameters]
+    names = sorted({name for values in flat for name in values} - {"dataset", "strategy", "balance", "seed"})
+    names = [name for name in names if name not in ("backbone.name", "adapter.name")]
+    shown = [{name: _cell(values.get(name)) for name in names} for values in flat]
+    differing = [name for name in names if len({repr(values[name]) for values in shown}) > 1]
+    return [{name: values[name] for name in differing} for values in shown]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _cell(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> pd.DataFrame:
+    return pd.concat(
+        [
+            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
+            for table, bought in zip(predictions, labels, strict=True)
+        ],
+        ignore_index=True,
+    )
+
+
+def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Rounds, selections and recalls as `write_results` stored them, each configuration with a name of its own.
+
+    Where runs differ in more than data set, backbone, adapter, strategy, balance and seed, the adapter's name is
+    extended by the variant, or by the fields that differ.
+
+    Args:
+        folder: of the results of a sweep.
+
+    Raises:
+        DataError: a table is missing.
+    """
+    tables = read_tables(folder, ("rounds", "selections", "recalls"))
+    names = named(tables[0])
+    return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
+
+
+def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
+    """Some of the tables of `collect`, as they were stored in a folder.
+
+    Raises:
+        DataError: a table is missing or damaged.
+    """
+    tables = []
+    for name in names:
+        path = folder / f"{name}.parquet"
+        again = f"with `python -m palkit study {folder.name}`, or the sweep's file."
+        if folder.is_relative_to(FIGURES):
+            again = f"with `git restore {path}`."
+        if not path.exists():
+            raise DataError(f"{path} is missing. Write it {again}")
+        try:
+            tables.append(read_table(path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}). Write it again {again}") from error
+    return tuple(tables)
+
+
+def named(rounds: pd.DataFrame) -> pd.Series:
+    """Of each run, the adapter's name, with what it takes to tell it from runs that look the same."""
+    runs = rounds.drop_duplicates("run").set_index("run")
+    same = [*USUAL, "seed"]
+    if not runs.duplicated(same).any():
+        return runs["adapter"]
+    fields = ["variant"] if "variant" in runs else []
+    if not fields or runs.duplicated([*same, "variant"]).any():
+        others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
+        # What a variant says already is not said twice.
+        fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
+    more = runs[fields].astype(str).agg(", ".join, axis=1)
+    alone = [text.startswith(name) for text, name in zip(more, runs["adapter"], strict=True)]
+    return more.where(pd.Series(alone, index=runs.index), runs["adapter"] + ", " + more)
+
+
+def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A table divided by data set and backbone, under names that tell the parts apart; "" if there is only one."""
+    columns = [name for name in ("dataset", "backbone") if table[name].nunique() > 1]
+    if not columns:
+        return {"": table}
+    short = table.assign(**{name: table[name].map(short_paths(table[name].unique())) for name in columns})
+    return {", ".join(map(str, key)): table.loc[rows.index] for key, rows in short.groupby(columns, sort=False)}
+
+
+def short_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Of each data set or backbone, as much of the end of its path as tells it from the others; names stay names.
+
+    Args:
+        paths: distinct ones.
+    """
+    pieces = {path: [piece for piece in path.split("/") if piece] or [path] for path in map(str, paths)}
+    short = {}
+    for path, own in pieces.items():
+        ends = ("/".join(own[-count:]) for count in range(1, len(own) + 1))
+        others = ["/" + "/".join(other) for name, other in pieces.items() if name != path]
+        short[path] = next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), path)
+    return short
+
+
+def reference_folder(sweep: Sweep) -> Path | None:
+    """Folder of the committed results of a sweep, `figures/<name>/`; None for a sweep that has none, as yours."""
+    folder = FIGURES / sweep.name
+    return folder if sweep.is_profile and (folder / "rounds.parquet").exists() else None
+
+
+@looked_at_once()
+def write_results(sweep: Sweep, device: str = "cpu") -> Path:
+    """Store the tables of `collect` in the folder of the sweep's study with what is missing; returns that folder."""
+    folder, planned = sweep.studies, plan(sweep, device)
+    for name, table in _collected(sweep, planned).items():
+        write_table(table, folder / f"{name}.parquet")
+    lines = missing_runs(sweep, planned)
+    if lines:
+        write_text(folder / MISSING, "\n".join(lines))
+    else:
+        (folder / MISSING).unlink(missing_ok=True)
+    return folder
+
+
+def read_missing(folder: Path) -> list[str]:
+    """How many planned runs are not among the results in a folder, and why, a sentence each; none if all are there."""
+    path = folder / MISSING
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def missing_runs(sweep: Sweep, tasks: Sequence[Task]) -> list[str]:
+    """How many tasks of a sweep are not complete, and why, a sentence each; none if all are."""
+    missing = [task for task in tasks if not task.is_complete]
+    if not missing:
+        return []
+    stored: dict[Path, list[dict[str, Any]]] = {}
+    reasons = Counter(" ".join((task.absent or _why_missing(task, stored)).split()) for task in missing)
+    name = sweep.name if sweep.is_profile else str(sweep.file)
+    return [
+        f"{len(missing)} of {len(tasks)} planned runs are missing. To compute them, start the sweep again: "
+        f"`python -m palkit sweep {shlex.quote(name)}`.",
+        *(f"Missing: {count}. {reason}" for reason, count in reasons.items()),
+    ]
+
+
+def _why_missing(task: Task, stored: dict[Path, list[dict[str, Any]]]) -> str:
+    """Why a run that could be had is not there; `stored` keeps the configs of runs by folder, less their checksums."""
+    if task.config is None:
+        return "Not a valid config; the sweep says why."
+    if task.directory.path.exists():
+        return "Begun but not finished, or with damaged files."
+    folder = task.directory.path.parent
+    if folder not in stored:
+        stored[folder] = [_without_sums(path) for path in sorted(folder.glob("*/config.json"))]
+    if json.loads(json.dumps(task.parameters)) in stored[folder]:
+        return "Computed before, but not for the data and weights as they are now: these have changed since."
+    return "Not begun."
+
+
+def _without_sums(path: Path) -> dict[str, Any]:
+    """The config of a run without the checksums of data and weights; empty if it cannot be read."""
+    try:
+        return {name: value for name, value in read_json(path).items() if name not in SUMS}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,238 @@
+"""Grids of runs: what a sweep file says, and which runs it stands for."""
+
+import hashlib
+import itertools
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palkit.config import ExperimentConfig, config_from_dict, nest, plain
+from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
+from palkit.experiments.experiment import directory_of
+from palkit.experiments.runs import RunDirectory
+from palkit.experiments.setting import looked_at_once, setting, settle
+from palkit.storage.files import REPOSITORY, runs_dir
+from palkit.storage.plain_yaml import read_yaml
+
+SWEEPS = REPOSITORY / "notebooks" / "sweeps"
+SUFFIXES = (".yaml", ".yml")
+KEYS = ("base", "grid", "exclude", "variants")
+NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
+RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of configs.
+
+    Attributes:
+        name: how it is called in messages and in the names of its folders.
+        base: config values that all runs share; dotted keys allowed.
+        grid: config key -> values, for their Cartesian product.
+        variants: name -> config values; the sweep is every variant with every point of the grid.
+        file: that it was read from; None for a sweep made in Python.
+        exclude: points of the grid to leave out: keys of it with a value, or a list of values, each.
+    """
+
+    name: str
+    base: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, list[Any]] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    file: Path | None = None
+    exclude: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_profile(self) -> bool:
+        """Whether it is one of `notebooks/sweeps/`, or was made in Python; its name then tells it from all others."""
+        known = profile(self.name)
+        return self.file is None or (known is not None and self.file.resolve() == known.resolve())
+
+    @property
+    def studies(self) -> Path:
+        """Folder of its results, figures, executed notebooks and report.
+
+        That of a file elsewhere is called after the whole path, because two projects may each have their `sweep.yaml`.
+        """
+        own = None if self.is_profile else self.file
+        return runs_dir() / "studies" / (self.name if own is None else _own_name(own))
+
+    @property
+    def conclusion(self) -> Path:
+        """File beside it where a person may write down what follows from it."""
+        return (self.file or SWEEPS / f"{self.name}.yaml").with_suffix(".md")
+
+    def parameters(self) -> list[tuple[str | None, dict[str, Any]]]:
+        """Name of the variant (None if there are none) and plain values of every run, in order."""
+        variants: list[tuple[str | None, Mapping[str, Any]]] = [*self.variants.items()] or [(None, {})]
+        points = [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*self.grid.values())]
+        kept = [point for point in points if not any(_matches(point, excluded) for excluded in self.exclude)]
+        return [(name, nest({**self.base, **point, **variant})) for name, variant in variants for point in kept]
+
+
+def _matches(point: Mapping[str, Any], excluded: Mapping[str, Any]) -> bool:
+    """Whether a point of a grid has one of the values given for each key."""
+    return all(point[key] in _listed(values) for key, values in excluded.items())
+
+
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def profile(name: str) -> Path | None:
+    """File of a name in `notebooks/sweeps/`, if there is one."""
+    paths = (SWEEPS / f"{name}{suffix}" for suffix in SUFFIXES)
+    # Unlike the method, it takes a name that no file can have.
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _own_name(file: Path) -> str:
+    """Name of the folder of a sweep file that lies elsewhere."""
+    stem = re.sub(r"[^\w.-]+", "-", file.stem)[:NAME_MAX]
+    return f"{stem}-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:8]}"
+
+
+def sweep_file(name: str | Path) -> Path:
+    """The file itself if its suffix is `.yaml` or `.yml`, else the file of that name in `notebooks/sweeps/`.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    path = Path(name)
+    if path.suffix.lower() in SUFFIXES:
+        if os.path.isfile(path):
+            return path
+        raise ConfigError(f"there is no sweep file {brief(str(name))}. Give the path of a YAML file that exists.")
+    known = profile(str(name))
+    if known is not None:
+        return known
+    for suffix in SUFFIXES:
+        if os.path.isfile(f"{name}{suffix}"):
+            raise ConfigError(
+                f"there is no sweep {brief(str(name))} in {SWEEPS}; for the file here, give {name}{suffix}."
+            )
+    raise unknown_name("sweep", str(name), {file.stem for file in SWEEPS.glob("*.y*ml")})
+
+
+def load_sweep(name: str | Path) -> Sweep:
+    """The sweep of a YAML file, or of a name in `notebooks/sweeps/`.
+
+    Args:
+        name: with the suffix `.yaml` or `.yml` it is a file, even if a sweep in `notebooks/sweeps/` has that name.
+
+    Raises:
+        ConfigError: no such file, not valid YAML, or fields that do not fit.
+    """
+    path = sweep_file(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Save it as UTF-8 text.") from error
+    content = read_yaml(text, str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping with the keys base and grid.")
+    for key in content:
+        if key not in KEYS:
+            raise unknown_name(f"key in {path.name}", key, KEYS)
+    for key in ("base", "grid", "variants"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise ConfigError(f"{path}: {key} must be a mapping, got {brief(content[key])}.")
+    grid = content.get("grid") or {}
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{path}: grid.{key} must be a list of values, got {brief(values)}.")
+    variants = {str(name): values or {} for name, values in (content.get("variants") or {}).items()}
+    for name, values in variants.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {brief(values)}.")
+    exclude = [] if content.get("exclude") is None else content["exclude"]
+    if not isinstance(exclude, list) or not all(isinstance(point, dict) and point for point in exclude):
+        raise ConfigError(f"{path}: exclude must be a list of mappings from keys of the grid to values.")
+    for key, values in (item for point in exclude for item in point.items()):
+        if key not in grid:
+            raise unknown_name(f"key of exclude in {path.name}", key, grid)
+        for value in _listed(values) or [None]:
+            if value not in grid[key]:
+                raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
+    runs = math.prod(map(len, grid.values())) * max(1, len(variants))
+    if runs > RUNS:
+        raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
+    return Sweep(path.stem, content.get("base") or {}, grid, variants, path.absolute(), tuple(exclude))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep: its notebook parameters and where it goes.
+
+    Attributes:
+        parameters: of the run notebook, settled.
+        config: None if the parameters do not make a valid config; the run then fails with the reason.
+        directory: of the run.
+        variant: its name, if the sweep has variants.
+        absent: why its data or weights cannot be had; such a run is not begun.
+    """
+
+    parameters: Mapping[str, Any]
+    config: ExperimentConfig | None
+    directory: RunDirectory
+    variant: str | None = None
+    absent: str | None = None
+
+    @property
+    def attempts(self) -> Path:
+        """File that counts how often a process has begun this run; gone when one came to an end with it."""
+        return self.directory.path / ".attempts"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is there; a run whose files are damaged is not complete, and says so itself when it is begun."""
+        try:
+            return self.config is not None and self.directory.is_complete(self.config.rounds)
+        except DataError:
+            return False
+
+    @property
+    def label(self) -> str:
+        """What tells this run from its siblings."""
+        if self.config is None:
+            return str(dict(self.parameters))
+        config = self.config
+        strategy = f"{config.strategy} + {config.balance}" if config.balance else config.strategy
+        parts = [config.dataset, config.adapter.name, strategy, f"seed {config.seed}"]
+        return " / ".join([*parts, self.variant] if self.variant else parts)
+
+
+@looked_at_once()
+def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
+    """The tasks of a sweep, in grid order. A bad config becomes a task that will fail and say why.
+
+    Raises:
+        ConfigError: two runs of the grid have the same config.
+    """
+    tasks = []
+    absent: dict[Hashable, PalkitError] = {}  # a server that does not answer is asked once
+    for variant, parameters in sweep.parameters():
+        try:
+            config = config_from_dict(parameters)
+            inputs = (config.dataset, config.pool_size, config.backbone)
+            if inputs in absent:
+                raise absent[inputs]
+            # Settled here: workers have fewer threads, and could measure and choose otherwise.
+            here = setting(config, device)
+            settled = settle(config, here)
+            tasks.append(Task(plain(settled), config, directory_of(settled, here), variant))
+        except PalkitError as error:
+            reason = None
+            if isinstance(error, DataError | WeightsError):
+                absent[inputs], reason = error, f"{type(error).__name__}: {error}"
+            digest = hashlib.sha256(repr(parameters).encode()).hexdigest()
+            tasks.append(Task(parameters, None, RunDirectory("invalid", digest[:16]), variant, reason))
+    runs = Counter(task.directory.run for task in tasks)
+    for task in tasks:
+        if runs[task.directory.run] > 1:
+            raise ConfigError(f"sweep {sweep.name!r} holds the same run twice: {task.label}.")
+    return tasks

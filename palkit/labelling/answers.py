@@ -1,0 +1,222 @@
+"""What people say of the images of a pool: labels, doubts, second thoughts, and where they disagree.
+
+Names of images, classes and annotators are compared by `palkit.storage.checks.normal`: those that look the same are the
+same.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from palkit.data import ImagePool
+from palkit.errors import ConfigError, DataError, brief, hidden_difference, seen, unknown_name
+from palkit.labelling.exchange import check_labels, located
+from palkit.labelling.labels import (
+    Event,
+    LabelLog,
+    agreed,
+    agreement,
+    classes,
+    disagreements,
+    last_answer,
+    now,
+    skipped,
+    standing,
+)
+from palkit.storage.checks import checked, normal
+
+
+class Answers:
+    """A log of answers to one pool, and what stands in it; every answer is on the disk before the call returns.
+
+    Attributes:
+        pool: the images; labels are those known without anybody's answer.
+        row_of: row of the pool by image.
+        log: where all is kept.
+
+    Args:
+        pool: the images.
+        rows: (n,) of the pool that may be asked for.
+        annotator: who answers.
+        class_names: names beyond those of the data set.
+        path: of the log.
+
+    Raises:
+        ConfigError: an empty name.
+        DataError: what is in the log cannot be used, or two images have names that look the same.
+    """
+
+    def __init__(
+        self, pool: ImagePool, rows: Iterable[int], annotator: str, class_names: Sequence[str], path: Path
+    ) -> None:
+        self.pool = pool
+        self.row_of: dict[str, int] = {}
+        for row in map(int, rows):
+            other = self.row_of.setdefault(normal(str(pool.ids[row])), row)
+            if other != row:
+                raise DataError(
+                    f"the images {str(pool.ids[other])!a} and {str(pool.ids[row])!a} have names that look the same, "
+                    "so nobody could tell whose label is whose. Rename one of them."
+                )
+        self.annotator = named("annotator", annotator)
+        self.log = LabelLog(path)
+        self._known = (*map(normal, pool.class_names), *(named("class", name) for name in class_names))
+        self._standing: tuple[tuple[int, int], tuple[pd.DataFrame, dict[tuple[str, str], int]]] | None = None
+        self.log.check()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All classes: those of the data set, those given, those added."""
+        return classes(self.log.events(), self._known)
+
+    def answers(self) -> pd.DataFrame:
+        """What stands, one row per image and annotator, see `palkit.labelling.labels.standing`."""
+        return self._stands()[0]
+
+    def _stands(self) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
+        """What stands, and `palkit.labelling.labels.skipped`; made again only when there is something new."""
+        events = self.log.events()
+        state = self.log.edited, len(events)
+        if self._standing is None or self._standing[0] != state:
+            self._standing = state, (standing(events), skipped(events))
+        return self._standing[1]
+
+    def labels(self) -> dict[str, str]:
+        """Label of each image on which annotators agree, in order of labelling; those of the data set come first."""
+        names = self.pool.label_names()
+        known = {name: normal(str(names[row])) for name, row in self.row_of.items() if names[row]}
+        return known | {name: label for name, label in agreed(self.answers()).items() if name in self.row_of}
+
+    def label(self, ids: str | Sequence[str], labels: str | Sequence[str]) -> None:
+        """Record labels; they are on the disk when this returns.
+
+        Args:
+            ids: one image or several.
+            labels: class name of each.
+
+        Raises:
+            ConfigError: an image or a class that is not there (see `add_class`), or numbers that differ.
+            DataError: the file cannot be written.
+        """
+        names, wanted = _listed("ids", ids), _listed("labels", labels)
+        if len(names) != len(wanted):
+            raise ConfigError(f"{len(wanted)} labels for {len(names)} images; give one each.")
+        known = self.class_names
+        for label in wanted:
+            if label not in known:
+                raise unknown_name("class", label, known)
+        self._answer("label", names, wanted)
+
+    def unsure(self, ids: str | Sequence[str]) -> None:
+        """Record that no label can be given; the images are not proposed again."""
+        names = _listed("ids", ids)
+        self._answer("unsure", names, [""] * len(names))
+
+    def skip(self, ids: str | Sequence[str]) -> None:
+        """Leave images for later: they may be proposed again after the next fit."""
+        names = _listed("ids", ids)
+        self._answer("skip", names, [""] * len(names))
+
+    def undo(self) -> Event | None:
+        """Take back the last answer of this annotator that still stands; returns it, or None if there is none."""
+        last = last_answer(self.log.events(), self.annotator)
+        if last is not None:
+            self.log.append([Event(now(), self.annotator, "undo")])
+        return last
+
+    def add_class(self, name: str) -> None:
+        """Add a class, for everybody who works on this folder.
+
+        Raises:
+            ConfigError: an empty name, one that exists, or one that nobody can tell from one that exists.
+        """
+        new = named("class", name)
+        for other in self.class_names:
+            difference = hidden_difference(unicodedata.normalize("NFC", name).strip(), other)
+            if new == other and not difference:
+                raise ConfigError(f"class {name!r} exists already.")
+            if seen(new) == seen(other):
+                raise ConfigError(f"class {name!r} looks like {other!r} and differs in {difference}. Use that one.")
+        self.log.append([Event(now(), self.annotator, "class", label=new)])
+
+    def _answer(self, action: str, ids: Sequence[str], labels: Sequence[str]) -> None:
+        for name in ids:
+            if name not in self.row_of:
+                raise ConfigError(f"there is no image {brief(name)} in the pool of {self.pool.name!r}.")
+        moment = now()
+        self.log.append(
+            [Event(moment, self.annotator, action, name, label) for name, label in zip(ids, labels, strict=True)]
+        )
+
+    def label_table(self) -> pd.DataFrame:
+        """Everybody's labels, for `palkit.labelling.exchange`. Columns id, label, annotator, time."""
+        answers = self.answers()
+        return answers.loc[answers["answer"] == "label", ["id", "label", "annotator", "time"]].reset_index(drop=True)
+
+    def import_labels(self, table: pd.DataFrame, *, add_classes: bool = False) -> int:
+        """Take over labels from elsewhere; those that stand already and images without one are left out.
+
+        So are labels older than what the same annotator has said here of the image. An id may be the image's whole
+        address, or the end of its path, if that is true of one image only; a warning says so.
+
+        Args:
+            table: of `palkit.labelling.exchange`: id, label, annotator and time, "" where that is not known.
+            add_classes: add classes that do not exist, instead of refusing them.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            ConfigError: no table of labels, or an image or a class that is not there or that several could be;
+                nothing is taken over then.
+        """
+        check_labels(table, distinct=False)
+        table = table[table["label"] != ""]
+        images = located(table["id"].tolist(), self.row_of, self.pool.name)
+        known, standing_ = self.class_names, self.label_table()
+        there = set(zip(standing_["id"], standing_["label"], standing_["annotator"], strict=True))
+        answers = self.answers()
+        times = [datetime.fromisoformat(time) for time in answers["time"]]
+        said = dict(zip(zip(answers["id"], answers["annotator"], strict=True), times, strict=True))
+        moment, events = now(), []
+        for one in table.to_dict("records"):
+            image, label, annotator = (
+                images[one["id"]],
+                normal(one["label"]),
+                normal(one["annotator"]) or self.annotator,
+            )
+            if label not in known and not add_classes:
+                raise unknown_name("class", label, known)
+            since = said.get((image, annotator)) if one["time"] else None
+            outdated = since is not None and since > datetime.fromisoformat(one["time"])
+            if (image, label, annotator) not in there and not outdated:
+                events.append(Event(one["time"] or moment, annotator, "label", image, label))
+        self.log.append(events)
+        return len(events)
+
+    def disagreements(self) -> pd.DataFrame:
+        """Images with different labels, which are not trained on; see `palkit.labelling.labels.disagreements`."""
+        return disagreements(self.answers())
+
+    def agreement(self) -> pd.DataFrame:
+        """Agreement of every two annotators; see `palkit.labelling.labels.agreement`."""
+        return agreement(self.answers())
+
+
+def _listed(what: str, values: str | Sequence[str]) -> list[str]:
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"{what}: one text or several are needed, got {brief(values)}.")
+    return (
+        [normal(values)] if isinstance(values, str) else [normal(v) if isinstance(v, str) else brief(v) for v in values]
+    )
+
+
+def named(what: str, value: str) -> str:
+    """A name as it is compared, without spaces around it; a ConfigError if nothing is left."""
+    name = normal(checked(what, value, str)).strip()
+    if not name:
+        raise ConfigError(f"{what} {value!r}: give a name.")
+    return name

@@ -1,0 +1,325 @@
+"""Label images round by round: propose, label, fit. For a notebook, a script, or whatever else asks an expert."""
+
+import dataclasses
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from palkit.config import ExperimentConfig, config_from_dict
+from palkit.data import DATASETS, UNLABELLED
+from palkit.errors import ConfigError, unknown_name
+from palkit.experiments.experiment import seed_of
+from palkit.experiments.runs import folder_name, provenance
+from palkit.experiments.setting import pool_of
+from palkit.labelling.answers import Answers
+from palkit.labelling.extrapolation import Forecast, forecast
+from palkit.labelling.labels import now
+from palkit.labelling.session_file import SessionFile, SessionRound, curve_of
+from palkit.labelling.session_learner import Fit, SessionLearner
+from palkit.models.devices import choose_device, memory_explained
+from palkit.progress import Progress, silent
+from palkit.storage.checks import checked, normal
+from palkit.storage.files import runs_dir
+
+OURS = ("classes", "budget", "held_out", "folder", "device")
+PROPOSAL = ("id", "rank", "predicted", "probability", "purpose")
+
+
+def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
+    """A labelling session, a new one or the one that was begun on this data set.
+
+    Args:
+        dataset: name, folder or manifest.
+        annotator: who labels.
+        fields: `classes`, `budget`, `held_out`, `folder` and `device` of `Session`; all others are fields of
+            `ExperimentConfig`, such as `strategy="entropy"` or `adapter={"name": "lora", "rank": 8}`.
+
+    Raises:
+        ConfigError: a field that does not exist or does not fit.
+        DataError: the images or the labels stored before cannot be used.
+    """
+    known = [*OURS, *(field.name for field in dataclasses.fields(ExperimentConfig))]
+    for name in fields:
+        if name.partition(".")[0] not in known:
+            raise unknown_name("field of a session", name, known)
+    ours = {name: fields.pop(name) for name in OURS if name in fields}
+    defaults = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
+    return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
+
+
+class Session(Answers):
+    """Labels of one pool as they grow, the models fitted to them, and what to label next.
+
+    All that matters is on disk: `labels.jsonl`, to which every answer is appended before the call returns (see
+    `palkit.labelling.labels`), and `session.json` with the rounds and what is proposed. Whoever opens the folder again,
+    after a crash or on another day, goes on where it was left; several annotators may work on it at once.
+
+    Labels that a data set has for its pool are hidden if all are known (it is for practice then) and count as given
+    if only some are. Its other splits serve as held-out labels; where there are none, `held_out` sets images aside
+    to be labelled and never trained on.
+
+    Attributes:
+        pool, row_of, log: see `palkit.labelling.answers.Answers`.
+        file, folder: where all is kept.
+
+    Args:
+        config: backbone, adapter, strategy, batch size and seed; `rounds` means nothing here.
+        annotator: whose answers are recorded.
+        classes: names beyond those of the data set; more may be added at any time.
+        budget: labels wanted in all, or None.
+        held_out: images of the pool to set aside, drawn at random when the session begins.
+        folder: where it is kept; None for `runs/labels/<data set>`, with a mark of the place for own images.
+        device: as for `palkit.experiments.experiment.rounds`.
+
+    Raises:
+        ConfigError: an oracle as strategy, an empty name, or a folder with labels of another data set.
+        DataError: images, or what is in the folder, cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        annotator: str,
+        *,
+        classes: Sequence[str] = (),
+        budget: int | None = None,
+        held_out: int = 0,
+        folder: Path | str | None = None,
+        device: str = "cpu",
+    ) -> None:
+        checked("budget", budget, int | None)
+        checked("held_out", held_out, int)
+        checked("classes", classes, tuple[str, ...])
+        checked("folder", folder, str | Path | None)
+        if budget is not None and budget < 1:
+            raise ConfigError(f"budget {budget}: must be at least 1, or nothing.")
+        self.config, self.budget = config, budget
+        pool = pool_of(config)
+        known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
+        hidden = dataclasses.replace(pool, labels=known)
+        self.learner = SessionLearner(config, hidden, choose_device(device))
+        self.folder = Path(folder) if folder is not None else runs_dir() / "labels" / _folder_name(config.dataset)
+        self.file = SessionFile(self.folder / "session.json")
+        self._fit: tuple[int, Fit] | None = None
+        super().__init__(hidden, self.learner.rows, annotator, classes, self.folder / "labels.jsonl")
+        self._begin(held_out)
+        self._report_strangers()
+
+    def _begin(self, held_out: int) -> None:
+        free = [name for name, row in self.row_of.items() if self.pool.labels[row] == UNLABELLED]
+        if not 0 <= held_out <= len(free) // 2:
+            raise ConfigError(
+                f"held_out {held_out}: must lie between 0 and half of the {len(free)} images without a label."
+            )
+        rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
+        self.file.begin(
+            str(_place(self.config.dataset) or self.config.dataset),
+            [free[place] for place in rng.permutation(len(free))[:held_out]],
+        )
+
+    def _report_strangers(self) -> None:
+        missing = [name for name in self.answers()["id"].unique() if name not in self.row_of]
+        if missing:
+            warnings.warn(
+                f"{len(missing)} labelled images are not in the pool of {self.config.dataset!r} any more and are left "
+                f"out, the first is {missing[0]!r}. Their labels stay in {self.log.path}.",
+                stacklevel=3,
+            )
+
+    # What models are fitted to
+
+    def training_labels(self) -> dict[str, str]:
+        """Those of `labels` that models are fitted to."""
+        held_out = set(self.held_out)
+        return {name: label for name, label in self.labels().items() if name not in held_out}
+
+    @property
+    def held_out(self) -> list[str]:
+        """Images of the pool set aside for evaluation."""
+        return self.file.read()["held_out"]
+
+    # What to label next
+
+    @memory_explained()
+    def propose(self, batch_size: int | None = None, progress: Progress = silent) -> pd.DataFrame:
+        """Images to label now: those set aside, and what was proposed and not answered yet, else a new batch.
+
+        Args:
+            batch_size: images of a new batch; None for the config's, or one per class. A budget bounds it.
+            progress: see `palkit.experiments.experiment.rounds`.
+
+        Returns:
+            Columns id, row (of the pool), rank, predicted (class name, "" before the first fit), probability (of it),
+            purpose ("train" or "held out"). Empty if the budget is spent or nothing is left.
+
+        Raises:
+            ConfigError: a batch size below 1.
+        """
+        checked("batch_size", batch_size, int | None)
+        size = self.learner.batch_size(self.class_names) if batch_size is None else batch_size
+        if size < 1:
+            raise ConfigError(f"batch_size {size}: must be at least 1.")
+        waiting = self.open()
+        if (waiting["purpose"] == "train").any():
+            return waiting
+        if self.budget is not None:
+            size = min(size, self.budget - len(self.training_labels()))
+        if size > 0:
+            chosen = self._choose(size, progress)
+
+            def add(state: dict[str, Any]) -> dict[str, Any]:
+                # Another annotator may have proposed a batch meanwhile: then everybody has that one.
+                if (self.open()["purpose"] == "train").any():
+                    return state
+                return state | {"proposed": [*state["proposed"], *chosen]}
+
+            self.file.change(add)
+        return self.open()
+
+    def open(self) -> pd.DataFrame:
+        """What was proposed and still waits for an answer; computes nothing. Columns as of `propose`."""
+        state, (answers, skips) = self.file.read(), self._stands()
+        done = set(answers.loc[answers["answer"] != "skip", "id"])
+        mine = {name: place for (name, annotator), place in skips.items() if annotator == self.annotator}
+        fitted_at = max((one.get("events", 0) for one in state["rounds"]), default=0)
+        held_out = [
+            {"id": name, "rank": rank, "predicted": "", "probability": None, "purpose": "held out", "events": fitted_at}
+            for rank, name in enumerate(state["held_out"], start=1)
+        ]
+        waiting = [
+            one
+            for one in [*held_out, *state["proposed"]]
+            if one["id"] in self.row_of and one["id"] not in done and mine.get(one["id"], -1) < one.get("events", 0)
+        ]
+        table = pd.DataFrame(waiting, columns=list(PROPOSAL))
+        table.insert(1, "row", [self.row_of[one["id"]] for one in waiting])
+        return table.astype({"row": np.int64, "rank": np.int64, "probability": np.float64})
+
+    def second_opinions(self) -> pd.DataFrame:
+        """Images that others have labelled and this annotator has not answered yet. Columns id and row."""
+        answers = self.answers()
+        mine = set(answers.loc[answers["annotator"] == self.annotator, "id"])
+        names = answers.loc[answers["answer"] == "label", "id"].drop_duplicates()
+        wanted = [name for name in names if name not in mine and name in self.row_of]
+        return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
+
+    def _choose(self, size: int, progress: Progress) -> list[dict[str, Any]]:
+        rounds, labels, (answers, skips) = self.rounds(), self.training_labels(), self._stands()
+        # What was skipped since the last fit is not asked again before the next.
+        since = rounds[-1].events if rounds else 0
+        lately = {name for (name, _), place in skips.items() if place >= since}
+        refused = {*answers.loc[answers["answer"] != "skip", "id"], *lately, *self.held_out}
+        fit = self._restored(rounds[-1], progress) if rounds else None
+        positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
+        moment, events = now(), len(self.log.events())
+        return [
+            {"rank": rank, "time": moment, "events": events, "purpose": "train", **self._guess(position, fit)}
+            for rank, position in enumerate(positions, start=1)
+        ]
+
+    def _guess(self, position: int, fit: Fit | None) -> dict[str, Any]:
+        name = normal(str(self.pool.ids[self.learner.rows[position]]))
+        if fit is None:
+            return {"id": name, "predicted": "", "probability": None}
+        probability, code = fit.scores.probs[position].max(0)
+        return {"id": name, "predicted": fit.class_names[int(code)], "probability": float(probability)}
+
+    def _restored(self, last: SessionRound, progress: Progress) -> Fit:
+        """The last round's fit, made again if this process did not make it."""
+        if self._fit is None or self._fit[0] != last.number:
+            labels = dict(zip(last.ids, last.labels, strict=True))
+            self._fit = last.number, self.learner.fit(labels, last.class_names, last.number, {}, progress)
+        return self._fit[1]
+
+    # Rounds
+
+    @memory_explained()
+    def fit(self, progress: Progress = silent) -> SessionRound:
+        """Fit a model to all labels so far, evaluate it, and forget what was proposed and not labelled.
+
+        Args:
+            progress: see `palkit.experiments.experiment.rounds`; what it raises leaves the session as it was.
+
+        Raises:
+            ConfigError: labels of fewer than two classes.
+            DivergenceError: the loss is not finite.
+        """
+        labels, names, given, state = self.training_labels(), self.class_names, self.labels(), self.file.read()
+        if len(set(labels.values())) < 2:
+            raise ConfigError(
+                f"a model needs training labels of at least two classes; so far there are {len(labels)}"
+                + "".join(f", all of class {name!r}" for name in set(labels.values()))
+                + ". Label more of what is proposed."
+            )
+        began, number = time.perf_counter(), len(state["rounds"])
+        held_out = {name: given[name] for name in self.held_out if name in given}
+        fit = self.learner.fit(labels, names, number, held_out, progress)
+        right = [
+            one["predicted"] == given[one["id"]] for one in state["proposed"] if one["predicted"] and one["id"] in given
+        ]
+        round_ = SessionRound(
+            number=number,
+            time=now(),
+            ids=list(labels),
+            labels=list(labels.values()),
+            class_names=list(names),
+            proposed=[one["id"] for one in state["proposed"]],
+            held_out=fit.held_out,
+            metrics=fit.metrics,
+            guessed=len(right),
+            first_guess=sum(right) / len(right) if right else None,
+            seconds=round(time.perf_counter() - began, 3),
+            config=self.learner.record(),
+            provenance=provenance(self.learner.device),
+            events=len(self.log.events()),
+        )
+
+        def add(state: dict[str, Any]) -> dict[str, Any]:
+            # Somebody else may have fitted meanwhile: no round is lost, this one comes after it.
+            last = asdict(round_) | {"number": len(state["rounds"])}
+            return state | {"proposed": [], "rounds": [*state["rounds"], last]}
+
+        stored = self.file.change(add)["rounds"][-1]
+        if stored["number"] == number:
+            self._fit = number, fit
+        return SessionRound(**stored)
+
+    def rounds(self) -> list[SessionRound]:
+        """All fits so far."""
+        return self.file.rounds()
+
+    def curve(self) -> pd.DataFrame:
+        """One row per fit, see `palkit.labelling.session_file.curve_of`."""
+        return curve_of(self.rounds())
+
+    def forecast(self, more: int | None = None) -> Forecast:
+        """What `more` labels would bring; None for another batch. See `palkit.labelling.extrapolation.forecast`."""
+        checked("more", more, int | None)
+        curve = self.curve()
+        # Labels may have been taken back since, or a fit repeated: of each number of labels the last one counts.
+        measured = curve[curve["held_out"] > 0].drop_duplicates("labels", keep="last").sort_values("labels")
+        more = self.learner.batch_size(self.class_names) if more is None else more
+        at = [int(measured["labels"].iloc[-1]) + more] if len(measured) else []
+        return forecast(measured["labels"], measured["accuracy"], measured["held_out"].clip(lower=1), at)
+
+
+def _place(dataset: str) -> Path | None:
+    """Where own images lie, however they were called; None for a data set with a name."""
+    path = Path(dataset).expanduser()
+    return path.resolve() if dataset not in DATASETS and path.exists() else None
+
+
+def _folder_name(dataset: str) -> str:
+    """Folder of a session: two projects may both have a folder `images`."""
+    place = _place(dataset)
+    if place is None:
+        return folder_name(dataset)
+    return f"{folder_name(place.name)}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"

@@ -1,0 +1,196 @@
+"""Adapters: which backbone parameters may learn. `attach` makes the model; merging and dropout go with it."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import palkit.models.adapters.methods  # noqa: F401  fills ADAPTERS
+from palkit.errors import ConfigError
+from palkit.models.adapters.registry import ADAPTERS, AdapterConfig, Method, Tuner, adapted_blocks, first_trained_block
+from palkit.models.backbones import Backbone
+
+__all__ = [
+    "ADAPTERS",
+    "AdaptedModel",
+    "AdapterConfig",
+    "Method",
+    "adapted_blocks",
+    "adapter_dropout",
+    "adapter_parameters",
+    "attach",
+    "first_trained_block",
+    "merge",
+    "trainable_count",
+    "trainable_parameters",
+]
+
+WITH_DROPOUT = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
+
+
+class AdaptedModel(nn.Module):
+    """Backbone suffix with its adapter, fixed feature standardisation, and a linear head.
+
+    Attributes:
+        start_block: tokens that enter this block are the model's input; the whole depth for a linear probe,
+            whose input is the pooled feature vector itself.
+        temperature: scalar that divides the logits; 1 until something is calibrated.
+        tuner: peft's view of the backbone.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self, backbone: Backbone, config: AdapterConfig, tuner: Tuner, classes: int, mean: Tensor, std: Tensor
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.tuner = tuner
+        self.start_block = first_trained_block(config, backbone.depth)
+        self.register_buffer("feature_mean", mean.clone())
+        self.register_buffer("feature_std", std.clone())
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.head = nn.Linear(backbone.width, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Standardised features, what the head sees.
+
+        Args:
+            inputs: (B, T, E) tokens that enter `start_block`, or (B, D) pooled features for a linear probe.
+
+        Returns:
+            (B, D) float.
+        """
+        pooled = inputs if self.start_block == self.backbone.depth else self.backbone.suffix(inputs, self.start_block)
+        return (pooled - self.feature_mean) / self.feature_std
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(..., C) logits of (..., D) standardised features."""
+        return self.head(features) / self.temperature
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) features and (B, C) logits."""
+        features = self.features(inputs)
+        return features, self.logits(features)
+
+    def begin(self, total_steps: int) -> None:
+        """Tell the adapter how many steps it will be trained for. Before the first one."""
+        self.tuner.begin(total_steps)
+
+    def penalty(self) -> Tensor | None:
+        """Scalar that the adapter wants added to the loss, or None."""
+        return self.tuner.penalty()
+
+    def after_backward(self, step: int) -> None:
+        """Let the adapter see the gradients of `step`, counted from 0. Between `backward` and `zero_grad`."""
+        self.tuner.after_backward(step)
+
+
+def attach(
+    backbone: Backbone,
+    config: AdapterConfig,
+    classes: int,
+    feature_mean: Tensor,
+    feature_std: Tensor,
+    seed: int,
+) -> AdaptedModel:
+    """A model ready to fit: a copy of the backbone with the adapter in it and a zero head.
+
+    Args:
+        backbone: frozen; not changed.
+        config: the adapter.
+        classes: number of classes C.
+        feature_mean, feature_std: (D,) statistics of the frozen features over the pool, labelled rows included.
+        seed: of the adapter's initial weights, so that strategies can be compared from the same start.
+
+    Raises:
+        ConfigError: an adapter that does not fit the backbone.
+    """
+    first_trained_block(config, backbone.depth)
+    adapted = copy.deepcopy(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuner = ADAPTERS[config.name].attach(adapted, config)
+        model = AdaptedModel(adapted, config, tuner, classes, feature_mean, feature_std)
+    return model.to(feature_mean.device)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adapter_parameters(model: AdaptedModel) -> dict[str, nn.Parameter]:
+    """Parameters that learn, by name, without the head's."""
+    return {name: parameter for name, parameter in trainable_parameters(model).items() if name.startswith("backbone.")}
+
+
+def trainable_count(model: AdaptedModel) -> int:
+    """How many numbers of the backbone learn, the head not counted."""
+    return sum(parameter.numel() for parameter in adapter_parameters(model).values())
+
+
+@torch.no_grad()
+def merge(model: AdaptedModel) -> AdaptedModel:
+    """Fold updates into the weights they update, in place: scoring then costs what the bare ViT costs.
+
+    Methods without such updates, and merged models, stay as they are.
+    """
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model.tuner.finish()
+    for module in model.modules():
+        # A merged norm saves nothing, and swaps its trained weights with the pretrained ones.
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, LNTuningLayer) and not module.merged:
+            module.merge()
+    return model
+
+
+@contextmanager
+def adapter_dropout(model: AdaptedModel, rate: float) -> Iterator[None]:
+    """Inside, the low-rank path drops its inputs and all else is in eval mode; afterwards all is as it was.
+
+    Masks come from torch's global generator, as in training.
+
+    Args:
+        model: not merged.
+        rate: probability of dropping an input, in place of the config's.
+
+    Raises:
+        ConfigError: the model has no low-rank path, or is merged.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if model.config.name not in WITH_DROPOUT or any(layer.merged for layer in layers):
+        state = "is merged" if model.config.name in WITH_DROPOUT else "has no low-rank path"
+        raise ConfigError(
+            f"dropout of adapter {model.config.name!r}: it {state}. Methods that can, before merging: "
+            f"{', '.join(WITH_DROPOUT)}."
+        )
+    if not 0 <= rate < 1:
+        raise ConfigError(f"adapter dropout rate {rate}: must be at least 0 and less than 1.")
+    drops = [layer.vera_dropout if model.config.name == "vera" else layer.lora_dropout for layer in layers]
+    configured = [dict(drop) for drop in drops]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for layer, drop in zip(layers, drops, strict=True):
+            # The layer's own flag too: DoRA looks at it.
+            layer.training = True
+            drop.update({name: nn.Dropout(rate).train() for name in drop})
+        yield
+    finally:
+        for drop, modules in zip(drops, configured, strict=True):
+            drop.update(modules)
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,142 @@
+"""What an adapter is: its configuration, the blocks it changes, and the registry of methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from palkit.errors import ConfigError, unknown_name
+from palkit.models.backbones import Backbone
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+LARGEST = 2**14  # rank: no backbone is wider
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which parameter-efficient method, how large and where.
+
+    Attributes:
+        name: a key of `ADAPTERS`.
+        rank: size of the method: rank of the update (lora, rslora, dora, pissa, vera, loha, lokr; the mean rank kept
+            by adalora), side of the rotated blocks (oft, boft), prompts per block (vpt).
+        alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for rslora (not vera).
+        dropout: probability of dropping an input of the low-rank path while training (lora, rslora, dora, pissa,
+            adalora, vera).
+        targets: linear layers inside a block that are adapted, by their names in timm; `attn.q`, `attn.k` and
+            `attn.v` are the separate projections. Not used by bitfit, layernorm, vpt and full.
+        start_block: first block that learns, from the end if negative; earlier blocks are frozen and computed once.
+        stop_block: block after the last that learns, from the end if negative; None is the end.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    name: str = "lora"
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("attn.qkv",)
+    start_block: int = 4
+    stop_block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ADAPTERS:
+            raise unknown_name("adapter", self.name, ADAPTERS)
+        for name in ("rank", "alpha"):
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ConfigError(f"adapter.{name} {getattr(self, name)}: must be from 1 to {LARGEST}.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"adapter.dropout {self.dropout}: must be at least 0 and less than 1.")
+        if not self.targets:
+            raise ConfigError("adapter.targets is empty: name at least one layer of a block, e.g. 'attn.qkv'.")
+
+
+def adapted_blocks(config: AdapterConfig, depth: int) -> range:
+    """Blocks that learn: `range(depth, depth)` for a linear probe.
+
+    Args:
+        config: negative blocks count from the end.
+        depth: number of blocks of the backbone.
+
+    Raises:
+        ConfigError: a block that the backbone does not have, or no block at all.
+    """
+    if config.name == "linear_probe":
+        return range(depth, depth)
+    stop_block = depth if config.stop_block is None else config.stop_block
+    start, stop = (block + depth if block < 0 else block for block in (config.start_block, stop_block))
+    if not 0 <= start < depth:
+        raise ConfigError(f"adapter.start_block {config.start_block}: the backbone has blocks 0 to {depth - 1}.")
+    if not start < stop <= depth:
+        raise ConfigError(
+            f"adapter.stop_block {config.stop_block}: with start_block {config.start_block} and {depth} blocks "
+            f"it must be {start + 1} to {depth}, or nothing for the end."
+        )
+    return range(start, stop)
+
+
+def first_trained_block(config: AdapterConfig, depth: int) -> int:
+    """The block at which the frozen prefix ends: `depth` for a linear probe. Raises as `adapted_blocks` does."""
+    return adapted_blocks(config, depth).start
+
+
+@dataclass
+class Tuner:
+    """What a method is besides parameters: peft's view of the network, and steps of training; for most, nothing.
+
+    Attributes:
+        peft: wraps the same timm model that the backbone holds; None for methods without peft.
+        initial: adapter tensors before training, by peft's names, of a method that takes them out of the base weights.
+    """
+
+    peft: "PeftModel | None" = None
+    initial: dict[str, Tensor] = field(default_factory=dict)
+
+    def begin(self, total_steps: int) -> None:
+        """Before the first step."""
+
+    def penalty(self) -> Tensor | None:
+        """Scalar to add to the loss, or None."""
+        return None
+
+    def after_backward(self, step: int) -> None:
+        """While the gradients of `step` are there."""
+
+    def finish(self) -> None:
+        """Before the model is merged or saved."""
+
+
+Attach = Callable[[Backbone, AdapterConfig], Tuner]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: its key in `ADAPTERS`.
+        attach: makes some parameters of a frozen backbone trainable, in place.
+        adapter_lr: peak learning rate of its parameters with AdamW.
+    """
+
+    name: str
+    attach: Attach
+    adapter_lr: float
+
+
+ADAPTERS: dict[str, Method] = {}
+
+
+def adapter(name: str, adapter_lr: float) -> Callable[[Attach], Attach]:
+    """Register the decorated function as a method."""
+
+    def register(function: Attach) -> Attach:
+        ADAPTERS[name] = Method(name, function, adapter_lr)
+        return function
+
+    return register

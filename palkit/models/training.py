@@ -1,0 +1,520 @@
+"""Fit a model to a few dozen labels, starting from the pretrained weights."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from palkit.errors import ConfigError, DivergenceError, unknown_name
+from palkit.models.adapters import ADAPTERS, AdaptedModel, trainable_parameters
+from palkit.models.devices import PRECISIONS, autocast, doubled
+from palkit.progress import Progress, silent
+from palkit.strategies.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, softening
+from palkit.strategies.heads import logistic_on_views
+
+OPTIMIZERS = ("adamw", "sgd")
+HEADS = ("optimizer", "logistic")
+AUGMENTATIONS = ("none", "crop", "crop_flip")
+CLASS_WEIGHTS = ("none", "balanced", "effective")
+LARGEST_RATE = 1e6  # float32 overflows soon after
+MOST_VIEWS = 1000  # all of an image's are held in memory
+DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
+Groups = list[tuple[nn.Module, float]]  # what learns, and its learning rate
+LOWER_RATES = "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is fitted in every round. Defaults were searched on validation data, see notebook 07.
+
+    Attributes:
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        epochs: passes over the labelled set with head and adapter.
+        batch_size: images per step.
+        head_lr: peak learning rate of the head.
+        adapter_lr: peak learning rate of all backbone parameters that learn; None takes the adapter's own.
+        weight_decay: decoupled (adamw) or L2 (sgd), on matrices only.
+        head_epochs: passes before that with the head alone on frozen features (LP-FT, Kumar et al. 2022).
+        head: how the head alone is fitted: "optimizer" (in these passes) or "logistic" (solved, see
+            `palkit.strategies.heads`: better and faster, docs/heads.md). A probe is then ready; with an adapter it is
+            what both start from.
+        head_decay: L2 penalty of a solved head at one label; it falls with the square root of their number.
+        warmup_epochs: of linear warm-up before cosine decay.
+        label_smoothing: mass spread over the other classes.
+        class_weights: of the loss: "none", "balanced" (inverse to the class's share of the labels) or
+            "effective" (inverse to its effective number, Cui et al. 2019, beta 0.999).
+        augmentation: "none", "crop" or "crop_flip" (random resized crop, horizontal flip).
+        views: augmented views per labelled image; each epoch sees one of them.
+        max_grad_norm: gradients are scaled down to this norm.
+        precision: of the products while fitting: "float32", "bfloat16", "float64" (the same fit on every processor)
+            or "auto" (the faster one of the first two, measured).
+        early_stopping: share of the labels held out to choose the best epoch by its loss; 0 trains on all of them.
+        patience: epochs without a better one before early stopping ends the fit.
+        calibration: peak weight of C-PEAL's calibration loss; 0 leaves it out.
+        calibration_weighting: of right and wrong predictions in it: "balanced" or "effective".
+        temperature_folds: parts of the labelled set of which each is predicted by a model fitted to the others, to
+            find the temperature, 1 or more, that divides the final model's logits; 0 leaves them as they are. For
+            adapters that change the backbone: a linear probe keeps temperature 1 (docs/heads.md).
+    """
+
+    optimizer: str = "adamw"
+    epochs: int = 20
+    batch_size: int = 32
+    head_lr: float = 1e-3
+    adapter_lr: float | None = None
+    weight_decay: float = 1e-2
+    head_epochs: int = 60
+    head: str = "optimizer"
+    head_decay: float = 1.0
+    warmup_epochs: int = 1
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    augmentation: str = "crop"
+    views: int = 8
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    early_stopping: float = 0.0
+    patience: int = 5
+    calibration: float = 0.0
+    calibration_weighting: str = "balanced"
+    temperature_folds: int = 0
+
+    def __post_init__(self) -> None:
+        for name, valid in {
+            "optimizer": OPTIMIZERS,
+            "head": HEADS,
+            "augmentation": AUGMENTATIONS,
+            "class_weights": CLASS_WEIGHTS,
+            "precision": (*PRECISIONS, "auto"),
+            "calibration_weighting": WEIGHTINGS,
+        }.items():
+            if getattr(self, name) not in valid:
+                raise unknown_name(f"training.{name}", getattr(self, name), valid)
+        for name in ("epochs", "batch_size", "views", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 1.")
+        for name in ("head_epochs", "warmup_epochs", "weight_decay", "calibration", "temperature_folds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0.")
+        for name in ("head_lr", "head_decay", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be above 0.")
+        if self.adapter_lr is not None and not self.adapter_lr > 0:
+            raise ConfigError(f"training.adapter_lr {self.adapter_lr}: must be above 0, or nothing for the adapter's.")
+        for name in ("label_smoothing", "early_stopping"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0 and less than 1.")
+        for name in ("head_lr", "adapter_lr", "weight_decay", "head_decay"):
+            if (getattr(self, name) or 0) > LARGEST_RATE:
+                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at most {LARGEST_RATE:g}.")
+        if self.views > MOST_VIEWS:
+            raise ConfigError(f"training.views {self.views}: {MOST_VIEWS} are the most.")
+        if self.temperature_folds == 1:
+            raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
+
+
+@dataclass
+class FitReport:
+    """What fitting did.
+
+    Attributes:
+        losses: mean loss of each epoch, those of the head alone first.
+        held_out: loss of the held-out labels after each epoch of the whole model; empty without early stopping.
+        steps: optimiser steps.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    steps: int = 0
+
+
+def fit(
+    model: AdaptedModel,
+    inputs: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+    progress: Progress = silent,
+    *,
+    plain: Tensor | None = None,
+) -> FitReport:
+    """Train head and adapter on the labelled set, in place.
+
+    Args:
+        model: freshly attached.
+        inputs: (V, L, ...) what `model` takes, V augmented views of L labelled images.
+        labels: (L,) int64.
+        config: optimiser, schedule, regularisation.
+        seed: of the order of the images, of dropout and of what is held out.
+        progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
+        plain: (L, ...) the same images as they are; a solved head needs them beside augmented views.
+
+    A first batch may be of one class: the model is fitted, and the next batch is bought all the same.
+
+    Raises:
+        ConfigError: a probe is to be solved, and stopped early or fitted with the calibration loss.
+        DivergenceError: the loss or a gradient is not finite, or the model ends far worse than guessing; says what
+            to change.
+    """
+    report = FitReport()
+    devices = [inputs.device] if inputs.is_cuda else []
+    with torch.random.fork_rng(devices=devices), doubled(model, config.precision):
+        inputs = inputs.to(model.feature_mean.dtype)
+        torch.manual_seed(seed)
+        learn = ~_held_out(labels, config.early_stopping)
+        weight = class_weights(labels[learn], model.head.out_features, config.class_weights)
+        loop = _Loop(config, labels, learn, weight, report, progress)
+        probe = model.start_block == model.backbone.depth
+        if config.head == "logistic" and (config.head_epochs or probe):
+            _solve_head(model, inputs, plain, loop, probe)
+        elif config.head_epochs or probe:
+            _fit_head(model, inputs, loop, probe)
+        if not probe:
+            _fit_all(model, inputs, loop)
+        model.eval()
+    return report
+
+
+def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -> None:
+    """Train the head alone on frozen features; of a probe that is all there is.
+
+    In float64, on the CPU, which every machine has: in float32 the last bits of another processor grow through the
+    optimiser until predictions differ. It costs nothing: a step is mostly overhead, and little of it with few labels.
+    """
+    config = loop.config
+    features = _frozen_features(model, inputs, config.precision).cpu().double()
+    head = copy.deepcopy(model.head).cpu().double()
+    groups: Groups = [(head, config.head_lr)]
+    if config.head_epochs:
+        loop.run(head, head, features, config.head_epochs, groups)
+    if probe:
+        loop.run(head, head, features, config.epochs, groups, choose=True)
+    model.head.load_state_dict(head.state_dict())
+
+
+def _solve_head(model: AdaptedModel, inputs: Tensor, plain: Tensor | None, loop: "_Loop", probe: bool) -> None:
+    """Put the solution of logistic regression on frozen features into the head."""
+    config = loop.config
+    if probe and (config.early_stopping or config.calibration):
+        raise ConfigError(
+            "training.head 'logistic' of a linear probe is solved, without epochs: early_stopping and calibration must "
+            "be 0, or training.head 'optimizer'."
+        )
+    views = _frozen_features(model, inputs, config.precision)[:, loop.learn]
+    images = None if plain is None else _frozen_features(model, plain[loop.learn][None], config.precision)[0]
+    if not views.isfinite().all():
+        raise DivergenceError("features of the labelled images are not finite: no head can be fitted to them.")
+    labels, classes = loop.labels[loop.learn], model.head.out_features
+    targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
+    weights = torch.ones(len(labels)) if loop.weight is None else loop.weight[labels]
+    solution = logistic_on_views(
+        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay
+    )
+    with torch.no_grad():
+        model.head.weight.copy_(solution[0])
+        model.head.bias.copy_(solution[1])
+    if probe:
+        loop.progress("fitting", 1, 1)
+
+
+def _fit_all(model: AdaptedModel, inputs: Tensor, loop: "_Loop") -> None:
+    """Train head and adapter together; the head and the loss in float64 where the device has it.
+
+    They sum over the classes: in float32 the number of a class would show in the last bits of every gradient.
+    """
+    config = loop.config
+    dtype = torch.float32 if inputs.device.type == "mps" else torch.float64
+
+    def forward(rows: Tensor) -> Tensor:
+        with autocast(rows.device, config.precision):
+            features = model.features(rows)
+        return model.logits(features.to(dtype))
+
+    adapter_lr = config.adapter_lr or ADAPTERS[model.config.name].adapter_lr
+    groups: Groups = [(model.head, config.head_lr), (model.backbone, adapter_lr)]
+    model.head.to(dtype)
+    try:
+        loop.run(model, forward, inputs, config.epochs, groups, choose=True)
+    finally:
+        model.head.to(model.feature_mean.dtype)
+
+
+def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
+    """(C,) weights of the loss, mean 1 over the classes that have labels; None for "none".
+
+    Args:
+        labels: (L,) int64.
+        classes: C.
+        kind: "none", "balanced" or "effective" (Cui et al., Class-Balanced Loss, CVPR 2019, eq. 2).
+    """
+    if kind == "none":
+        return None
+    counts = labels.bincount(minlength=classes).double().cpu()  # in float32 sums would depend on the classes' order
+    size = counts if kind == "balanced" else effective_number(counts)
+    weight = torch.where(counts > 0, 1 / size.clamp_min(1e-12), torch.zeros_like(counts))
+    return (weight * (counts > 0).sum() / weight.sum()).float().to(labels.device)
+
+
+def cross_fitted_temperature(
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+) -> float:
+    """Temperature that suits predictions of labels that a model has not seen: no label is spent on it.
+
+    Parts are drawn at random and not by class: the only label of a class is then predicted by a model that does not
+    know the class, and the share of such labels is what an image of an unseen class is as likely as (Good-Turing).
+    Classes kept out of the parts would make the temperature blind to them, and too low where it matters most.
+
+    It only softens predictions, no more than the labels compel, and only those of adapters that change the backbone,
+    which are much too sure with few labels. Models of parts have fewer labels than the final one, and labels that a
+    strategy bought are harder than the pool: a linear probe, which is not far from calibrated, is as often made worse
+    as better (docs/heads.md).
+
+    Args:
+        make: a freshly attached model.
+        inputs: (V, L, ...) as for `fit`.
+        plain: (L, ...) the same images as they are.
+        labels: (L,) int64.
+        config: its `temperature_folds` says how many models are fitted.
+        seed: of the parts and the fits.
+
+    Returns:
+        At least 1.0; 1.0 for a linear probe, or if no part leaves two classes to the others or all their fits diverge.
+    """
+    if make().config.name == "linear_probe":
+        return 1.0
+    logits, truth = cross_fitted_logits(make, inputs, plain, labels, config, seed)
+    return softening(logits, truth) if len(logits) else 1.0
+
+
+def cross_fitted_logits(
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """(M, C) logits of labelled images by models that did not see them, and their (M,) labels; arguments as above.
+
+    Parts that leave one class to the others, or whose fit diverges, are left out.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    part = (order % config.temperature_folds).to(labels.device)
+    logits, truth = [torch.empty(0, 1)], [torch.empty(0, dtype=torch.int64)]
+    for fold in part.unique():
+        left = part != fold
+        if len(labels[left].unique()) < 2:
+            continue
+        model = make()
+        try:
+            fit(model, inputs[:, left], labels[left], config, seed, plain=plain[left])
+        except DivergenceError:
+            continue  # the other parts say enough
+        precision = config.precision
+        with torch.inference_mode(), doubled(model, precision), autocast(plain.device, precision):
+            logits.append(model(plain[~left].to(model.feature_mean.dtype))[1].float().cpu())
+        truth.append(labels[~left].cpu())
+    return torch.cat(logits[1:] or logits), torch.cat(truth)
+
+
+def contradictions(inputs: Tensor, labels: Tensor) -> int:
+    """Number of labelled images that are the same to a model as one with another label: it cannot learn these.
+
+    Args:
+        inputs: (L, ...) of the images as they are.
+        labels: (L,) classes.
+    """
+    same = inputs.flatten(1).unique(dim=0, return_inverse=True)[1]
+    classes = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.bool, device=labels.device)
+    classes[same, labels] = True
+    return int((classes.sum(1) > 1)[same].sum())
+
+
+def _held_out(labels: Tensor, share: float) -> Tensor:
+    """(L,) bool, every class of two or more labels giving about `share` of them, but never its last one."""
+    chosen = torch.zeros_like(labels, dtype=torch.bool)
+    if share:
+        for label in dict.fromkeys(labels.tolist()):  # as bought: the draws must not depend on the classes' numbers
+            rows = (labels == label).nonzero().squeeze(1)
+            number = min(len(rows) - 1, max(1, round(share * len(rows))))
+            chosen[rows[torch.randperm(len(rows)).to(rows.device)[:number]]] = True
+    return chosen
+
+
+def _frozen_features(model: AdaptedModel, inputs: Tensor, precision: str) -> Tensor:
+    """(V, L, D) features of an adapter that has not learnt anything yet."""
+    model.eval()
+    with torch.inference_mode(), autocast(inputs.device, precision):
+        dtype = model.feature_mean.dtype
+        views = [model.features(view.to(dtype)).to(dtype) for view in inputs]
+    return torch.stack(views).clone()
+
+
+@dataclass
+class _Loop:
+    """Epochs over the labelled set: of the head alone, or of head and adapter."""
+
+    config: TrainingConfig
+    labels: Tensor
+    learn: Tensor
+    weight: Tensor | None
+    report: FitReport
+    progress: Progress
+
+    def run(
+        self,
+        net: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        epochs: int,
+        groups: Groups,
+        *,
+        choose: bool = False,
+    ) -> None:
+        """Train for some epochs.
+
+        Args:
+            net: all that learns.
+            forward: (B, ...) inputs to (B, C) logits.
+            inputs: (V, L, ...); epoch e sees view e mod V of the rows to learn from.
+            epochs: how many.
+            groups: parts of `net` and their learning rates.
+            choose: keep the epoch that held-out labels find best, if there are such labels.
+        """
+        config, model = self.config, net if isinstance(net, AdaptedModel) else None
+        labels, learn = self.labels.to(inputs.device), self.learn.to(inputs.device)
+        rows_to_learn = learn.nonzero().squeeze(1)
+        choose = choose and not learn.all()
+        optimizer = _optimizer(groups, config)
+        steps = math.ceil(len(rows_to_learn) / config.batch_size)
+        scheduler = _warmup_cosine(optimizer, config.warmup_epochs * steps, epochs * steps)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        best = _Best(config.patience)
+        net.train()
+        if model is not None:
+            model.begin(epochs * steps)
+        step, error, outputs = 0, 0.0, 2
+        for epoch in range(epochs):
+            view, total, error = inputs[epoch % len(inputs)], 0.0, 0.0
+            calibration = calibration_weight(epoch, epochs, config.calibration)
+            order = torch.randperm(len(rows_to_learn)).to(labels.device)
+            for rows in rows_to_learn[order].split(config.batch_size):
+                logits = forward(view[rows])
+                outputs = logits.shape[1]
+                loss = self._cross_entropy(logits, labels[rows], config.label_smoothing)
+                # Smoothed targets cannot be met, so what they cost tells nothing of divergence.
+                mistake = self._cross_entropy(logits.detach(), labels[rows])
+                if calibration:
+                    loss = loss + calibration * calibration_loss(logits, labels[rows], config.calibration_weighting)
+                penalty = None if model is None else model.penalty()
+                if penalty is not None:
+                    loss = loss + penalty
+                self._check(loss, "loss", epoch, groups)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(parameters, max_norm=config.max_grad_norm)
+                self._check(norm, "gradient", epoch, groups)
+                optimizer.step()
+                if model is not None:
+                    model.after_backward(step)
+                scheduler.step()
+                step += 1
+                total += loss.item() * len(rows) / len(rows_to_learn)
+                error += mistake.item() * len(rows) / len(rows_to_learn)
+            self.report.losses.append(total)
+            self.progress("fitting", len(self.report.losses), config.head_epochs + config.epochs)
+            if choose and best.is_over(self._held_out_loss(net, forward, inputs, labels, ~learn), net):
+                break
+        self.report.steps += step
+        if best.state:
+            best.restore(net)
+            return
+        guessing = math.log(outputs)  # among all classes, also those that no label is of yet
+        if error > DIVERGED * guessing:
+            raise DivergenceError(
+                f"training ended at a loss of {error:.3g}, where guessing has {guessing:.3g}, {_rates(groups)}. "
+                + LOWER_RATES
+            )
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(logits)
+        return F.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
+
+    @torch.no_grad()
+    def _held_out_loss(
+        self, net: nn.Module, forward: Callable[[Tensor], Tensor], inputs: Tensor, labels: Tensor, rows: Tensor
+    ) -> float:
+        net.eval()
+        smoothing = self.config.label_smoothing
+        losses = [self._cross_entropy(forward(view[rows]), labels[rows], smoothing) for view in inputs]
+        net.train()
+        self.report.held_out.append(float(torch.stack(losses).mean()))
+        return self.report.held_out[-1]
+
+    def _check(self, value: Tensor, what: str, epoch: int, groups: Groups) -> None:
+        if not torch.isfinite(value):
+            raise DivergenceError(
+                f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. "
+                "Lower the learning rates or lengthen warmup_epochs."
+            )
+
+
+class _Best:
+    """The best state that held-out labels have seen."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.loss = math.inf
+        self.waited = 0
+        self.state: dict[str, Tensor] = {}
+
+    def is_over(self, loss: float, net: nn.Module) -> bool:
+        """Take note of an epoch; whether there was none better for too long."""
+        self.waited += 1
+        if loss < self.loss:
+            self.loss, self.waited = loss, 0
+            self.state = {name: p.detach().clone() for name, p in trainable_parameters(net).items()}
+        return self.waited >= self.patience
+
+    @torch.no_grad()
+    def restore(self, net: nn.Module) -> None:
+        for name, parameter in trainable_parameters(net).items():
+            if name in self.state:
+                parameter.copy_(self.state[name])
+
+
+def _rates(groups: Groups) -> str:
+    names = ("head_lr", "adapter_lr")
+    return "with " + " and ".join(f"{name}={lr:g}" for name, (_, lr) in zip(names, groups, strict=False))
+
+
+def _optimizer(groups: Groups, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Optimiser with one group per learning rate and decay; biases and norms are not decayed."""
+    settings = []
+    for module, lr in groups:
+        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        matrices = [parameter for parameter in learning if parameter.ndim > 1]
+        vectors = [parameter for parameter in learning if parameter.ndim <= 1]
+        settings += [{"params": matrices, "lr": lr, "weight_decay": config.weight_decay}] if matrices else []
+        settings += [{"params": vectors, "lr": lr, "weight_decay": 0.0}] if vectors else []
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(settings, momentum=0.9)
+    return torch.optim.AdamW(settings)
+
+
+def _warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

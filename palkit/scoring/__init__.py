@@ -1,0 +1,1 @@
+"""The scoring pass over a pool, its cached inputs and batches."""

@@ -1,0 +1,115 @@
+"""What every pass over many rows shares: reading ahead, batches that survive out-of-memory, precision."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError, OutOfMemoryError, unknown_name
+from palkit.models.devices import PRECISIONS, is_out_of_memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2  # blocks read while one is computed
+CACHE_DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How frozen blocks and the scoring pass are computed.
+
+    Attributes:
+        precision: of products: "float32", "bfloat16", "float64", which gives the same features on every processor
+            and takes two to three times as long, or "auto", which is the faster one of the first two as measured on
+            this machine (see `palkit.models.devices.probe`); a run records what it became.
+        batch_size: rows per forward pass, halved where memory runs out; None takes the measured best. Results
+            depend on it in their last bits, so it is part of the config.
+        cache_dtype: in which tokens between blocks are stored: "float16" or "float32".
+        compile: pass the backbone through torch.compile: worth its start-up for large pools only.
+    """
+
+    precision: str = "float32"
+    batch_size: int | None = 128
+    cache_dtype: str = "float16"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in (*PRECISIONS, "auto"):
+            raise unknown_name("scoring.precision", self.precision, [*PRECISIONS, "auto"])
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise unknown_name("scoring.cache_dtype", self.cache_dtype, CACHE_DTYPES)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"scoring.batch_size {self.batch_size}: must be at least 1, or nothing to measure it.")
+
+    @property
+    def rows(self) -> int:
+        """Rows per batch, known once the config is settled."""
+        if self.batch_size is None:
+            raise ConfigError("scoring.batch_size is still to be measured; settle the config first.")
+        return self.batch_size
+
+
+def ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`make(item)` for every item in order, made by a thread while the caller works on the one before."""
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            for item in items:
+                waiting.append(thread.submit(make, item))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class Halving:
+    """Works through blocks in parts, halving the parts whenever memory runs out, and remembers their size.
+
+    Args:
+        size: rows per part to begin with.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, rows: int, work: Callable[[slice], None]) -> None:
+        """Work through one block.
+
+        Args:
+            rows: of the block.
+            work: called with a slice of them; called again for rows that ran out of memory.
+
+        Raises:
+            OutOfMemoryError: a single row does not fit.
+        """
+        begin = 0
+        while begin < rows:
+            part = slice(begin, min(begin + self.size, rows))
+            try:
+                work(part)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise OutOfMemoryError(
+                        "the device's memory does not hold one image. Take a smaller image_size or backbone, or "
+                        "precision bfloat16, or free memory on the device."
+                    ) from error
+                self.size = (min(self.size, rows) + 1) // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            begin = part.stop
+
+
+def pinned(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows where a copy to the device can overlap with computing; to be called while reading ahead."""
+    return rows.pin_memory() if device.type == "cuda" else rows

@@ -1,0 +1,364 @@
+"""What a model takes as input, computed once: decoded pixels, tokens behind the frozen blocks, augmented views."""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import timm
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from palkit.data import Decoder, FileImages, ImagePool
+from palkit.errors import WeightsError
+from palkit.models.backbones import Backbone
+from palkit.models.devices import autocast, memory_limit, require_float64
+from palkit.progress import Progress, silent
+from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
+from palkit.storage.files import atomic_path, cache_dir, storing
+from palkit.storage.formats import new_array, save_array
+from palkit.storage.shards import (
+    SHARD_BYTES,
+    Shards,
+    are_whole,
+    filled,
+    is_shard,
+    open_shards,
+    shard_path,
+    shard_ranges,
+)
+from palkit.strategies.kernels import Rows, View
+
+# Of what decoding, resizing, normalising and the frozen blocks do: raise it when they change, and caches are made anew.
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One pass of a pool through the frozen blocks, cut into shards that can be computed anywhere in any order.
+
+    Attributes:
+        images: of all rows.
+        backbone: frozen.
+        start_block: tokens (T, E) that enter this block are stored, or pooled features (D,) if it is the depth.
+        config: precision, batch size, stored type.
+        folder: of the shards and their manifest.
+    """
+
+    images: Decoder
+    backbone: Backbone
+    start_block: int
+    config: ScoringConfig
+    folder: Path
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of what is stored of one image."""
+        if self.start_block == self.backbone.depth:
+            return (self.backbone.width,)
+        return (self.backbone.tokens, self.backbone.vit.embed_dim)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Pooled features are small and are what strategies compare, so they keep full precision."""
+        return np.dtype(np.float32 if self.start_block == self.backbone.depth else self.config.cache_dtype)
+
+    @cached_property
+    def ranges(self) -> list[range]:
+        """Rows of each shard, cut once: an embedding that is sent to another process is cut the same there."""
+        row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
+        return shard_ranges(len(self.images), row_bytes, self.config.rows)
+
+    def missing(self) -> list[int]:
+        """Shards that are not there, or not whole."""
+        return [
+            number
+            for number, rows in enumerate(self.ranges)
+            if not is_shard(shard_path(self.folder, number), len(rows), self.row_shape, self.dtype)
+        ]
+
+    def compute(self, number: int, progress: Callable[[int], None] = lambda done: None) -> Path:
+        """Compute one shard and write it atomically.
+
+        Args:
+            number: of the shard.
+            progress: called with the rows of it that are done.
+
+        Raises:
+            DataError: an image cannot be read.
+            WeightsError: tokens exceed the range of the stored type.
+        """
+        rows, path, backbone = self.ranges[number], shard_path(self.folder, number), self.backbone
+        size = backbone.config.image_size
+        forward = torch.compile(backbone.inputs) if self.config.compile else backbone.inputs
+        blocks = [rows[i : i + self.config.rows] for i in range(0, len(rows), self.config.rows)]
+
+        def read(block: range) -> Tensor:
+            return pinned(torch.from_numpy(self.images.decode(np.asarray(block), size)), backbone.device)
+
+        def work(output: np.ndarray, done: int, images: Tensor, part: slice) -> None:
+            pixels = backbone.preprocess(images[part].to(backbone.device, non_blocking=True))
+            with autocast(backbone.device, self.config.precision):
+                tokens = forward(pixels, self.start_block).float().cpu().numpy()
+            here = slice(done + part.start, done + part.stop)
+            with np.errstate(over="ignore"):
+                output[here] = tokens
+            if not np.isfinite(output[here]).all():
+                raise WeightsError(
+                    f"tokens that enter block {self.start_block} of {backbone.config.name!r} are not finite as "
+                    f"{self.dtype.name}. Set scoring.cache_dtype to float32; if that does not help, the weights or "
+                    f"the images {rows[here.start]} to {rows[here.stop - 1]} are broken."
+                )
+
+        halving, done = Halving(self.config.rows), 0
+        with torch.inference_mode(), atomic_path(path) as temporary:
+            output = new_array(temporary, self.dtype, (len(rows), *self.row_shape))
+            for images in ahead(read, blocks):
+                halving(len(images), partial(work, output, done, images))
+                done += len(images)
+                progress(done)
+            output.flush()
+        return path
+
+
+def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -> None:
+    """Compute the missing shards one after the other in this process."""
+    ranges = embedding.ranges
+    total = len(embedding.images)
+    before = total - sum(len(ranges[number]) for number in missing)
+    for number in missing:
+        embedding.compute(number, partial(_report, progress, before, total))
+        before += len(ranges[number])
+
+
+def _report(progress: Progress, before: int, total: int, done: int) -> None:
+    progress("embedding", before + done, total)
+
+
+Executor = Callable[[Embedding, list[int], Progress], None]
+
+
+class InputCache:
+    """Inputs of models that learn from some block on, computed once, shared by all processes as shards on disk.
+
+    Folders are named by all that their content depends on: pixels, weights, backbone configuration, block,
+    precision. The first process that needs one computes it, the others wait; a killed one loses one shard.
+    """
+
+    def __init__(
+        self,
+        pool: ImagePool,
+        backbone: Backbone,
+        config: ScoringConfig | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.pool = pool
+        self.backbone = backbone
+        self.config = config or ScoringConfig()
+        self.progress = progress
+        self.data_checksum = pool.checksum()
+        self.pixels_checksum = pool.pixels_checksum
+
+    def rows(self, start_block: int, rows: np.ndarray) -> Rows:
+        """Inputs of some rows, as stored: in RAM if they are within `memory_limit`, else read when asked for.
+
+        Args:
+            start_block: (n, T, E) tokens that enter it, or (n, D) frozen features if it is the depth.
+            rows: (n,) rows of the pool.
+        """
+        shards = self.shards(start_block)
+        index = torch.from_numpy(rows)
+        size = len(rows) * int(np.prod(shards.shape[1:])) * shards.stored.itemsize
+        return shards[index] if size <= memory_limit() else View(shards, index)
+
+    @cached_property
+    def network(self) -> Backbone:
+        """The backbone in the precision of the config: a copy, if that is float64."""
+        if self.config.precision != "float64":
+            return self.backbone
+        require_float64(self.backbone.device)
+        return copy.deepcopy(self.backbone).double()
+
+    def features(self) -> Rows:
+        """(N, D) float32 pooled features of the frozen backbone, of all rows."""
+        return self.rows(self.backbone.depth, np.arange(len(self.pool)))
+
+    def shards(self, start_block: int, execute: Executor = compute_here) -> Shards:
+        """Inputs of all rows, on disk.
+
+        Args:
+            start_block: see `rows`.
+            execute: computes what is missing, here or elsewhere.
+        """
+        folder = self.folder(start_block)
+
+        def fill() -> int:
+            # Elsewhere every worker decodes its own rows.
+            images = self.images() if execute is compute_here else self.pool.images
+            embedding = Embedding(images, self.network, start_block, self.config, folder)
+            missing = embedding.missing()
+            if missing:
+                execute(embedding, missing, self.progress)
+            return len(embedding.ranges)
+
+        return filled(folder, self._made_from(start_block), fill)
+
+    def folder(self, start_block: int) -> Path:
+        """Where the inputs of all rows are, or will be."""
+        return cache_dir() / "inputs" / _key(self._made_from(start_block))
+
+    def images(self) -> Decoder:
+        """The pool's images, decoded once if they lie in files and the disk has room."""
+        size = self.backbone.config.image_size
+        if not isinstance(self.pool.images, FileImages):
+            return self.pool.images
+        return decoded(self.pool.images, size, self.pixels_checksum, self.progress)
+
+    def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
+        """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
+
+        Args:
+            start_block: see `rows`.
+            rows: (L,) rows of the pool.
+            augmentation: "crop" or "crop_flip"; "none" gives the cached inputs as the only view.
+            views: number of views V.
+            seed: of the views.
+
+        Returns:
+            (V, L, T, E) or (V, L, D) on the backbone's device.
+        """
+        device = self.backbone.device
+        if augmentation == "none" or len(rows) == 0:
+            return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
+        size = self.backbone.config.image_size
+        images = torch.from_numpy(self._decoder(size).decode(rows, size)).to(device)
+        pixels = self.network.preprocess(images)
+        transform = augmenter(augmentation, size)
+        # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a resumed
+        # run asks for many images at once.
+        batches = []
+        for image, name in zip(pixels, self.pool.ids[rows], strict=True):
+            seen = [seeded(transform, image, (seed, str(name), view)) for view in range(views)]
+            batches.append(self._forward(torch.stack(seen), start_block))
+        return torch.stack(batches, dim=1)
+
+    def _decoder(self, size: int) -> Decoder:
+        """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
+        folder = decoded_folder(self.pixels_checksum, size)
+        there = isinstance(self.pool.images, FileImages) and are_whole(folder)
+        return DecodedImages(open_shards(folder)) if there else self.pool.images
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor, start_block: int) -> Tensor:
+        parts = []
+        for chunk in pixels.split(self.config.rows):
+            with autocast(self.backbone.device, self.config.precision):
+                parts.append(self.network.inputs(chunk, start_block).float())
+        return torch.cat(parts)
+
+    def _made_from(self, start_block: int) -> dict[str, Any]:
+        config, depth = self.backbone.config, self.backbone.depth
+        return {
+            "pixels_sha256": self.pixels_checksum,
+            "weights_sha256": self.backbone.checksum,
+            "backbone": config.name,
+            "image_size": config.image_size,
+            "start_block": start_block,
+            "pooling": config.pooling if start_block == depth else None,
+            "precision": self.config.precision,
+            "batch_size": self.config.rows,
+            "compile": self.config.compile,
+            "versions": [VERSION, torch.__version__, timm.__version__],
+            "dtype": "float32" if start_block == depth else self.config.cache_dtype,
+        }
+
+
+def _key(made_from: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class DecodedImages:
+    """Images in uint8 shards."""
+
+    shards: Shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
+        return self.shards[torch.from_numpy(rows)].numpy()
+
+
+def _decoded_from(checksum: str, size: int) -> dict[str, Any]:
+    return {"data_sha256": checksum, "image_size": size, "versions": [VERSION, PIL.__version__]}
+
+
+def decoded_folder(checksum: str, size: int) -> Path:
+    """Where the images of a pool are, or will be, once they are decoded to `size` x `size`."""
+    return cache_dir() / "images" / _key(_decoded_from(checksum, size))
+
+
+def decoded(images: FileImages, size: int, checksum: str, progress: Progress = silent) -> Decoder:
+    """The images decoded to `size` x `size` once and kept as uint8 shards; the files themselves if the disk is short.
+
+    Args:
+        images: in files.
+        size: side in pixels.
+        checksum: of the pool they belong to.
+        progress: called with ("decoding", images done, images in all).
+
+    Raises:
+        DataError: a file is not an image; names it.
+    """
+    folder = decoded_folder(checksum, size)
+    if not are_whole(folder):
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < 2 * 3 * size**2 * len(images) + SHARD_BYTES:
+            return images
+    fill = partial(_decode_all, images, size, folder, progress)
+    return DecodedImages(filled(folder, _decoded_from(checksum, size), fill))
+
+
+def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress) -> int:
+    """Write the shards that are missing; returns how many there are."""
+    shape = (size, size, 3)
+    ranges = shard_ranges(len(images), int(np.prod(shape)), 1)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for number, rows in enumerate(ranges):
+            path = shard_path(folder, number)
+            if is_shard(path, len(rows), shape, np.dtype(np.uint8)):
+                continue
+            output = np.empty((len(rows), *shape), np.uint8)
+            every = threads.map(lambda row: images.decode(np.array([row]), size)[0], rows)
+            for position, image in enumerate(every):
+                output[position] = image
+                progress("decoding", rows[position] + 1, len(images))
+            with atomic_path(path) as temporary:
+                save_array(output, temporary)
+    return len(ranges)
+
+
+def augmenter(name: str, size: int) -> v2.Transform:
+    """The random transform of that name for images of side `size`."""
+    crop = v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()]) if name == "crop_flip" else crop
+
+
+def seeded(transform: v2.Transform, image: Tensor, key: tuple[int | str, ...]) -> Tensor:
+    """Transform one image under a seed made from `key`; the transforms know the global generator only."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+        return transform(image)

@@ -1,0 +1,1 @@
+"""Files, tables and shards that stay whole, and values that come from outside."""

@@ -1,0 +1,191 @@
+"""Tables and arrays as files: what is read is what was written, and a full disk is an error, not a crash."""
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from palkit.errors import DataError, brief
+from palkit.storage.files import atomic_path
+
+CHECKSUM = b"palkit_sha256"
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet, atomically, with a checksum of its content. Columns only: the index is not kept.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    content = content.replace_schema_metadata({**(content.schema.metadata or {}), CHECKSUM: _digest(content)})
+    with atomic_path(path) as temporary:
+        parquet.write_table(content, temporary)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read what `write_table` wrote; a table without a checksum is taken as it is.
+
+    Raises:
+        OSError: there is no such file.
+        MemoryError: it does not fit, or is damaged and seems not to.
+        ValueError: it is no Parquet file, or its content is not what was written.
+    """
+    try:
+        # In this thread: Arrow waits for ever for one that it could not start because memory was short.
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            content = file.read(use_threads=False)
+        expected = (content.schema.metadata or {}).get(CHECKSUM)
+        if expected is not None and expected != _digest(content):
+            raise ValueError("its checksum does not fit its content")
+        # What pandas notes about columns is not covered by the checksum.
+        return content.to_pandas(ignore_metadata=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can fail anywhere in the library that reads it
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _digest(table: pa.Table) -> bytes:
+    """SHA-256 of names, types and values; of the values as numpy has them, which no version of Arrow changes."""
+    total = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.to_numpy()
+        total.update(f"{name} {values.dtype.str} {len(values)}\n".encode(errors="surrogateescape"))
+        text = values.dtype == object
+        total.update(json.dumps(values.tolist(), default=str).encode() if text else np.ascontiguousarray(values).data)
+    return total.hexdigest().encode()
+
+
+def save_array(array: np.ndarray, path: Path | str) -> None:
+    """Write a `.npy` file. `numpy.save` says nothing about a last block for which a disk had no room.
+
+    Raises:
+        OSError: there is no room.
+    """
+    stored = new_array(Path(path), array.dtype, array.shape)
+    stored[...] = array
+    stored.flush()
+
+
+def new_array(path: Path, dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """A new `.npy` file as an array, its place on the disk reserved.
+
+    Without that a disk that becomes full while the array is written to kills the process.
+
+    Raises:
+        OSError: there is no room.
+    """
+    array = np.lib.format.open_memmap(path, "w+", np.dtype(dtype), shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array
+
+
+def read_text(path: Path) -> str:
+    """The text of a file as editors and spreadsheets write it: UTF-8, or UTF-16 with its mark; without the mark.
+
+    Raises:
+        DataError: it cannot be read, or is in another encoding; names the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}). Check the name and its permissions.") from error
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        form = "UTF-16, as the file begins" if marked else "UTF-8"
+        raise DataError(f"{path}, line {line}: the bytes are not {form}. Save the file again as UTF-8.") from error
+
+
+def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
+    """A table of text as spreadsheets write it: commas, semicolons or tabs, cells of several lines, blank lines.
+
+    Args:
+        path: of the file.
+        known: names of columns, in lower case; the separator is the one by which most of them are in the header.
+
+    Returns:
+        The columns, all of text, those that are known under that name; and the file's line that each row begins in.
+
+    Raises:
+        DataError: the file cannot be read, is no such table, or a row does not fit its header; names the line.
+    """
+    text = read_text(path)
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as UTF-8.")
+    if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
+        text = "\n" + text[said.end() :]
+    used = said[1] if said else separator(text, known)
+    records = list(_records(path, text, used))
+    if not records:
+        raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
+    first, header = records[0]
+    names = [name.strip().lower() if name.strip().lower() in known else name.strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    if not set(names) & set(known):
+        raise DataError(
+            f"{path}, line {first}: none of the columns {', '.join(known)} is named here (found: {brief(text[:60])}). "
+            "The first line must name the columns."
+        )
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"{path}, line {first}: there are two columns {name!r}. Remove or rename one.")
+    lines, rows = [], []
+    for line, cells in records[1:]:
+        if not any(cell.strip() for cell in cells):
+            raise DataError(f"{path}, line {line}: the row is empty. Remove it.")
+        if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
+            raise DataError(
+                f"{path}, line {line}: {len(cells)} cells where the header has {len(names)}. Put a cell that holds "
+                f"{used!r} into double quotes, and write a {used!r} for each empty cell."
+            )
+        lines.append(line)
+        rows.append(cells[: len(names)])
+    return pd.DataFrame(rows, columns=names, dtype=object), lines
+
+
+def separator(text: str, known: Collection[str]) -> str:
+    """What stands between cells, comma, semicolon or tab: the sign by which most of the known names are in the header.
+
+    Args:
+        text: of a table.
+        known: names of columns, in lower case.
+    """
+
+    def names(sign: str) -> list[str]:
+        with suppress(csv.Error):  # whoever reads all of it says what is wrong
+            header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
+            return [name.strip().lower() for name in header]
+        return []
+
+    return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
+
+
+def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of every row that is not blank."""
+    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as a table (line {line}: {error}). Save it again as CSV.") from error

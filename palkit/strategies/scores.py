@@ -1,0 +1,126 @@
+"""What a strategy may look at: scores of every pool row, and the labels bought so far."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from palkit.errors import ConfigError, brief, unknown_name
+from palkit.strategies.kernels import Rows
+from palkit.strategies.ties import Keys, predict
+
+DROPPED = ("features", "shared_features", "head", "adapter")
+PASSES = 10_000  # more would not fit anywhere
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How to make stochastic passes. Only what is random is computed again in each pass.
+
+    Attributes:
+        passes: how many, T.
+        rate: probability with which a value is dropped.
+        on: what is dropped. "features": entries of the pooled features, independently in each row and pass
+            (Gal 2017; Gupte 2024). "shared_features": the same entries for all rows of a pass, so that a pass is one
+            function and what it says of two rows can be joined (consistent dropout, Kirsch 2019). "head": weights of
+            the head, likewise (DropConnect, Wan et al. 2013). "adapter": inputs of the low-rank path, in each adapted
+            block (Gal 2017); the blocks before are computed once.
+    """
+
+    passes: int
+    rate: float
+    on: str = "features"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or not 1 <= self.passes <= PASSES:
+            raise ConfigError(f"dropout passes must be a whole number from 1 to {PASSES:,}, got {brief(self.passes)}.")
+        if not 0 < self.rate < 1:
+            raise ConfigError(f"dropout rate must be in (0, 1), got {self.rate!r}.")
+        if self.on not in DROPPED:
+            raise unknown_name("dropout_on", self.on, DROPPED)
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """One scoring pass over the whole pool, labelled and unlabelled rows alike, in pool order.
+
+    Attributes:
+        features: (N, D) float32 pooled backbone features, what the head sees; shards where they exceed memory.
+        probs: (N, C) float32 class probabilities, rows sum to 1.
+        stochastic_probs: (T, N, C) float32, one pass per dropout mask, or None if nothing needed it.
+        names: keys of the images and classes, which settle ties; None where positions and numbers are all there is.
+    """
+
+    features: Rows
+    probs: Tensor
+    stochastic_probs: Tensor | None = None
+    names: Keys | None = None
+
+    def __post_init__(self) -> None:
+        for name, axes in {"features": 2, "probs": 2, "stochastic_probs": 3}.items():
+            rows = getattr(self, name)
+            if rows is None and name == "stochastic_probs":
+                continue
+            if not isinstance(getattr(rows, "device", None), torch.device):
+                raise ConfigError(f"scores: {name} must be a tensor, got {brief(rows)}.")
+            if len(rows.shape) != axes or 0 in rows.shape[1:]:
+                raise ConfigError(f"scores need {axes}-D {name} that are not empty, got shape {tuple(rows.shape)}.")
+        passes = self.stochastic_probs
+        if passes is not None and (passes.shape[1:] != self.probs.shape or not len(passes)):
+            raise ConfigError(
+                f"scores: stochastic_probs of shape {tuple(passes.shape)} do not fit probs of shape "
+                f"{tuple(self.probs.shape)}."
+            )
+        if len(self.features) != len(self.probs):
+            raise ConfigError(
+                f"features have {len(self.features)} rows and probs {len(self.probs)}; "
+                "both must cover the same pool in the same order."
+            )
+        if self.names is not None and (len(self.names.rows), len(self.names.classes)) != self.probs.shape:
+            raise ConfigError(
+                f"scores: names are of {len(self.names.rows)} rows and {len(self.names.classes)} classes, "
+                f"probs of shape {tuple(self.probs.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What settles ties between rows and between classes."""
+        return self.names or Keys.of_positions(*self.probs.shape)
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """(N,) int64 most probable class of each row."""
+        return predict(self.probs, self.keys)
+
+
+def are_classes(labels: Tensor, scores: PoolScores) -> bool:
+    """Whether `labels` are one class for each row of the scores."""
+    if labels.shape != (len(scores),) or labels.dtype != torch.int64:
+        return False
+    return bool(((labels >= 0) & (labels < scores.probs.shape[1])).all())
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labels bought so far.
+
+    Attributes:
+        positions: (L,) int64 pool positions, in order of purchase.
+        labels: (L,) int64 class of each.
+    """
+
+    positions: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def unlabelled(self, pool_size: int) -> Tensor:
+        """(U,) int64 ascending positions of a pool of `pool_size` rows that carry no label yet."""
+        mask = torch.ones(pool_size, dtype=torch.bool)
+        mask[self.positions.cpu()] = False
+        return mask.nonzero().squeeze(1)

@@ -1,0 +1,543 @@
+"""What all figures share: sizes, colours, markers, axes, files."""
+
+import hashlib
+import json
+import logging
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache, wraps
+from io import BytesIO
+from math import ceil
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any, ParamSpec
+from unicodedata import east_asian_width
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.artist import allow_rasterization
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, findSystemFonts, fontManager
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from palkit.errors import ConfigError
+from palkit.storage.files import atomic_path
+
+Parameters = ParamSpec("Parameters")
+
+WIDTH = 7.0
+PER_ROW = 4
+
+# Okabe & Ito's colours for the strategies of the default sweep, Paul Tol's "muted" ones for the others: both
+# sets are distinct for every kind of colour vision. More strategies than that cannot be told apart by colour,
+# which is why each also has a marker.
+STRATEGY_STYLES = {
+    "random": ("#595959", "X"),
+    "entropy": ("#E69F00", "o"),
+    "margin": ("#56B4E9", "s"),
+    "featdist": ("#009E73", "^"),
+    "coreset": ("#CC79A7", "D"),
+    "badge": ("#D55E00", "v"),
+    "least_confidence": ("#DDCC77", "P"),
+    "bald": ("#0072B2", "<"),
+    "batchbald": ("#332288", ">"),
+    "bait": ("#882255", "p"),
+    "typiclust": ("#117733", "h"),
+    "probcover": ("#44AA99", "o"),
+    "maxherding": ("#999933", "s"),
+    "uherding": ("#AA4499", "^"),
+    "dropquery": ("#661100", "D"),
+    "alfamix": ("#6699CC", "v"),
+    "cluster_margin": ("#888888", "P"),
+    "falcun": ("#88CCEE", "<"),
+    "clue": ("#CC6677", ">"),
+}
+OTHER_COLOURS = ("#332288", "#117733", "#44AA99", "#882255", "#AA4499", "#661100", "#6699CC", "#999933")
+OTHER_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "P", "p", "h")
+
+# Things that are no strategies (pooling, cost, classes) keep away from the strategies' meaning of colour.
+SERIES_COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#7799BB")
+COST_COLOURS = {"fit_s": "#004488", "score_s": "#6699CC", "select_s": "#DDAA33"}
+CLASS_COLOURS = (
+    "#332288",
+    "#88CCEE",
+    "#117733",
+    "#DDCC77",
+    "#CC6677",
+    "#AA4499",
+    "#999933",
+    "#882255",
+    "#44AA99",
+    "#888888",
+)
+CLASS_MARKERS = ("o", "^", "s", "D", "v")
+CLASS_LINES = ("-", "--", ":", "-.")
+CLASS_LOOKS = len(CLASS_COLOURS) * len(CLASS_MARKERS) * len(CLASS_LINES)  # all of them different
+INK = "#333333"
+BLUES = LinearSegmentedColormap.from_list("palkit", ["#FFFFFF", "#6699CC", "#004488"])
+
+METRIC_LABELS = {
+    "accuracy": "accuracy (%)",
+    "balanced_accuracy": "balanced accuracy (%)",
+    "macro_f1": "macro F1 (%)",
+    "kappa": "quadratic weighted kappa",
+    "nll": "negative log-likelihood (nats)",
+    "brier": "Brier score",
+    "ece": "expected calibration error (%)",
+    "adaptive_ece": "adaptive calibration error (%)",
+    "recall": "recall (%)",
+}
+NAMES = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "adalora": "AdaLoRA",
+    "vera": "VeRA",
+    "ia3": "IA³",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "bitfit": "BitFit",
+    "vpt": "VPT",
+    "badge": "BADGE",
+    "bald": "BALD",
+    "bait": "BAIT",
+    "pcb": "PCB",
+}
+BALANCES = frozenset({"pcb"})
+OURS = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # names in palkit's own spelling
+LONGEST = 24  # columns of a name at a tick or in a legend
+LETTER = 0.055  # inches of one of them, about
+
+FONT = "DejaVu Sans"
+STYLE: dict[Any, Any] = {
+    "font.family": FONT,
+    # Names of classes, data sets and variants are a user's: a dollar in them is a dollar.
+    "text.parse_math": False,
+    "text.usetex": False,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "savefig.dpi": 200,
+    # Without it the ids inside an SVG are random and no two files are equal.
+    "svg.hashsalt": "palkit",
+}
+
+
+def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Draw under our settings whatever those of the caller are, and leave these as they were."""
+
+    @wraps(draw)
+    def inner(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inner
+
+
+class PlainFigure(Figure):
+    """A figure drawn under our settings and with the names in it as they are written, whoever draws it and when.
+
+    Matplotlib makes some of the text only when it draws, and would take it for LaTeX if the reader's settings say so.
+    """
+
+    def __repr__(self) -> str:
+        # As any other figure, in what a notebook stores.
+        return super().__repr__().replace(type(self).__name__, Figure.__name__)
+
+    @allow_rasterization
+    def draw(self, renderer: RendererBase) -> None:
+        with rc_context(STYLE), warnings.catch_warnings():
+            # Said once, and by us, in `fonts_for`.
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+            _give_glyphs(self)
+            super().draw(renderer)
+
+
+def _give_glyphs(figure: Figure) -> None:
+    """Let text with characters that our font lacks use fonts that have them."""
+    texts: list[Text] = figure.findobj(Text)
+    axes = [(one, getattr(one, f"{which}axis").get_major_formatter()) for one in figure.axes for which in "xy"]
+    # Labels of ticks are made from these when it is drawn.
+    named = [(one, formatter.seq) for one, formatter in axes if isinstance(formatter, FixedFormatter)]
+    written = "".join([text.get_text() for text in texts] + [str(name) for _, names in named for name in names])
+    families = list(fonts_for(set(written)))
+    if len(families) > 1:
+        for text in texts:
+            text.set_fontfamily(families)
+        for one, _ in named:
+            one.tick_params(labelfontfamily=families)
+
+
+def fonts_for(characters: Iterable[str]) -> tuple[str, ...]:
+    """Families that have these characters: ours, then those of this machine for what ours lacks.
+
+    What no font has is drawn as an empty box; that is logged once.
+    """
+    wanted = {ord(character) for character in characters if character.isprintable()}
+    return (FONT, *_other_fonts(frozenset(wanted - _charmap(findfont(FONT)))))
+
+
+@cache
+def _other_fonts(missing: frozenset[int]) -> tuple[str, ...]:
+    """As few families of this machine as have these characters."""
+    if not missing:
+        return ()
+    best = max(findSystemFonts(), key=lambda path: (len(missing & _charmap(path)), "Regular" in path), default=None)
+    if best is None or not missing & _charmap(best):
+        logging.getLogger(__name__).warning(
+            "No font of this machine has %s: figures show boxes. Install one that does, such as Noto.",
+            "".join(map(chr, sorted(missing)[:10])),
+        )
+        return ()
+    fontManager.addfont(best)
+    return (FT2Font(best).family_name, *_other_fonts(missing - _charmap(best)))
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    """Characters of a font; none of one that cannot be read."""
+    with suppress(RuntimeError, OSError):
+        return frozenset(FT2Font(path).get_charmap())
+    return frozenset()
+
+
+def strategy_style(name: str) -> tuple[str, str]:
+    """Colour and marker of a strategy, the same in every figure and process, also for names not listed."""
+    if name in STRATEGY_STYLES:
+        return STRATEGY_STYLES[name]
+    # Unlike `hash`, a checksum of the name is the same in every process.
+    marker, colour = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
+    return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]
+
+
+def class_look(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line style of a class; the first `CLASS_LOOKS` numbers have each their own."""
+    colours, markers = len(CLASS_COLOURS), len(CLASS_MARKERS)
+    # Each time the colours begin again, so do the markers, one further on.
+    marker = CLASS_MARKERS[(number + number // colours) % markers]
+    return CLASS_COLOURS[number % colours], marker, CLASS_LINES[number // (colours * markers) % len(CLASS_LINES)]
+
+
+def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG, so that the same figure always gives the same bytes.
+
+    Either file is complete or as it was: it is written beside its place, flushed to disk and moved there.
+
+    Args:
+        figure: what to save.
+        path: where, without suffix; the folder is created.
+        metadata: what the figure came from, e.g. run hashes and the name of the sweep. In the PNG each is a
+            text chunk of its own; SVG knows only Dublin Core, so there all of it is JSON in the description.
+            `runs`, a list of hashes or one string with commas, comes with `runs_count` and `runs_sha256` (of the
+            distinct hashes, sorted, one a line), so that a long list (17 kB for 1,000 runs) can be compared.
+
+    Returns:
+        The paths of the PNG and the SVG.
+    """
+    folder, name = Path(path).parent, Path(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {**metadata, **(run_digest(metadata["runs"]) if "runs" in metadata else {})}
+    text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in known.items()}
+    described = json.dumps(text, sort_keys=True)
+    # A date would make every file differ.
+    formats = {"png": text, "svg": {"Date": None, "Description": described}}
+    paths = []
+    for suffix, chunks in formats.items():
+        buffer = BytesIO()
+        with rc_context(STYLE):
+            figure.savefig(buffer, format=suffix, metadata=chunks)
+        paths.append(folder / f"{name}.{suffix}")
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    return paths[0], paths[1]
+
+
+def run_digest(runs: object) -> dict[str, object]:
+    """Number and SHA-256 of distinct run hashes, whatever their order; see `save_figure`."""
+    hashes = runs.split(",") if isinstance(runs, str) else runs if isinstance(runs, Iterable) else [runs]
+    distinct = sorted(set(map(str, hashes)))
+    digest = hashlib.sha256("\n".join(distinct).encode()).hexdigest()
+    return {"runs_count": len(distinct), "runs_sha256": digest}
+
+
+def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Panels side by side that share their vertical axis; `height` is that of a row in inches."""
+    columns, rows = min(count, PER_ROW), ceil(count / PER_ROW)
+    # A single panel as wide as the page would be stretched.
+    width = 4.2 if count == 1 else WIDTH
+    figure = PlainFigure(figsize=(width, height * rows + 0.3), layout="constrained")
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
+    for unused in panels[count:]:
+        unused.remove()
+    return figure, panels[:count]
+
+
+def ticks_at(axes: Axes, values: pd.Series) -> None:
+    """Ticks at the values that occur, if they are few enough to be read."""
+    distinct = sorted(values.unique())
+    if len(distinct) <= 10:
+        axes.set_xticks(distinct)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
+    """Names along an axis of a matrix, slanted below it, smaller where they are many."""
+    shown = shown_names(names)
+    size = min(7.0, 250 / len(shown))
+    if which == "x":
+        axes.set_xticks(range(len(shown)), shown, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    else:
+        axes.set_yticks(range(len(shown)), shown, fontsize=size)
+
+
+def name_configurations(axes: Axes, table: pd.DataFrame) -> None:
+    """Rows named by adapter, strategy and, if the table has it, balance."""
+    names = shown_names(configuration_names(table), 2 * LONGEST)
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes are drawn in one"
+    figure.set_figwidth(min(WIDTH, figure.get_figwidth() + excess(names, LONGEST, 2 * LONGEST)))
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+
+
+def configuration_name(*parts: str) -> str:
+    """Display name of a configuration: "LoRA, entropy + PCB" of "lora", "entropy", "pcb"; "none" is left out.
+
+    Args:
+        parts: values of columns such as adapter, strategy, balance. A balance is added to what comes before it.
+    """
+    name = ""
+    for part in parts:
+        if part != "none":
+            name += (" + " if part in BALANCES else ", ") * bool(name) + title_of(part)
+    return name
+
+
+def configuration_names(table: pd.DataFrame) -> list[str]:
+    """Display name of every row, from those of the columns adapter, strategy and balance that the table has."""
+    columns = [column for column in ("adapter", "strategy", "balance") if column in table.columns]
+    return [configuration_name(*map(str, row)) for row in table[columns].itertuples(index=False)]
+
+
+def panel_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that give a panel its own configuration: adapter, and balance where runs differ in it."""
+    balanced = "balance" in rounds.columns and rounds["balance"].nunique() > 1
+    return ("adapter", "balance") if balanced else ("adapter",)
+
+
+def configuration_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
+    """Columns that tell configurations apart: those of a panel, and the strategy."""
+    return (*panel_columns(rounds), "strategy")
+
+
+def filling(adapter: str, colour: str) -> str:
+    """The baseline adapter is hollow, so that it can be told from the others at a glance."""
+    return "white" if adapter == "linear_probe" else colour
+
+
+def seeds_of(counts: pd.Series) -> str:
+    """How many seeds the curves of a figure are means of, in words."""
+    low, high = counts.min(), counts.max()
+    if low < high:
+        return f"{low} to {high} seeds"
+    return f"{high} seeds" if high > 1 else "1 seed"
+
+
+def interval_note(look: str, low: pd.Series, of: str) -> str:
+    """What the intervals of a figure speak of.
+
+    Args:
+        look: what they look like, "bars" or "bands".
+        low: their lower ends, NaN where there is none.
+        of: of what, over what.
+    """
+    return f"{look}: 95 % t intervals {of}" if low.notna().any() else f"no {look}: too few seeds for an interval"
+
+
+def title_of(name: str) -> str:
+    """A strategy or adapter as readers know it; what follows its name is a user's, and stays as it is."""
+    own, comma, rest = name.partition(", ")
+    return NAMES.get(own, own.replace("_", " ") if OURS.fullmatch(own) else own) + comma + rest
+
+
+def shown_names(names: Iterable[object], longest: int = LONGEST) -> list[str]:
+    """Names in one line each, the middle of long ones left out, but not the part in which two differ.
+
+    They are numbered where that is not enough, such as where they differ in spaces alone.
+
+    Args:
+        names: any text.
+        longest: columns of a name; letters of East Asia take two.
+    """
+    written = [str(name) for name in names]
+    short = {name: _short(one_line(name), longest) for name in written}
+    for group in _alike(short):
+        short |= _told_apart(group, longest)
+    for group in _alike(short):
+        short |= {name: f"{short[name]} ({number})" for number, name in enumerate(group, start=1)}
+    return [short[name] for name in written]
+
+
+def _alike(short: Mapping[str, str]) -> list[list[str]]:
+    """Names that are shown as others are, together with these."""
+    groups: dict[str, list[str]] = {}
+    for name, shown in short.items():
+        groups.setdefault(shown, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _told_apart(names: Sequence[str], longest: int) -> dict[str, str]:
+    """Short forms of long names: how they begin, then from where they differ."""
+    lines = {name: one_line(name) for name in names}
+    if len(set(lines.values())) == 1:
+        return {name: _short(line, longest) for name, line in lines.items()}
+    common = len(commonprefix(list(lines.values())))  # noqa: RUF071  characters are meant
+    shown = {}
+    for name, line in lines.items():
+        head = _fitting(line[:common], longest // 3)
+        word = max(line.rfind(" ", 0, common) + 1, len(head))  # a word is not begun in its middle, if there is room
+        start = word if columns_of(line[word:common]) <= longest // 4 else common
+        shown[name] = f"{head}…{_short(line[start:], longest - longest // 3 - 1)}"
+    for group in _alike(shown):
+        if len(group) < len(names):
+            shown |= _told_apart(group, longest)
+    return shown
+
+
+def _fitting(line: str, columns: int) -> str:
+    """As much of the beginning of a line as fits."""
+    while columns_of(line) > columns:
+        line = line[:-1]
+    return line
+
+
+def one_line(name: str) -> str:
+    """A name without line breaks, and with bytes written out that are no text, as names of files may hold."""
+    text = name.encode(errors="backslashreplace").decode()
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text).strip()
+
+
+def _short(line: str, longest: int) -> str:
+    """A line of at most so many columns, its middle left out."""
+    if columns_of(line) <= longest:
+        return line
+    tail = _fitting(line[::-1], longest - longest * 2 // 3 - 1)[::-1]
+    return f"{_fitting(line, longest * 2 // 3)}…{tail}"
+
+
+def columns_of(text: str) -> int:
+    """Width of a line, in letters."""
+    return sum(2 if east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def excess(names: Iterable[object], usual: int = 12, longest: int = LONGEST) -> float:
+    """Inches that the longest of the names at an axis needs beyond a usual one; see `shown_names`."""
+    return LETTER * max([0, *(columns_of(name) - usual for name in shown_names(names, longest))])
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """Write a line above all panels."""
+    with rc_context(STYLE):
+        figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
+
+
+def random_first(name: str) -> tuple[bool, str]:
+    """Sorting key of strategies: the reference, then the others by name."""
+    return name != "random", name
+
+
+def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:
+    """Label the x or y axis with the name of a metric, and show shares as per cent."""
+    label = METRIC_LABELS.get(metric, metric)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if labelled:
+        axis.set_label_text(label)
+    if label.endswith("(%)"):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+
+
+def legend(figure: Figure, handles: Sequence, columns: int, **options: Any) -> None:
+    """A legend of a figure, which names each handle whatever its label begins with.
+
+    Args:
+        figure: where.
+        handles: what has a label.
+        columns: entries side by side.
+        options: of matplotlib's legend.
+    """
+    # Matplotlib leaves out labels that begin with an underscore.
+    drawn = figure.legend(handles=handles, labels=["name"] * len(handles), ncols=columns, **options)
+    for text, name in zip(drawn.get_texts(), shown_names(handle.get_label() for handle in handles), strict=True):
+        text.set_text(name)
+
+
+def legend_below(figure: Figure, handles: Sequence, title: str | None = None) -> None:
+    """One legend for all axes, below them, in as many columns as fit; many rows make the figure higher."""
+    longest = max(map(columns_of, shown_names(handle.get_label() for handle in handles)))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / max(1.1, 0.45 + LETTER * longest))))
+    rows = ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * (max(0, rows - 3) + (title is not None)))
+    legend(figure, handles, columns, loc="outside lower center", handlelength=2.2, title=title)
+
+
+def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:
+    """Shaded cells separated by thin white lines, with numbers unless there are too many to read."""
+    top = float(np.nanmax(values, initial=0)) or 1.0
+    axes.imshow(values, cmap=BLUES, vmin=0, vmax=top, aspect="auto")
+    if max(values.shape) <= 25:
+        for (row, column), value in np.ndenumerate(values):
+            # Relative luminance below 0.18 contrasts more with white than with black (WCAG 2).
+            dark = np.dot(np.power(BLUES(value / top)[:3], 2.2), (0.2126, 0.7152, 0.0722)) < 0.18
+            axes.text(
+                column,
+                row,
+                str(text[row, column]),
+                ha="center",
+                va="center_baseline",
+                fontsize=6.5,
+                color="white" if dark else "black",
+            )
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0)
+
+
+def check_table(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
+    """A ConfigError unless the table has these columns, and rows."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ConfigError(f"the {name} to draw lacks the columns {', '.join(missing)}.")
+    if table.empty:
+        raise ConfigError(f"the {name} to draw is empty.")

@@ -1,0 +1,101 @@
+"""Tables for a page: numbers in, text in CSV and LaTeX out."""
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from palkit.errors import ConfigError
+from palkit.storage.files import atomic_path
+from palkit.studies.plots.style import METRIC_LABELS, check_table, configuration_names, one_line
+
+LATEX = {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+INTERVAL = "95 % t interval over the seeds of that data set"
+CLEAR = "best, with a paired 95 % t interval of the difference to the second that excludes zero"
+SIGNS = str.maketrans({sign: f"\\{sign}" for sign in "%&_#$"})
+
+
+def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Areas under budget curves as text, one row per configuration and one column per data set.
+
+    Args:
+        areas: from `palkit.studies.statistics.area_table`.
+        value: "mean" or "iqm".
+
+    Returns:
+        Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), with
+        `attrs["caption"]` and the index's name saying what they are, and which to print in bold: those whose paired
+        interval against the second excludes zero.
+
+    Raises:
+        ConfigError: columns are missing or there are no rows, or two rows are of one configuration and data set.
+    """
+    check_table(areas, ["dataset", "metric", value, f"{value}_low", f"{value}_high", "clear"], "table of areas")
+    named = areas.assign(configuration=configuration_names(areas))
+    repeated = named[named.duplicated(["configuration", "dataset"])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ConfigError(f"the table of areas has several rows of {first['configuration']} on {first['dataset']}.")
+    metric = areas["metric"].iloc[0]
+    label = METRIC_LABELS.get(metric, metric)
+    share = label.endswith("(%)")
+    scale, digits = (100, 1) if share else (1, 3)
+    named["cell"] = [
+        f"{scale * middle:.{digits}f}"
+        + (f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]" if low == low else "")
+        for middle, low, high in areas[[value, f"{value}_low", f"{value}_high"]].itertuples(index=False)
+    ]
+    order, index, columns = list(dict.fromkeys(named["configuration"])), "configuration", "dataset"
+    cells, clear = (named.pivot(index=index, columns=columns, values=values).loc[order] for values in ("cell", "clear"))
+    brackets = f" [{INTERVAL}]" if areas[f"{value}_low"].notna().any() else ", one seed"
+    what = f"{'mean' if value == 'mean' else 'interquartile mean'} {label} over the budget{brackets}"
+    cells.attrs["caption"] = f"{what[0].upper()}{what[1:]}. Bold: {CLEAR}."
+    # A CSV has no caption: what the numbers are stands where it names its first column.
+    return cells.rename_axis(index=f"configuration: {what}"), clear.eq(True)
+
+
+def table_files(
+    table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None, digits: int = 3
+) -> tuple[Path, Path]:
+    """Write a table as CSV (all digits) and as LaTeX with booktabs rules, special characters escaped.
+
+    If `table.attrs["caption"]` says what the numbers are, that is the caption in LaTeX.
+
+    Either file is complete or as it was. An index that only counts rows is left out.
+
+    Args:
+        table: what to write.
+        path: where, without suffix; the folder is created.
+        bold: (rows, columns) of the table, which cells LaTeX prints in bold; None for none.
+        digits: decimals of floats in LaTeX.
+
+    Returns:
+        The paths of the CSV and the LaTeX file.
+    """
+    counted = isinstance(table.index, pd.RangeIndex)
+    cell = partial(_latex, digits=digits)
+    look = table.style.format(cell, na_rep="--", escape="latex")
+    look = look.format_index(cell, escape="latex", axis=0).format_index(cell, escape="latex", axis=1)
+    look = look.hide(axis="index") if counted else look
+    # One row of headings: the names of index and columns would take a second.
+    look = look.hide(names=True, axis="index").hide(names=True, axis="columns")
+    if bold is not None:
+        look = look.apply(lambda _: bold.map(lambda marked: "textbf:--rwrap;" if marked else ""), axis=None)
+    caption = table.attrs.get("caption", "").translate(SIGNS) or None
+    texts = {"csv": table.to_csv(index=not counted), "tex": look.to_latex(hrules=True, caption=caption)}
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(Path(path).with_name(f"{Path(path).name}.{suffix}"))
+        with atomic_path(paths[-1]) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths[0], paths[1]
+
+
+def _latex(value: object, digits: int) -> str:
+    r"""A cell in LaTeX, pandas' escapes made complete: no ligatures of <, > and |, no option of a rule or of \\."""
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    text = one_line(str(value))
+    for sign, name in LATEX.items():
+        text = text.replace(sign, name)
+    return f"{{{text[0]}}}{text[1:]}" if text.startswith(("[", "*")) else text

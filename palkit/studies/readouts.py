@@ -1,0 +1,290 @@
+"""What frozen features are worth: simple readouts at every depth, on validation data."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.linear_model import RidgeClassifier
+from sklearn.manifold import TSNE
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from palkit.data import ImagePool, head
+from palkit.errors import ConfigError
+from palkit.models.backbones import POOLINGS, Backbone, BackboneConfig, load_backbone
+
+BATCH = 128  # images per forward pass
+NEIGHBOURS = 10
+RIDGE = 100.0  # closed form: hundreds of probes in seconds
+STRONG_RIDGE = 1000.0  # for all labels at once
+SIZES = (2 / 3, 1, 4 / 3)  # of the backbone's own image size: less, the same, more
+TIE = 1e-12  # means of the same accuracies may differ in the last bits
+PERPLEXITY = 30  # of t-SNE, about the number of neighbours that count
+
+
+@torch.inference_mode()
+def features_by_depth(backbone: Backbone, pool: ImagePool, rows: np.ndarray) -> dict[tuple[int, str], np.ndarray]:
+    """Pooled features after every block, from one forward pass; only the mean where there is no class token.
+
+    Args:
+        backbone: with the blocks to look at.
+        pool: images.
+        rows: (n,) which of them.
+
+    Returns:
+        (depth, pooling) -> (n, D) float32, after the backbone's final norm.
+    """
+    found: dict[tuple[int, str], list[Tensor]] = {}
+    poolings = [pooling for pooling in POOLINGS if pooling == "mean" or backbone.vit.cls_token is not None]
+    for chunk in np.array_split(rows, range(BATCH, len(rows), BATCH)):
+        images = torch.from_numpy(pool.images.decode(chunk, backbone.config.image_size)).to(backbone.device)
+        tokens = backbone.prefix(backbone.preprocess(images), 0)
+        for depth in range(1, backbone.depth + 1):
+            tokens = backbone.block(tokens, depth - 1)
+            for pooling in poolings:
+                found.setdefault((depth, pooling), []).append(backbone.pool(backbone.vit.norm(tokens), pooling).cpu())
+    return {key: torch.cat(parts).numpy() for key, parts in found.items()}
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the frozen features of one backbone are worth on one data set.
+
+    Attributes:
+        pool: with as many pool images as were used.
+        config: of the backbone, as runs take it.
+        blocks: of the whole network.
+        table: accuracies of both readouts, see `readout_table`.
+        labels: of the few-label readout.
+        draws: of these labels, which its accuracy is the mean of.
+        features: (n, D) float32 of the pool images at the depth and pooling of `config`, standardised.
+        val_features: (m, D) float32 of the validation images, by the pool's mean and deviation.
+    """
+
+    pool: ImagePool
+    config: BackboneConfig
+    blocks: int
+    table: pd.DataFrame
+    labels: int
+    draws: int
+    features: np.ndarray
+    val_features: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Data set and backbone."""
+        config, depth = self.config, _counted(self.depth, "block")
+        return f"{self.pool.name}, {config.name}, {config.image_size} px, {depth}, {config.pooling}"
+
+    @property
+    def depth(self) -> int:
+        """Blocks that runs keep."""
+        return self.config.depth or self.blocks
+
+    @property
+    def few(self) -> str:
+        """Name of the few-label readout in the table."""
+        return f"linear, {self.labels} labels"
+
+    @property
+    def wide(self) -> pd.DataFrame:
+        """Accuracy of both readouts, indexed by image_size, depth, pooling and cost."""
+        return self.table.pivot_table(
+            index=["image_size", "depth", "pooling", "cost"], columns="probe", values="accuracy"
+        )
+
+    def best(self, count: int = 10) -> pd.DataFrame:
+        """The best settings by the few-label readout."""
+        return self.wide.sort_values(self.few, ascending=False).head(count)
+
+    def chosen(self) -> pd.DataFrame:
+        """The setting of the runs first, and the same with the class token alone and with all blocks."""
+        here = self.wide.xs(self.config.image_size, level="image_size", drop_level=False).reset_index()
+        other_depth, other_pooling = here["depth"] != self.depth, here["pooling"] != self.config.pooling
+        kept = here["depth"].isin([self.depth, self.blocks]) & here["pooling"].isin([self.config.pooling, "cls"])
+        order = here.assign(first=other_depth, second=other_pooling)[kept].sort_values(["first", "second"])
+        return order.drop(columns=["first", "second"]).set_index(["image_size", "depth", "pooling", "cost"])
+
+    def decisions(self) -> np.ndarray:
+        """(m, C) scores of the classes for the validation images, by a linear readout of all labels used.
+
+        Classes of which no label was used have -inf.
+
+        Raises:
+            ConfigError: all labels are of one class.
+        """
+        y = self.pool.labels[self.pool.rows("pool")]
+        if len(np.unique(y)) < 2:
+            raise ConfigError(f"all {len(y)} pool images that were used are of one class.")
+        probe = RidgeClassifier(alpha=STRONG_RIDGE).fit(self.features, y)
+        scores = probe.decision_function(self.val_features)
+        found = np.full((len(scores), len(self.pool.class_names)), -np.inf)
+        found[:, probe.classes_] = np.stack([-scores, scores], axis=1) if scores.ndim == 1 else scores
+        return found
+
+    def findings(self) -> str:
+        """What the table says about depth, pooling and image size, in sentences."""
+        size, accuracy = self.config.image_size, self.table[self.table["probe"] == self.few]
+        here = accuracy[accuracy["image_size"] == size].set_index(["depth", "pooling"])["accuracy"]
+        own = here.xs(self.config.pooling, level="pooling")
+        depths = own.index[own >= own.max() - TIE].tolist()
+        others = here.xs(depths[0], level="depth").drop(self.config.pooling)
+        best = accuracy.loc[accuracy.groupby("image_size")["accuracy"].idxmax()]
+        sizes = [f"{row.image_size} px {row.accuracy:.3f} (cost {row.cost})" for row in best.itertuples()]
+        top = best[best["image_size"] == size].iloc[0]
+        better = (
+            f"Best at that size: {_counted(top['depth'], 'block')}, {top['pooling']} pooling, {top['accuracy']:.3f}."
+            if top["accuracy"] > here[self.depth, self.config.pooling] + TIE
+            else "Nothing is better at that size."
+        )
+        validation = len(self.pool.rows("val"))
+        lines = [
+            f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is "
+            + (
+                f"the same ({own.max():.3f}) after each of {_counted(self.blocks, 'block')}."
+                if len(depths) == len(own)
+                else f"best after {_listed(depths)} of {_counted(self.blocks, 'block')} ({own.max():.3f}); after the "
+                f"last it is at {own.loc[self.blocks]:.3f}."
+            ),
+            f"Pooling, after {_counted(depths[0], 'block')}: {self.config.pooling} {own.max():.3f}"
+            + "".join(f", {pooling} {value:.3f}" for pooling, value in others.items())
+            + ".",
+            f"Image size, each at its best: {', '.join(sizes)}.",
+            f"Runs take {_counted(self.depth, 'block')} and {self.config.pooling} pooling at {size} px: "
+            f"{here[self.depth, self.config.pooling]:.3f}. {better}",
+            f"Accuracies are means over {_counted(self.draws, 'draw')} of {_counted(self.labels, 'label')} on "
+            f"{_counted(validation, 'validation image')}; the number of these alone gives a standard error of up to "
+            f"{50 / validation**0.5:.1f} points.",
+        ]
+        return "\n".join(lines)
+
+    def confusions(self, count: int = 5) -> str:
+        """Accuracy of the linear readout of all labels used, and the classes that it confuses most."""
+        val, decisions = self.pool.rows("val"), self.decisions()
+        truth, predicted = self.pool.labels[val], decisions.argmax(axis=1)
+        wrong = pd.DataFrame({"true": truth, "taken": predicted})[truth != predicted]
+        names = self.pool.class_names
+        pairs = [
+            f"{names[true]} for {names[taken]} ({images})"
+            for (true, taken), images in wrong.value_counts(sort=True).head(count).items()
+        ]
+        share = (truth == predicted).mean()
+        return (
+            f"Linear readout of {len(self.features)} labels: validation accuracy {share:.3f}.\n"
+            f"Most often taken for another, images: {'; '.join(pairs) or 'none'}."
+        )
+
+
+def readout(
+    pool: ImagePool,
+    config: BackboneConfig,
+    *,
+    images: int,
+    labels_per_class: int,
+    draws: int,
+    image_sizes: Sequence[int] | None = None,
+) -> Readout:
+    """Measure readouts of a backbone's frozen features on the validation images of a data set.
+
+    Args:
+        pool: its pool split trains, its val split measures; the test split is not touched.
+        config: the backbone as runs take it.
+        images: pool images used, or all if there are fewer.
+        labels_per_class: labels of the few-label readout over the number of classes; at most half of the images.
+        draws: repetitions of the few-label readout.
+        image_sizes: in pixels; None takes that of the backbone, about a third less and a third more.
+
+    Raises:
+        ConfigError: an image size does not fit the backbone.
+        WeightsError: its weights cannot be had.
+    """
+    used = head(pool, min(images, len(pool.rows("pool"))))
+    rows, val = used.rows("pool"), used.rows("val")
+    labels = max(1, min(labels_per_class * len(used.class_names), len(rows) // 2))
+    backbone = load_backbone(config)
+    sizes = image_sizes or _sizes(config.image_size, backbone.patch_size)
+    # The size of the runs is always among them: what is said about the runs is read from the table.
+    table = readout_table(used, config, sorted({*sizes, config.image_size}), labels=labels, draws=draws)
+    key = (backbone.depth, config.pooling)
+    features = features_by_depth(backbone, used, np.concatenate([rows, val]))[key]
+    x = _standardised(features, len(rows))
+    return Readout(used, config, int(table["depth"].max()), table, labels, draws, x[: len(rows)], x[len(rows) :])
+
+
+def _sizes(size: int, patch: int) -> list[int]:
+    """Image sizes to compare, whole patches: less than a backbone's own, its own, and more."""
+    return sorted({max(1, round(share * size / patch)) * patch for share in SIZES})
+
+
+def _standardised(features: np.ndarray, train: int) -> np.ndarray:
+    """(n, D) features less the mean of the first `train` rows, over their deviation."""
+    return (features - features[:train].mean(axis=0)) / (features[:train].std(axis=0) + 1e-6)
+
+
+def readout_table(
+    pool: ImagePool, config: BackboneConfig, image_sizes: Sequence[int], *, labels: int, draws: int
+) -> pd.DataFrame:
+    """Validation accuracy of readouts of frozen features, for every image size, depth and pooling.
+
+    Args:
+        pool: its pool split trains, its val split measures; the test split is not touched.
+        config: of the backbone; name and checkpoint count.
+        image_sizes: in pixels.
+        labels: for the few-label readout, drawn at random.
+        draws: repetitions of the few-label readout; the same draws for every row of the table.
+
+    Returns:
+        Columns image_size, depth, pooling, tokens, cost (tokens times blocks, to which time is about
+        proportional), probe (name of the readout), accuracy.
+    """
+    train, val = pool.rows("pool"), pool.rows("val")
+    y_train, y_val = pool.labels[train], pool.labels[val]
+    neighbours = min(NEIGHBOURS, len(train))
+    rows = []
+    for image_size in image_sizes:
+        backbone = load_backbone(replace(config, image_size=image_size, depth=None, pooling="mean"))
+        tokens = backbone.tokens
+        for (depth, pooling), features in features_by_depth(backbone, pool, np.concatenate([train, val])).items():
+            x = _standardised(features, len(train))
+            x_train, x_val = x[: len(train)], x[len(train) :]
+            knn = KNeighborsClassifier(neighbours, metric="cosine").fit(x_train, y_train)
+            probes = {
+                f"{neighbours}-NN, {len(train)} labels": [knn.score(x_val, y_val)],
+                f"linear, {labels} labels": [
+                    _linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val)
+                    for chosen in _draws(y_train, labels, draws)
+                ],
+            }
+            for probe, accuracies in probes.items():
+                rows.append((image_size, depth, pooling, tokens, tokens * depth, probe, float(np.mean(accuracies))))
+    return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"])
+
+
+def _linear_accuracy(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> float:
+    """Accuracy of a linear readout; of labels of one class, that of always answering it."""
+    if len(np.unique(y)) == 1:
+        return float((y_val == y[0]).mean())
+    return RidgeClassifier(alpha=RIDGE).fit(x, y).score(x_val, y_val)
+
+
+def _draws(y: np.ndarray, labels: int, draws: int) -> Iterator[np.ndarray]:
+    for draw in range(draws):
+        yield np.random.default_rng(draw).permutation(len(y))[:labels]
+
+
+def map_2d(features: np.ndarray) -> np.ndarray:
+    """(n, 2) t-SNE map of (n, D) features, started from their first principal components."""
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)  # t-SNE's own advice for few images
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers in a sentence: "1, 3 and 4"."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,206 @@
+"""One HTML page of an executed study: where its runs come from, then its text, figures and tables, code folded away.
+
+The page is complete in itself: images and styles are in it, there are no scripts, and its content security policy has
+a browser load nothing and run nothing. Formulas in the text stay as they are written.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256 as digest_of
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from traitlets.config import Config
+
+from palkit.experiments.runs import RunDirectory
+from palkit.storage.files import sha256, write_text
+
+NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+\.ipynb(#[^)\s]*)?\)")
+HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
+# Widgets and scripts of the notebook cannot work in the page.
+SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+TEMPLATE = """
+{%- extends 'lab/base.html.j2' -%}
+
+{%- block header -%}
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="content-sha256" content="{{ resources.checksum }}">
+<title>{{ resources.title | e }}</title>
+<style>
+:root { color-scheme: light; --grey: #667; --line: #dde; }
+body { margin: 0; background: white; color: #223; font: 16px/1.55 system-ui, sans-serif; }
+main { max-width: 58rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 .6rem; }
+header p { margin: 0 0 .4rem; font-weight: 600; }
+header { padding-bottom: 1rem; border-bottom: 1px solid var(--line); }
+table { border: 0; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .15rem .6rem; border: 0; text-align: right; }
+header th { padding-left: 0; color: var(--grey); font-weight: 600; white-space: nowrap; }
+header td { overflow-wrap: anywhere; }
+header th, header td { text-align: left; vertical-align: top; }
+.jp-RenderedHTML tbody tr { border-top: 1px solid var(--line); }
+.jp-OutputArea-output { overflow-x: auto; margin: .6rem 0; }
+.jp-MarkdownOutput table th, .jp-MarkdownOutput table td { text-align: left; }
+img { max-width: 100%; height: auto; }
+pre, code { font: .82rem/1.45 ui-monospace, monospace; }
+pre { margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+details > pre { padding: .6rem .8rem; background: #f5f6fa; }
+summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
+@media print { details { display: none; } }
+</style>
+</head>
+<body>
+<main>
+<header>
+<p>{{ resources.title | e }}</p>
+<table>
+{%- for name, lines in resources.facts.items() %}
+<tr><th scope="row">{{ name | e }}</th>
+<td>{% for line in lines %}{{ line | e }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
+{%- endfor %}
+</table>
+</header>
+{{ resources.section }}
+{%- endblock header -%}
+
+{%- block input_group -%}
+<details><summary>code</summary><pre>{{ cell.source | e }}</pre></details>
+{%- endblock input_group -%}
+
+{%- block data_png scoped -%}
+<img src="data:image/png;base64,{{ output.data['image/png'] | e }}" alt="{{ cell.metadata.heading | e }}">
+{%- endblock data_png -%}
+
+{%- block error -%}
+<p>This section could not be made: {{ output.ename | e }}: {{ output.evalue | e }}</p>
+{%- endblock error -%}
+
+{%- block footer -%}
+</main>
+</body>
+</html>
+{%- endblock footer -%}
+"""
+
+
+def write_report(
+    notebook: Path, sweep: str, runs: Sequence[RunDirectory], planned: int, missing: Sequence[str], section: str = ""
+) -> Path:
+    """Write `report.html` beside an executed notebook, unless it is there already and of the same notebook and section.
+
+    Args:
+        notebook: executed over the results of the sweep.
+        sweep: its name.
+        runs: complete runs of the sweep.
+        planned: how many runs the sweep has.
+        missing: sentences about those that are not complete.
+        section: HTML that comes before the notebook.
+
+    Raises:
+        DataError: the provenance of a run cannot be read.
+    """
+    target, source = notebook.with_name("report.html"), sha256(notebook)
+    checksum = digest_of(f"{source}{section}".encode()).hexdigest()
+    if target.exists() and f'"{checksum}"' in target.read_text(encoding="utf-8"):
+        return target
+    facts = {
+        "Runs": [f"{len(runs)} of {planned} complete", *missing],
+        **provenance_of(runs),
+        "Report": [f"written {_minute(datetime.now(UTC).isoformat())} from {notebook.name}, SHA-256 {source}"],
+    }
+    page = render(nbformat.read(notebook, as_version=4), f"Study of the sweep {sweep}", facts, checksum, section)
+    write_text(target, page)
+    return target
+
+
+def provenance_of(runs: Sequence[RunDirectory]) -> dict[str, list[str]]:
+    """What was computed on what, with what and when, over all runs: a name and one or more lines for each fact.
+
+    Args:
+        runs: one or more.
+
+    Raises:
+        DataError: a file of a run cannot be read; names it.
+    """
+    configs = [_config(run) for run in runs]
+    sessions = [session for run in runs for session in run.sessions()]
+    started = sorted(_minute(session["started"]) for session in sessions)
+    versions: dict[str, set[str]] = {}
+    for session in sessions:
+        for name, version in {"Python": session["python"], **session["packages"]}.items():
+            versions.setdefault(name, set()).add(version)
+    return {
+        "Started": [" to ".join(dict.fromkeys([started[0], started[-1]]))],
+        "Data sets": _distinct(f"{config['dataset']}, SHA-256 {config['data_sha256']}" for config in configs),
+        "Backbones": _distinct(
+            f"{config['backbone']['name']}, SHA-256 {config['weights_sha256']}" for config in configs
+        ),
+        "Code": _distinct(_code(session["git"]) for session in sessions),
+        "Packages": [", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in versions.items())],
+        "Machines": _distinct(
+            f"{session['platform']}, {session['cpus']} CPUs, computed on {session['device']}" for session in sessions
+        ),
+    }
+
+
+def render(
+    notebook: NotebookNode, title: str, facts: Mapping[str, Sequence[str]], checksum: str, section: str = ""
+) -> str:
+    """The page.
+
+    Args:
+        notebook: executed; not changed.
+        title: heading of the page.
+        facts: lines of the table above the notebook, by name.
+        checksum: of notebook and section.
+        section: HTML that comes before the notebook.
+    """
+    from nbconvert import HTMLExporter  # slow to load, and needed by this command only
+
+    config = Config({"NbConvertBase": {"display_data_priority": SHOWN}})
+    exporter = HTMLExporter(
+        config=config, raw_template=TEMPLATE, embed_images=True, exclude_anchor_links=True, exclude_output_prompt=True
+    )
+    resources = {"title": title, "facts": facts, "checksum": checksum, "section": section}
+    page, _ = exporter.from_notebook_node(_prepared(notebook), resources)
+    return page
+
+
+def _prepared(notebook: NotebookNode) -> NotebookNode:
+    """A copy in which cells know the heading above them, and links to notebooks, which stay behind, are plain text."""
+    copy, heading = NotebookNode(notebook, cells=[]), "figure"
+    for cell in notebook.cells:
+        metadata = NotebookNode(cell.metadata, heading=heading)
+        source = cell.source
+        if cell.cell_type == "markdown":
+            heading = (HEADING.findall(source) or [heading])[-1]
+            source = NOTEBOOK_LINK.sub(r"\1", source)
+        copy.cells.append(NotebookNode(cell, source=source, metadata=metadata))
+    return copy
+
+
+def _config(run: RunDirectory) -> dict[str, Any]:
+    return run.config()
+
+
+def _code(git: Mapping[str, Any] | None) -> str:
+    if git is None:
+        return "not from a git checkout"
+    return f"commit {git['commit']}" + (", with changes that are not committed" if git["dirty"] else "")
+
+
+def _minute(moment: str) -> str:
+    """An ISO time in UTC, to the minute."""
+    return f"{moment[:16].replace('T', ' ')} UTC"
+
+
+def _distinct(lines: Iterable[str]) -> list[str]:
+    return sorted(set(lines))

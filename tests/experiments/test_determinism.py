@@ -1,0 +1,129 @@
+"""The same config gives the same run: in another process, beside others, from other chunks, on other processors.
+
+What is compared to the last bit here runs on one machine with one thread. Other numbers of threads, batch sizes and
+processors add in another order, so their last bits may differ; picks must not. Another processor is imitated by telling
+MKL, oneDNN and torch to use the instructions that every x86 processor has; see docs/trust.md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from palkit.storage.files import REPOSITORY
+
+RUN = """
+import sys
+from rich.console import Console
+from palkit.experiments.dispatch import DispatchConfig, run_sweep
+from palkit.experiments.sweep import load_sweep
+config = DispatchConfig(jobs=int(sys.argv[2]), notebooks=False)
+outcomes = run_sweep(load_sweep(sys.argv[1]), config, console=Console(stderr=True))
+sys.exit(any(outcome.error for outcome in outcomes))
+"""
+STRATEGIES = ("margin", "badge", "typiclust", "bald", "coreset")
+OLD_PROCESSOR = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Tables]:
+    """Rounds, selections and predictions of the same ten configs, computed in several ways, each from empty caches."""
+    folder = tmp_path_factory.mktemp("determinism")
+    ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
+        "first": (1, 1, 64, "float32", {}),
+        "two processes": (2, 1, 64, "float32", {}),
+        "small batches": (1, 1, 7, "float32", {}),
+        "two threads": (1, 2, 64, "float32", {}),
+        "exact": (1, 1, 64, "float64", {}),
+        "exact, old processor": (1, 1, 64, "float64", OLD_PROCESSOR),
+    }
+    found = {}
+    for name, (processes, threads, batch, precision, instructions) in ways.items():
+        place = folder / name
+        sweep = place / "sweep.yaml"
+        place.mkdir()
+        base: dict[str, Any] = {
+            "dataset": "digits",
+            "pool_size": 200,
+            "rounds": 3,
+            "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
+            "adapter.start_block": 2,
+            "training": {"epochs": 5, "head_epochs": 5, "views": 2, "precision": precision},
+            "scoring": {"batch_size": batch, "precision": precision},
+        }
+        grid = {"adapter.name": ["linear_probe", "lora"], "strategy": list(STRATEGIES)}
+        sweep.write_text(yaml.safe_dump({"base": base, "grid": grid}))
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONHASHSEED": str(len(found)),
+            "PALKIT_CACHE": str(place / "cache"),
+            "PALKIT_RUNS": str(place / "runs"),
+            "PALKIT_DEVICE": "cpu",
+            **instructions,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, sweep, str(processes)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = tables(place / "runs")
+    return found
+
+
+def tables(runs: Path) -> Tables:
+    """Tables of all runs by adapter and strategy, without what is measured."""
+    found = {}
+    for path in runs.glob("*/*/config.json"):
+        config = json.loads(path.read_text())
+        rounds, selections, predictions = (
+            pd.read_parquet(path.with_name(f"{name}.parquet")) for name in ("rounds", "selections", "predictions")
+        )
+        rounds = rounds.drop(columns=["fit_s", "score_s", "select_s", "peak_mb"])
+        found[config["adapter"]["name"], config["strategy"]] = rounds, selections, predictions
+    return found
+
+
+def test_every_variant_ran(variants: dict[str, Tables]) -> None:
+    for found in variants.values():
+        assert len(found) == 2 * len(STRATEGIES)
+        for rounds, selections, _ in found.values():
+            assert rounds["round"].tolist() == [0, 1, 2]
+            assert selections["position"].is_unique
+    # Strategies differ, so equal picks below are no accident.
+    assert len({tuple(selections["position"]) for _, selections, _ in variants["first"].values()}) > len(STRATEGIES)
+
+
+def test_two_processes_give_the_bits_of_one(variants: dict[str, Tables]) -> None:
+    """Also with another hash seed and other caches."""
+    for key, expected in variants["first"].items():
+        for mine, theirs in zip(expected, variants["two processes"][key], strict=True):
+            pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+
+
+def test_exact_runs_are_the_same_on_another_processor(variants: dict[str, Tables]) -> None:
+    """The same images, predictions and metrics; confidences to the last but one bit of what is stored of them."""
+    for key, (rounds, selections, predictions) in variants["exact"].items():
+        there, picked, predicted = variants["exact, old processor"][key]
+        pd.testing.assert_frame_equal(selections, picked, check_exact=True)
+        pd.testing.assert_frame_equal(rounds, there, rtol=1e-6)
+        assert np.abs(predictions["confidence"] - predicted["confidence"]).max() < 1e-6
+        assert predictions["predicted"].equals(predicted["predicted"])
+
+
+@pytest.mark.parametrize("name", ["small batches", "two threads"])
+def test_picks_do_not_depend_on_chunks_or_threads(variants: dict[str, Tables], name: str) -> None:
+    for key, (_, selections, predictions) in variants["first"].items():
+        _, picked, predicted = variants[name][key]
+        pd.testing.assert_frame_equal(selections, picked, check_exact=True)
+        assert np.abs(predictions["confidence"] - predicted["confidence"]).max() < 1e-3
