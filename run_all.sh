@@ -43,7 +43,7 @@ setup() {
     .venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
     echo "$stamp" > .venv/palkit-setup
   fi
-  .venv/bin/python -m palkit fetch
+  .venv/bin/palkit fetch
 }
 
 run() {
@@ -60,16 +60,18 @@ run() {
   case $sweep in
     /*) ;;
     *.yaml | *.yml) sweep=$start/$sweep ;;
+    *) compgen -G "notebooks/sweeps/$sweep.y*ml" > /dev/null ||
+      { echo "error: there is no profile $sweep; there are: $(cd notebooks/sweeps && echo *.y*ml | sed 's/\.ya\?ml//g')" >&2; exit 2; } ;;
   esac
   local status=0
   say "sweep $sweep"
-  .venv/bin/python -m palkit sweep "$sweep" ${arguments[@]+"${arguments[@]}"} || status=$?
+  .venv/bin/palkit sweep "$sweep" ${arguments[@]+"${arguments[@]}"} || status=$?
   [ -z "$dry" ] || return "$status"
   say "study of $sweep"
-  .venv/bin/python -m palkit study "$sweep" || status=$?
+  .venv/bin/palkit study "$sweep" || status=$?
   say "done in $SECONDS s; single runs: ${PALKIT_RUNS:-runs}/<data set>/<hash>/"
   say "did $sweep reproduce?"
-  .venv/bin/python -m palkit reproduce "$sweep" || status=$?
+  .venv/bin/palkit reproduce "$sweep" || status=$?
   return "$status"
 }
 
@@ -80,8 +82,8 @@ docs() {
 
 check() {
   say "lint and types"
-  .venv/bin/ruff check palkit tests benchmarks notebooks data .ci
-  .venv/bin/ruff format --check palkit tests benchmarks data .ci
+  .venv/bin/ruff check palkit tests benchmarks campaigns notebooks data .ci
+  .venv/bin/ruff format --check palkit tests benchmarks campaigns data .ci
   .venv/bin/mypy
   say "documentation"
   docs

@@ -1,7 +1,7 @@
 """What a notebook costs beside the run in it: a fresh kernel for each run, and one that stays warm.
 
 `python benchmarks/sweeps.py [--runs 20]` computes that many runs of a linear probe three times, one after the other:
-without notebooks, with papermill's own engine, and as `python -m palkit sweep` does it. The overhead is the difference
+without notebooks, with papermill's own engine, and as `palkit sweep` does it. The overhead is the difference
 to the first, per run; the start of the one warm kernel is in it.
 """
 

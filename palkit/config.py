@@ -16,6 +16,7 @@ from palkit.models.training import TrainingConfig
 from palkit.scoring.engine import ScoringConfig
 from palkit.storage.checks import checked
 from palkit.storage.plain_yaml import read_yaml
+from palkit.storage.plugins import load_plugins
 from palkit.strategies.registry import STRATEGIES, check_options, check_subsample, get_strategy
 from palkit.strategies.scores import Dropout
 
@@ -40,6 +41,10 @@ class ExperimentConfig:
         rounds: including round 0, which fits on the initial batch.
         evaluate_on: "test", or "val" while choosing hyper-parameters.
         seed: of the initial batch, adapter initialisation, augmentation, order and strategy.
+        plugins: modules to import first, which register strategies, adapters or data sets of their own.
+
+    >>> ExperimentConfig(dataset="digits", strategy="badge").rounds
+    7
     """
 
     dataset: str = "fashion_mnist"
@@ -56,8 +61,10 @@ class ExperimentConfig:
     rounds: int = 7
     evaluate_on: str = "test"
     seed: int = 0
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        load_plugins(self.plugins)
         strategy, options = get_strategy(self.strategy), dict(self.strategy_options)
         check_subsample(options.pop("subsample", None))
         stochastic_passes(strategy.dropout, options)
@@ -83,10 +90,26 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
 
     Raises:
         ConfigError: a key or a type that does not fit, with the nearest valid key.
+
+    >>> config_from_dict({"adapter.name": "lora", "adapter.rank": 4}).adapter.rank
+    4
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config is a mapping of fields to values, not {brief(values)}.")
-    return _build(ExperimentConfig, nest(values), "")
+    nested = nest(values)
+    if "plugins" in nested:  # parts of the config may name what they register
+        load_plugins(checked("plugins", nested["plugins"], tuple[str, ...]))
+    return _build(ExperimentConfig, nested, "")
+
+
+def config_of(variables: Mapping[str, Any]) -> ExperimentConfig:
+    """The config that the variables of a notebook say: those that are called as its fields.
+
+    Args:
+        variables: `globals()`.
+    """
+    fields = [field.name for field in dataclasses.fields(ExperimentConfig)]
+    return config_from_dict({name: variables[name] for name in fields if name in variables})
 
 
 def typed(key: str, text: str) -> Any:
@@ -179,4 +202,7 @@ def stochastic_passes(dropout: Dropout | None, options: dict[str, Any]) -> Dropo
 
 def plain(config: ExperimentConfig) -> dict[str, Any]:
     """The config as JSON values, from which `config_from_dict` makes it again."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    if not config.plugins:  # a run is called the same as before there were any
+        del values["plugins"]
+    return values

@@ -8,7 +8,15 @@ SHOWN = 200  # characters of a value in a message
 
 
 class PalkitError(Exception):
-    """Base of all errors that palkit raises on purpose."""
+    """Base of all errors that palkit raises on purpose.
+
+    >>> import palkit
+    >>> try:
+    ...     palkit.load_dataset("digit")
+    ... except palkit.PalkitError as error:
+    ...     print(str(error)[:51])
+    unknown dataset 'digit'. Did you mean 'digits'? Val
+    """
 
 
 class DataNotice(UserWarning):

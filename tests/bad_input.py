@@ -29,7 +29,7 @@ from hypothesis.strategies import DrawFn
 from PIL import Image
 from tiny_vit import save_tiny_vit
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.errors import PalkitError
 from palkit.labelling.labels import LabelLog
 from palkit.labelling.session import open_session

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from palkit.__main__ import _options, main
+from palkit.cli import _options, main
 from palkit.config import config_from_dict, typed
 from palkit.data import load_dataset
 from palkit.errors import ConfigError, DataNotice

@@ -11,7 +11,7 @@ import torch
 
 from palkit.storage.files import REPOSITORY
 
-sys.path.append(str(REPOSITORY / "benchmarks"))
+sys.path.append(str(REPOSITORY / "campaigns"))
 
 import fault_kinds
 import faults

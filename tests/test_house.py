@@ -1,8 +1,10 @@
-"""What keeps the house in order: which way imports point, how long files are, what the documentation covers."""
+"""What keeps the house in order: which way imports point, that nothing imports itself, what the docs cover."""
 
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,84 +13,72 @@ import yaml
 from palkit.storage.files import REPOSITORY
 
 PACKAGE = REPOSITORY / "palkit"
-# From what knows nothing to what knows everything: a module imports from its own line or from those above it.
-LAYERS = (
-    ("errors", "ties"),
-    ("checks", "plain_yaml"),
-    ("files", "kernels", "kmeans", "metrics", "qkv", "prompts", "extrapolation", "heads", "statistics"),
-    ("formats", "labels", "notebooks", "exchange", "session_file", "shards", "scores", "calibration", "devices"),
-    ("datasets",),
-    ("backbones", "engine", "progress", "maps"),
-    ("adapter_registry", "peft_layers", "adapter_methods", "adapters", "adapter_files"),
-    ("readouts", "inputs", "cluster"),
-    ("training", "scoring"),
-    ("strategies",),
-    ("config", "runs", "scaling"),
-    ("setting", "experiment", "picks", "doctor"),
-    ("sweep", "worker", "results", "watch", "dispatch", "estimate"),
-    ("answers", "session_learner", "session", "proposals", "explore"),
-    ("plots", "claims", "reproduce", "report", "study", "widgets"),
+# From what knows nothing to what knows everything: a room imports from itself and from the rooms above it.
+ROOMS = (
+    ("errors", "progress"),
+    ("storage",),
+    ("strategies", "data"),
+    ("models",),
+    ("scoring",),
+    ("config",),
+    ("experiments",),
+    ("labelling",),
+    ("studies",),
+    ("widgets",),
+    ("cli",),
     ("__main__",),
 )
-# Strategies see scores and tensors, never a model or an image; kernels are tensors only; data sets know no model.
-NARROW = {
-    "heads": set(),
-    "kernels": {"errors", "ties"},
-    "kmeans": {"errors", "kernels", "ties"},
-    "scores": {"errors", "kernels", "shards", "ties"},
-    "datasets": {"checks", "errors", "files", "formats"},
-    "strategies": {"calibration", "checks", "errors", "heads", "kernels", "kmeans", "scores", "shards", "ties"},
-}
 
 
-def modules() -> dict[str, list[Path]]:
-    """Files of each module or subpackage of palkit."""
-    found: dict[str, list[Path]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        found.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
-    found.pop("__init__")
-    return found
+def room(module: str) -> str:
+    """The folder or file at the top of palkit that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Modules and subpackages of palkit that a file imports, also inside functions."""
+@cache
+def imports() -> dict[str, set[str]]:
+    """What every module imports of palkit, also inside functions: modules where they are named, else packages."""
+    paths = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: set(_imported(path, set(paths))) - {name} for name, path in paths.items()}
+
+
+def _imported(path: Path, modules: set[str]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "palkit")
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            module = node.module or ""
-            names = [f"palkit.{alias.name}" for alias in node.names] if module == "palkit" else [module]
-        yield from (name.split(".")[1] for name in names if name.startswith("palkit."))
+            if (node.module or "").split(".")[0] == "palkit":
+                named = {f"{node.module}.{alias.name}" for alias in node.names}
+                yield from named & modules
+                if named - modules:
+                    yield node.module or ""
 
 
-def test_every_module_has_its_layer() -> None:
-    listed = [name for layer in LAYERS for name in layer]
-    assert sorted(listed) == sorted(modules())
+def test_the_rooms_are_these() -> None:
+    assert {name for names in ROOMS for name in names} == {room(name) for name in imports()} - {"__init__"}
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", [name for names in ROOMS for name in names])
 def test_imports_follow_the_arrow(name: str) -> None:
-    layer = {module: number for number, names in enumerate(LAYERS) for module in names}
-    needed = {other for path in modules()[name] for other in imported(path)} - {name}
-    assert {other for other in needed if layer[other] > layer[name]} == set()
-    assert needed <= NARROW.get(name, needed)
+    floor = {one: number for number, names in enumerate(ROOMS) for one in names}
+    needed = {room(other) for module, others in imports().items() if room(module) == name for other in others}
+    assert {other for other in needed - {name, "__init__"} if floor[other] >= floor[name]} == set()
 
 
 def test_no_module_needs_itself() -> None:
-    needs = {name: {other for path in paths for other in imported(path)} - {name} for name, paths in modules().items()}
-    while free := [name for name, others in needs.items() if not others & needs.keys()]:
-        for name in free:
-            del needs[name]
-    assert needs == {}, "these import each other"
+    """Nor does a package need what is inside of another that needs it: no circle anywhere."""
+    TopologicalSorter(imports()).prepare()
 
 
 def test_the_reference_names_every_module() -> None:
     pages = "".join(path.read_text() for path in sorted((REPOSITORY / "docs/reference").glob("*.md")))
-    covered = set(re.findall(r"^::: palkit\.([a-z_0-9]+)", pages, re.MULTILINE))
-    assert set(modules()) - covered - {"__main__", "doctor"} == set()
-    for name in re.findall(r"^::: palkit\.([a-z_0-9.]+)", pages, re.MULTILINE):
-        path = PACKAGE / name.replace(".", "/")
-        assert path.with_suffix(".py").exists() or (path / "__init__.py").exists(), name
+    named = set(re.findall(r"^::: ([a-z_0-9.]+)", pages, re.MULTILINE))
+    assert named <= set(imports()), "there is no such module"
+    unnamed = {name for name in imports() if not any(name == one or name.startswith(f"{one}.") for one in named)}
+    rooms = {f"palkit.{name}" for names in ROOMS for name in names}
+    assert unnamed - rooms - {"palkit", "palkit.experiments.doctor"} == set()
 
 
 def test_the_documentation_shows_every_notebook() -> None:

@@ -38,7 +38,7 @@ if __name__ == "__main__":
         "sys.modules['resource'] = None",  # an import of it fails then, as where there is none
     ],
 )
-@pytest.mark.parametrize("module", ["palkit", "palkit.labelling.session", "palkit.__main__"])
+@pytest.mark.parametrize("module", ["palkit", "palkit.labelling.session", "palkit.cli"])
 def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
     code = f"import sys; {windows}; import {module}"
     told = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

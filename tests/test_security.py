@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import cifar, load_dataset, published
 from palkit.data.download import Remote
 from palkit.errors import PalkitError
@@ -101,7 +101,7 @@ sys.addaudithook(hook)
 USE = """
 import sys
 from pathlib import Path
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.labelling.exchange import read_labels_csv, write_labels_csv
 from palkit.labelling.session import open_session
 

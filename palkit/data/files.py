@@ -58,7 +58,7 @@ class FileImages:
         except Exception as error:  # a format's parser may raise anything when it stumbles
             raise DataError(
                 f"{path} cannot be read as an image ({explain(error)}). Replace or remove it. "
-                "`python -m palkit manifest SOURCE OUT.csv` lists all such files, and with --skip-unreadable writes a "
+                "`palkit manifest SOURCE OUT.csv` lists all such files, and with --skip-unreadable writes a "
                 'manifest without them; in Python, load_dataset("SOURCE", skip_unreadable=True) leaves them out.'
             ) from error
         raise DataError(

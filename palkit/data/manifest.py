@@ -99,7 +99,8 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
     Args:
         pool: whose images lie in files.
         path: `.csv` or `.parquet`. Paths are relative to its folder unless they share nothing with it but the root.
-            Ranges of deep values go into it too; an order of classes that is not the usual one goes beside it.
+            Ranges of deep values go into it too, and names of
+            images where they are not their paths; an order of classes that is not the usual one goes beside it.
         ordered: write the order beside it in any case, since somebody gave it.
 
     Raises:
@@ -117,6 +118,8 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
             "group": groups,
         }
     )
+    if [os.path.normpath(one) for one in table["path"]] != list(pool.ids):  # the same images as before, by their names
+        table["image_id"] = pool.ids
     ranges = [value_range(facts) for facts in pool.images.facts]
     if any(ranges):
         for place, column in enumerate(("low", "high")):

@@ -25,7 +25,7 @@ LAYOUT = (
 )
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 PATH_MAX = 4096  # of Linux: no file has a longer path
-COLUMNS = ("path", "label", "split", "group", "low", "high")
+COLUMNS = ("path", "label", "split", "group", "low", "high", "image_id")
 # What others call the splits.
 SPLIT_NAMES = {
     "pool": "pool", "train": "pool", "training": "pool",
@@ -161,7 +161,9 @@ def from_manifest(manifest: Path, group: str | None = None, classes: Sequence[st
     Paths are relative to the manifest. An empty label is an image without one, allowed in the pool only. Without
     split, images are split 60/15/25; no group (patient, slide) is divided then, nor may it be otherwise. Without
     images for validation, a part of the pool is taken for it. `low` and `high` are the range of values that is scaled
-    to 8 bits, where images have more. `NAME.classes.txt` beside `NAME.csv` gives the order of classes.
+    to 8 bits, where images have more. `image_id` is what an image is called, in place of its path: draws, splits and
+    ties hang on these names, so a table that stands for a folder keeps them wherever it lies. `NAME.classes.txt` beside
+    `NAME.csv` gives the order of classes.
 
     Args:
         manifest: the file.
@@ -201,7 +203,7 @@ def _read(manifest: Path) -> pd.DataFrame:
             raise DataError(f"{manifest} cannot be read as a table ({error}). {LAYOUT}") from error
         table, lines = pd.DataFrame(columns, dtype=str), list(range(1, stored.num_rows + 1))
         table = table.assign(**dict.fromkeys(others, ""))
-    for name in set(COLUMNS[1:]) & set(table):
+    for name in set(COLUMNS[1:-1]) & set(table):  # spaces belong to names of files and images
         table[name] = table[name].str.strip()
     return table.assign(line=lines)
 
@@ -217,7 +219,8 @@ def from_table(
 
     Args:
         name: of the pool.
-        table: columns path, label ("" for none), and optionally split, group, low, high and line (of the file).
+        table: columns path, label ("" for none), and optionally split, group, low, high, image_id and
+            line (of the file).
         manifest: file that the paths are relative to; errors name its lines.
         class_names: their order; None for the alphabetical one, or that of the numbers if all are numbers.
         notes: what is to be said of the images already.
@@ -237,6 +240,8 @@ def from_table(
             shown = repr(table["path"][row]) if same else ascii(table["path"][row])
             where = f"{manifest}, line {line}" if "line" in table else str(manifest.parent)
             raise DataError(f"{where}: {shown} {what}. Remove one, or rename the file.")
+    if "image_id" in table:
+        ids = _given_ids(table, manifest, lines)
     text = np.array([normal(label).strip() for label in table["label"]], dtype=object)
     classes = _classes(text, class_names, name)
     code = {label: number for number, label in enumerate(classes)} | {"": UNLABELLED}
@@ -254,6 +259,28 @@ def from_table(
     images = _images(table, manifest, lines, paths)
     notes += _image_notes(images)
     return make_pool(name, images, labels, split, ids.astype(str), classes, groups, notes)
+
+
+def _given_ids(table: pd.DataFrame, manifest: Path, lines: list[int]) -> np.ndarray:
+    """Names of the images as a table gives them.
+
+    Raises:
+        DataError: one is missing, or is there twice; names the line.
+    """
+    ids = np.array([normal(name) for name in table["image_id"]], dtype=object)
+    first: dict[str, int] = {}
+    for row, (name, line) in enumerate(zip(ids, lines, strict=True)):
+        if not name.strip() or first.setdefault(name, row) != row:
+            wrong = (
+                f"{name!r} is the image_id of line {lines[first[name]]} too"
+                if name.strip()
+                else "the image_id is missing"
+            )
+            raise DataError(
+                f"{manifest}, line {line}: {wrong}. Each image needs one of its own; if the column means something "
+                "else, rename it."
+            )
+    return ids
 
 
 def _located(manifest: Path, path: str, line: int) -> Path:

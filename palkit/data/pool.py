@@ -85,6 +85,11 @@ class ImagePool:
         class_names: one per class.
         groups: (N,) what belongs together, such as a patient, "" where nothing does; None if that is not known.
         notes: what was left out or decided when the images were read, a sentence each.
+
+    >>> import palkit
+    >>> pool = palkit.load_dataset("digits")
+    >>> len(pool), pool.class_names[:3], len(pool.rows("test"))
+    (1797, ('0', '1', '2'), 450)
     """
 
     name: str

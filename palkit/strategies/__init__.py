@@ -2,7 +2,7 @@
 
 A strategy is one function with one signature, registered under its field name:
 
-    @strategy("entropy")
+    @strategy("entropy", measure=entropy_scores, style=("#E69F00", "o"))
     def entropy(scores, labelled, batch_size, rng):
         candidates = labelled.unlabelled(len(scores))
         return top(entropy_scores(scores)[candidates], candidates, batch_size)

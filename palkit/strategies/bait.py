@@ -12,7 +12,7 @@ from palkit.strategies.ties import first_best
 CHUNK = 2**24  # float64 numbers of one block of products: 128 MB
 
 
-@strategy("bait")
+@strategy("bait", style=("#882255", "p"))
 def bait(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -9,9 +9,16 @@ from palkit.strategies.ranking import shannon_entropy
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import first_best
+from palkit.strategies.uncertainty import bald_scores
 
 
-@strategy("batchbald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5, on="shared_features"))
+@strategy(
+    "batchbald",
+    needs={"stochastic_probs"},
+    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
+    measure=bald_scores,
+    style=("#332288", ">"),
+)
 def batchbald(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -20,6 +20,7 @@ from palkit.strategies.ranking import (
 from palkit.strategies.registry import require_labels, require_positive, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import predict
+from palkit.strategies.uncertainty import margin_scores
 
 MAX_LINKED = 3_000  # rows of agglomerative clustering: 3 s on one core at 384 features, and 36 MB of distances
 CANDIDATES = 25  # per row of the batch that DropQuery wants
@@ -27,7 +28,7 @@ LARGEST_EPS = 1.0  # up to which ALFA-Mix raises its step
 HEAD_ROWS = 20_000  # rows from which the linear head is recovered
 
 
-@strategy("clue")
+@strategy("clue", style=("#CC6677", ">"))
 def clue(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) k-means of the unlabelled rows weighted by entropy, B clusters, the row nearest to each centre.
 
@@ -39,7 +40,7 @@ def clue(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.
     return free[cluster_centres(rows, batch_size, rng, weight if weight.any() else None).cpu()]
 
 
-@strategy("dropquery", needs={"stochastic_probs"}, dropout=Dropout(passes=3, rate=0.75))
+@strategy("dropquery", needs={"stochastic_probs"}, dropout=Dropout(passes=3, rate=0.75), style=("#661100", "D"))
 def dropquery(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) k-means into B clusters of the rows whose prediction dropout changes in more than half the passes.
 
@@ -57,7 +58,7 @@ def dropquery(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: t
     return spread(scores, free, changed > wanted, batch_size, rng)
 
 
-@strategy("alfamix")
+@strategy("alfamix", style=("#6699CC", "v"))
 def alfamix(
     scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, eps: float = 0.2
 ) -> Tensor:
@@ -111,7 +112,7 @@ def raised(eps: float, needed: Tensor, batch_size: int) -> float:
     return eps * (most if last >= eps * most else math.floor(last / eps) + 1)
 
 
-@strategy("cluster_margin")
+@strategy("cluster_margin", measure=margin_scores, style=("#888888", "P"))
 def cluster_margin(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -263,7 +263,7 @@ def _cover(
     return sample[picks], gains
 
 
-@strategy("maxherding", cold_start=True)
+@strategy("maxherding", cold_start=True, measure="distance", style=("#999933", "s"))
 def maxherding(
     scores: PoolScores,
     labelled: LabelledSet,
@@ -289,7 +289,7 @@ def maxherding(
     return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)[0]
 
 
-@strategy("uherding", cold_start=True)
+@strategy("uherding", cold_start=True, style=("#AA4499", "^"))
 def uherding(
     scores: PoolScores,
     labelled: LabelledSet,
@@ -325,7 +325,7 @@ def uherding(
     return _cover(scores, labelled, sample, weight, rbf(bandwidth), batch_size)[0]
 
 
-@strategy("probcover", cold_start=True)
+@strategy("probcover", cold_start=True, measure="distance", style=("#44AA99", "o"))
 def probcover(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -12,7 +12,7 @@ from palkit.strategies.registry import require_labels, strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 
 
-@strategy("coreset", cold_start=True)
+@strategy("coreset", cold_start=True, measure="distance", style=("#CC79A7", "D"))
 def coreset(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) greedy k-center: each time the row farthest from all labelled and all chosen rows.
 
@@ -21,7 +21,7 @@ def coreset(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: tor
     return k_center(scores.features, labelled.positions, labelled.unlabelled(len(scores)), batch_size)
 
 
-@strategy("featdist")
+@strategy("featdist", measure="distance", style=("#009E73", "^"))
 def featdist(
     scores: PoolScores,
     labelled: LabelledSet,

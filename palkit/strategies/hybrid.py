@@ -11,7 +11,7 @@ from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 
 
-@strategy("badge")
+@strategy("badge", style=("#D55E00", "v"))
 def badge(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) k-means++ seeding on gradient embeddings (p - onehot(argmax p)) x h (Ash et al., ICLR 2020).
 
@@ -29,7 +29,7 @@ def pseudo_residual(scores: PoolScores) -> Tensor:
     return residual
 
 
-@strategy("falcun")
+@strategy("falcun", style=("#88CCEE", "<"))
 def falcun(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
 from palkit.storage.checks import checked
+from palkit.storage.plugins import load_plugins
 from palkit.strategies.balance import BALANCES
 from palkit.strategies.kernels import Rows, View, chunks
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
@@ -19,6 +20,7 @@ from palkit.strategies.ties import Keys
 COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
 SelectFn = Callable[..., Tensor]
+Measure = Literal["distance"] | Callable[[PoolScores], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Strategy:
         cold_start: whether it can choose the first batch, when there are no labels and no probs.
         dropout: for those that need stochastic_probs, how to make them.
         blind: whether it chooses without looking at features and probs, so that the scoring pass can be spared.
+        measure: what to show beside its picks: "distance" to the nearest label, or a function of scores to one number
+            a row, called as the number is and with `_scores` at the end; None where there is no such number.
+        style: its colour and marker in figures; None for those that its name gives it.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Strategy:
     cold_start: bool
     dropout: Dropout | None
     blind: bool
+    measure: Measure | None = None
+    style: tuple[str, str] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -62,11 +69,35 @@ def strategy(
     cold_start: bool = False,
     dropout: Dropout | None = None,
     blind: bool = False,
+    measure: Measure | None = None,
+    style: tuple[str, str] | None = None,
 ) -> Callable[[SelectFn], SelectFn]:
-    """Register the decorated function as the strategy `name`."""
+    """Register the decorated function as the strategy `name`; all that the rest of palkit needs to know is said here.
+
+    Args:
+        name: that nobody else has; a cell that is executed again may register its own once more.
+        needs: see `Strategy`, as are the others.
+        cold_start: likewise.
+        dropout: likewise.
+        blind: likewise.
+        measure: likewise.
+        style: likewise.
+
+    Raises:
+        ConfigError: another module has registered the name.
+
+    >>> @strategy("first", style=("#000000", "o"))
+    ... def first(scores, labelled, batch_size, rng):
+    ...     return labelled.unlabelled(len(scores))[:batch_size]
+    >>> STRATEGIES.pop("first").style
+    ('#000000', 'o')
+    """
 
     def register(function: SelectFn) -> SelectFn:
-        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout, blind)
+        if name in STRATEGIES and STRATEGIES[name].function.__module__ != function.__module__:
+            there = STRATEGIES[name].function.__module__
+            raise ConfigError(f"{function.__module__} registers strategy {name!r}, which {there} has. Choose another.")
+        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout, blind, measure, style)
         return function
 
     return register
@@ -74,6 +105,8 @@ def strategy(
 
 def get_strategy(name: str) -> Strategy:
     """The registered strategy `name`; ConfigError with the nearest valid name if there is none."""
+    if name not in tuple(STRATEGIES):
+        load_plugins()
     if name not in tuple(STRATEGIES):  # unlike the dictionary, it may be asked for what has no hash
         raise unknown_name("strategy", name, STRATEGIES)
     return STRATEGIES[name]

@@ -50,6 +50,10 @@ class PoolScores:
         probs: (N, C) float32 class probabilities, rows sum to 1.
         stochastic_probs: (T, N, C) float32, one pass per dropout mask, or None if nothing needed it.
         names: keys of the images and classes, which settle ties; None where positions and numbers are all there is.
+
+    >>> scores = PoolScores(torch.zeros(3, 2), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
+    >>> len(scores), scores.predicted[:2]
+    (3, tensor([0, 1]))
     """
 
     features: Rows
@@ -111,6 +115,9 @@ class LabelledSet:
     Attributes:
         positions: (L,) int64 pool positions, in order of purchase.
         labels: (L,) int64 class of each.
+
+    >>> LabelledSet(torch.tensor([2, 0]), torch.tensor([1, 0])).unlabelled(4)
+    tensor([1, 3])
     """
 
     positions: Tensor

@@ -14,7 +14,7 @@ from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import first_best
 
 
-@strategy("centroid", cold_start=True)
+@strategy("centroid", cold_start=True, measure="distance")
 def centroid(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) k-means of the unlabelled rows into B clusters, the row nearest to each centre.
 
@@ -25,7 +25,7 @@ def centroid(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: to
     return free[cluster_centres(View(scores.features, free, unit=True), batch_size, rng).cpu()]
 
 
-@strategy("typiclust", cold_start=True)
+@strategy("typiclust", cold_start=True, measure="distance", style=("#117733", "h"))
 def typiclust(
     scores: PoolScores,
     labelled: LabelledSet,

@@ -14,7 +14,7 @@ from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 PoolScore = Callable[[PoolScores], Tensor]
 
 
-def confidence_scores(scores: PoolScores) -> Tensor:
+def least_confidence_scores(scores: PoolScores) -> Tensor:
     """(N,) float64 1 - max p."""
     return per_row(confidence_gap, scores.probs)
 
@@ -46,32 +46,38 @@ def most_uncertain(score: Tensor, labelled: LabelledSet, batch_size: int) -> Ten
     return top(score.cpu()[candidates], candidates, batch_size)
 
 
-@strategy("random", cold_start=True, blind=True)
+@strategy("random", cold_start=True, blind=True, style=("#595959", "X"))
 def random(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) uniform without replacement."""
     candidates = labelled.unlabelled(len(scores))
     return candidates[torch.randperm(len(candidates), generator=rng)[:batch_size]]
 
 
-@strategy("least_confidence")
+@strategy("least_confidence", measure=least_confidence_scores, style=("#DDCC77", "P"))
 def least_confidence(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) largest 1 - max p (Settles 2009)."""
-    return most_uncertain(confidence_scores(scores), labelled, batch_size)
+    return most_uncertain(least_confidence_scores(scores), labelled, batch_size)
 
 
-@strategy("margin")
+@strategy("margin", measure=margin_scores, style=("#56B4E9", "s"))
 def margin(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) smallest gap between the two largest probabilities (Settles 2009)."""
     return most_uncertain(margin_scores(scores), labelled, batch_size)
 
 
-@strategy("entropy")
+@strategy("entropy", measure=entropy_scores, style=("#E69F00", "o"))
 def entropy(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) largest entropy of p (Settles 2009)."""
     return most_uncertain(entropy_scores(scores), labelled, batch_size)
 
 
-@strategy("bald", needs={"stochastic_probs"}, dropout=Dropout(passes=20, rate=0.5, on="shared_features"))
+@strategy(
+    "bald",
+    needs={"stochastic_probs"},
+    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
+    measure=bald_scores,
+    style=("#0072B2", "<"),
+)
 def bald(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) largest mutual information of label and weights (Houlsby 2011; Gal 2017)."""
     return most_uncertain(bald_scores(scores), labelled, batch_size)
@@ -106,10 +112,10 @@ def power_of(name: str, score: PoolScore) -> None:
         beta: scale of the noise, >= 0; 0 is `{name}` itself.
     """
     plain = STRATEGIES[name]
-    strategy(power.__name__, needs=set(plain.needs), dropout=plain.dropout)(power)
+    strategy(power.__name__, needs=set(plain.needs), dropout=plain.dropout, measure=score)(power)
 
 
-power_of("least_confidence", confidence_scores)
+power_of("least_confidence", least_confidence_scores)
 power_of("margin", margin_scores)
 power_of("entropy", entropy_scores)
 power_of("bald", bald_scores)

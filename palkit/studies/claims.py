@@ -29,7 +29,7 @@ import torch
 from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
-from palkit.studies.statistics import TIE, Estimate, estimate, sign_of, summarise
+from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -145,18 +145,6 @@ def judge(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["caption"] = CAPTION
     return table
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for being a family, in the same order.
-
-    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
-    """
-    order = np.argsort(p_values, kind="stable")
-    steps = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return corrected.tolist()
 
 
 def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def overview(rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame | None:
-    """`palkit.studies.statistics.against` for reading, in points; None, with the reason printed, if nothing can be compared."""
+    """`against` for reading, in points; None, with the reason printed, if nothing can be compared."""
     table = attempt(lambda: against(rounds, column, reference))
     if table is None:
         return None
@@ -249,7 +249,8 @@ def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame |
             for mean, low, high in ends.itertuples(index=False)
         ]
         table = table.drop(columns=list(ends))
-    return table.drop(columns="n_seeds")
+    table["p (Holm)"] = [f"{p:.3f}" if p == p else "" for p in table["p_holm"]]
+    return table.drop(columns=["n_seeds", "p_holm"])
 
 
 def areas(rounds: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -288,11 +289,16 @@ def last_rounds(rounds: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def savings(rounds: pd.DataFrame) -> pd.DataFrame:
     """Labels saved by every configuration of a data set against random choice with a linear probe, unbalanced.
 
+    Where there is no linear probe, and one other adapter alone, random choice with that one is compared with.
+
     Raises:
         ConfigError: there are no such runs to compare with, or as `palkit.studies.statistics.label_saving`.
     """
     by = configuration_columns(rounds)
     reference = {**REFERENCE, **({"balance": "none"} if "balance" in by else {})}
+    if "linear_probe" not in set(rounds["adapter"]) and rounds["adapter"].nunique() == 1:
+        reference["adapter"] = rounds["adapter"].iloc[0]
+        print(f"Compared with random choice with {reference['adapter']}: there is no linear probe.")
     if not (rounds[list(reference)] == pd.Series(reference)).all(axis=1).any():
         raise ConfigError("no run chooses at random with a linear probe, so there is nothing to compare with.")
     return label_saving(rounds, reference, by=by)
@@ -527,7 +533,8 @@ def reproduction(name: str, results: Path | None = None, reference: Path | None 
     results, reference = results or sweep.studies, reference or reference_folder(sweep)
     if reference is None:
         found = Reproduction(
-            f"Nothing to compare with: the sweep {sweep.name} has no committed reference in {FIGURES}."
+            f"Nothing to compare with: the sweep {sweep.name} has no committed reference in {FIGURES}. Profiles have, "
+            "by their names: " + ", ".join(sorted(path.parent.name for path in FIGURES.glob("*/rounds.parquet"))) + "."
         )
     else:
         found = compare_results(results, reference)

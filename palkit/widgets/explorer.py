@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from palkit.config import config_from_dict
-from palkit.labelling.explore import Exploration, Question
+from palkit.labelling.explore import Exploration, Question, summary
 from palkit.labelling.proposals import Answer
 from palkit.progress import Progress, silent
 from palkit.studies.plots import pick_maps, pick_strips
@@ -24,6 +24,9 @@ class Explorer:
     """Choose data, adapter and strategies; see their next batches side by side, on a map, and why.
 
     Where a page can show widgets it is one; elsewhere it is a picture of the same answer. `answer` is for programs.
+
+    >>> Explorer(dataset="digits", strategies=("entropy", "coreset"))
+    Explorer: entropy and coreset on digits, linear_probe, round 0 (labels bought at random), seed 0
     """
 
     def __init__(self, question: Question | None = None, /, **values: Any) -> None:
@@ -71,7 +74,7 @@ class Explorer:
         """Controls and displays, made when they are first asked for; see `palkit.widgets.explorer_view`."""
         from palkit.widgets.explorer_view import ExplorerView  # not where nobody is looking
 
-        return ExplorerView(self)
+        return ExplorerView(self.exploration, self.question, self.keep)
 
     @property
     def widget(self) -> Any:
@@ -114,33 +117,6 @@ def question_of(values: dict[str, Any]) -> Question:
         own["strategies"] = (own["strategies"],) if isinstance(own["strategies"], str) else tuple(own["strategies"])
     config = {name: value for name, value in values.items() if name not in names}
     return Question(config_from_dict({"adapter": "linear_probe", "pool_size": None, **config}), **own)
-
-
-def summary(question: Question) -> str:
-    """A question in a few words.
-
-    Args:
-        question: any.
-    """
-    config = question.config
-    balance = f", balance {config.balance}" if config.balance else ""
-    bought = "at random" if question.history == "random" else f"by {question.strategies[0]}"
-    return (
-        f"{' and '.join(question.strategies)}{balance} on {config.dataset}, {config.adapter.name}, "
-        f"round {question.round} (labels bought {bought}), seed {config.seed}"
-    )
-
-
-def overlap_sentence(answer: Answer) -> str:
-    """How many images two strategies have in common; "" for one.
-
-    Args:
-        answer: of one or two strategies.
-    """
-    if len(answer.proposals) < 2:
-        return ""
-    common, size = len(answer.overlap.positions), len(answer.proposals[0].table)
-    return f"{common} of {size} in common ({100 * answer.overlap.jaccard:.0f} % of all proposed images)."
 
 
 def stacked(figures: tuple[Figure, ...]) -> bytes:

@@ -1,17 +1,18 @@
 """Controls and displays of the explorer."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
 import numpy as np
 
 from palkit.errors import PalkitError
-from palkit.labelling.explore import HISTORIES, MAPS, Question
-from palkit.labelling.proposals import Answer, Proposal
+from palkit.labelling.explore import HISTORIES, MAPS, Exploration, Question, summary
+from palkit.labelling.proposals import Answer, Proposal, overlap_sentence
 from palkit.models.adapters import ADAPTERS, AdapterConfig
 from palkit.progress import Progress, silent
 from palkit.strategies import STRATEGIES
@@ -21,9 +22,6 @@ from palkit.widgets.jobs import Cancelled, Jobs
 from palkit.widgets.projection import Projection
 from palkit.widgets.status import StatusLine
 from palkit.widgets.why import WhyPanel
-
-if TYPE_CHECKING:
-    from palkit.widgets.explorer import Explorer
 
 OFFERED = ("fashion_mnist", "fashion_mnist_lt", "digits", "digits_lt")
 NONE = "none"
@@ -38,12 +36,14 @@ class ExplorerView:
     """What the user sees and turns; everything is computed beside the event loop, the newest wish only.
 
     Args:
-        explorer: whose question is shown and changed.
+        exploration: that answers.
+        question: to begin with.
+        keep: called with every question that is asked here and its answer.
     """
 
-    def __init__(self, explorer: "Explorer") -> None:
-        self.explorer = explorer
-        self._first = explorer.question  # what has no control, such as the rank of an adapter, stays as it was here
+    def __init__(self, exploration: Exploration, question: Question, keep: Callable[[Question, Answer], None]) -> None:
+        self.exploration, self._keep = exploration, keep
+        self._first = question  # what has no control, such as the rank of an adapter, stays as it was here
         self.answer: Answer | None = None
         self.grids: list[ImageGrid] = []
         self.map: Projection | None = None
@@ -52,7 +52,7 @@ class ExplorerView:
         self._points = np.empty((0, 2))
         self._quiet = False
         self._jobs, self._map_jobs = Jobs(), Jobs()
-        self.controls = _controls(explorer.question)
+        self.controls = _controls(question)
         self.map_kind = ipywidgets.Dropdown(
             description="Map", options=[(MAP_NAMES[kind], kind) for kind in MAPS], value="pca", style=_style()
         )
@@ -71,7 +71,7 @@ class ExplorerView:
         choices = ipywidgets.Box(list(self.controls.values()), layout=ipywidgets.Layout(**WRAPPED))
         self.widget = ipywidgets.VBox([choices, status, self._grids, self.overlap, lower])
         self.widget.add_class("palkit-explorer")
-        self._ask(explorer.question)
+        self._ask(question)
 
     def _changed(self, change: Any) -> None:
         if self._quiet:
@@ -87,7 +87,7 @@ class ExplorerView:
             self._jobs.submit(refuse, lambda result: None, self._failed, silent)  # ends what runs
 
     def _ask(self, question: Question) -> None:
-        exploration = self.explorer.exploration
+        exploration = self.exploration
 
         def work(progress: Progress) -> tuple[Answer, np.ndarray]:
             return exploration.answer(question, progress), exploration.projection(question, "pca", progress)
@@ -113,8 +113,6 @@ class ExplorerView:
         self.status.say(f"{text} {self._still()}", kind)
 
     def _still(self) -> str:
-        from palkit.widgets.explorer import summary
-
         return f"Still shown: {summary(self._shown)}." if self._shown else "Nothing is shown yet; change a control."
 
     def _cancel(self) -> None:
@@ -132,11 +130,9 @@ class ExplorerView:
             self._quiet = False
 
     def _show(self, question: Question, answer: Answer, points: np.ndarray) -> None:
-        from palkit.widgets.explorer import overlap_sentence, summary
-
         same_pool = self.answer is not None and self.answer.pool is answer.pool
         self._shown, self.answer = question, answer
-        self.explorer.keep(question, answer)
+        self._keep(question, answer)
         self.cancel.disabled = True
         self._set_quietly({"batch_size": len(answer.proposals[0].table)})
         self._show_grids(answer, same_pool)
@@ -150,7 +146,7 @@ class ExplorerView:
         self._tell_why()
         self.status.say(f"Shown: {summary(question)}; {len(answer.labelled)} labels.")
         if _beside():  # what comes next is got ready while the user looks
-            self._jobs.submit(lambda progress: self.explorer.exploration.prepare(question, progress), *_nothing())
+            self._jobs.submit(lambda progress: self.exploration.prepare(question, progress), *_nothing())
 
     def _show_grids(self, answer: Answer, same_pool: bool) -> None:
         if not same_pool or len(self.grids) != len(answer.proposals):
@@ -190,7 +186,7 @@ class ExplorerView:
         question, kind = self._shown, self.map_kind.value
         if question is None or self._quiet:
             return
-        exploration = self.explorer.exploration
+        exploration = self.exploration
 
         def done(points: np.ndarray) -> None:
             self.cancel.disabled = True

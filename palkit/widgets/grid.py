@@ -51,6 +51,11 @@ class ImageGrid:
         ascending: smallest first.
         number: of the page, counted from 1.
         selected: position in the table of the image that was chosen last, if any.
+
+    >>> import palkit
+    >>> pool = palkit.load_dataset("digits")
+    >>> len(ImageGrid(pool.images, pd.DataFrame({"row": [3, 1], "label": ["3", "1"]}), caption=["label"]).table)
+    2
     """
 
     def __init__(

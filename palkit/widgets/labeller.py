@@ -75,6 +75,10 @@ class Labeller:
 
     Args:
         session: what is labelled, and by whom.
+
+    >>> import palkit, tempfile
+    >>> Labeller(palkit.open_session("digits", "ana", folder=tempfile.mkdtemp()))
+    Labeller of 'digits' by ana
     """
 
     def __init__(self, session: Session) -> None:

@@ -13,9 +13,8 @@ from lab import Lab, cell_output, contrast, open_notebook, run_all, run_cell, se
 from playwright.sync_api import Locator, Page, expect
 
 from palkit.config import config_from_dict
-from palkit.labelling.explore import Exploration, Question
-from palkit.labelling.proposals import Answer
-from palkit.widgets.explorer import overlap_sentence, summary
+from palkit.labelling.explore import Exploration, Question, summary
+from palkit.labelling.proposals import Answer, overlap_sentence
 from palkit.widgets.grid import caption_text
 from palkit.widgets.projection import scaled
 

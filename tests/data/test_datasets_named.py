@@ -16,7 +16,7 @@ import torchvision
 from dataset_helpers import FileServer, encoded, noise, serving
 from scipy.io import savemat
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import DATASETS, FileImages, StoredImages, cifar, load_dataset, published, published_size
 from palkit.data.download import Remote, dataset_dir
 from palkit.data.pool import carve, stratified_split
@@ -317,7 +317,7 @@ def test_groups_are_for_own_images() -> None:
 def test_fetch_downloads_and_counts(
     server: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("palkit.__main__.embedded_weights", lambda: "weights")
+    monkeypatch.setattr("palkit.models.backbones.embedded_weights", lambda: "weights")
     files = {f"2750/{kind}/{kind}_{n}.jpg": encoded(n, "JPEG") for kind in ("Forest", "River") for n in range(20)}
     md5 = server.publish("EuroSAT.zip", zipped(files))
     monkeypatch.setattr(published, "EUROSAT", Remote(f"{server.url}/EuroSAT.zip", f"md5:{md5}", "EuroSAT.zip"))

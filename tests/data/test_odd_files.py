@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import IMAGE_SUFFIXES, ImagePool, load_dataset, read_image
 from palkit.data.decoding import explain, without_metadata
 from palkit.data.folders import DEBRIS, list_folder

@@ -13,7 +13,7 @@ import pytest
 from dataset_helpers import noise, write_images
 from PIL import Image
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.data import ArrayImages, FileImages, hashes, head, load_dataset, read_image, unreadable
 from palkit.data.pool import UNLABELLED, make_pool

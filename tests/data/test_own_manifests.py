@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from dataset_helpers import noise, write_images
 from hypothesis import given
+from PIL import Image
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import load_dataset
 from palkit.data.pool import UNLABELLED, grouped_split, split_rows
 from palkit.errors import ConfigError, DataError
@@ -179,7 +180,8 @@ def test_manifest_command_writes_what_loads_the_same(tmp_path: Path, capsys: pyt
     assert "20 images, 2 classes" in report
     assert "files that cannot be read: 0" in report
     table = pd.read_csv(out, dtype=str, na_filter=False)
-    assert table.columns.tolist() == ["path", "label", "split", "group"]
+    assert table.columns.tolist() == ["path", "label", "split", "group", "image_id"]
+    assert table["image_id"][0] == "cat/0.png"
     assert table["path"][0] == "../pets/cat/0.png"
     assert load_dataset(str(out)).checksum() == load_dataset(str(folder)).checksum()
     assert main(["manifest", str(out), str(tmp_path / "again.parquet")]) == 0
@@ -223,3 +225,39 @@ def test_manifest_command_keeps_groups_together(tmp_path: Path) -> None:
 def test_manifest_command_explains(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["manifest", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_manifest_elsewhere_stands_for_its_folder(tmp_path: Path) -> None:
+    """Splits, draws and labels hang on the names of images: those of the folder, wherever its table is written."""
+    folder = tmp_path / "slides"
+    for number in range(24):
+        path = folder / f"class {number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9), 10 * number, dtype=np.uint8)).save(path)
+    pool = load_dataset(str(folder))
+    (tmp_path / "lists").mkdir()
+    for name in ("slides/in.csv", "beside.csv", "lists/away.parquet"):
+        assert main(["manifest", str(folder), str(tmp_path / name)]) == 0
+        again = load_dataset(str(tmp_path / name))
+        assert again.ids.tolist() == pool.ids.tolist(), name
+        assert again.split.tolist() == pool.split.tolist(), name
+        assert again.checksum() == pool.checksum(), name
+    rest = load_dataset(str(tmp_path / "beside.csv"))
+    assert main(["manifest", str(tmp_path / "beside.csv"), str(tmp_path / "lists" / "again.csv")]) == 0
+    assert load_dataset(str(tmp_path / "lists" / "again.csv")).ids.tolist() == rest.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "", "c"], "line 3: the image_id is missing. Each image needs one of its own"),
+        (["a", "b", "a"], "line 4: 'a' is the image_id of line 2 too"),
+    ],
+)
+def test_names_that_name_no_image(ids: list[str], message: str, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("L", (9, 9), 50 * number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,x,{name}" for number, name in enumerate(ids)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,image_id", *rows]))
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(tmp_path / "list.csv"))

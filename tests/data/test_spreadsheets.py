@@ -11,7 +11,7 @@ from dataset_helpers import write_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.data import ImagePool, load_dataset
 from palkit.data.pool import FRACTIONS, SPLITS, carve, stratified_split

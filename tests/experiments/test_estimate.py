@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError
 from palkit.experiments.estimate import Cost, Size, expected, measure, run_seconds, size_of

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import DATASETS, ImagePool
 from palkit.errors import ConfigError, DataError
 from palkit.experiments import results

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.experiments.experiment import rounds
 from palkit.experiments.sweep import Sweep, plan

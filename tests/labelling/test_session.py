@@ -342,8 +342,8 @@ def test_a_broken_session_file_is_named_and_labels_survive(
     assert list(open_session("digits", "ana", **config).labels()) == ids
 
 
-def test_the_readme_example_labels_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def test_the_documented_example_labels_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/lab.md").read_text(), re.DOTALL)
     (example,) = [text for text in examples if "open_session" in text]
     folder, rng = tmp_path / "slides", np.random.default_rng(0)
     folder.mkdir()
@@ -353,7 +353,7 @@ def test_the_readme_example_labels_a_folder(tmp_path: Path, capsys: pytest.Captu
         Image.fromarray(pixels).save(folder / f"{('tumour', 'stroma')[number % 2]}-{number:02d}.png")
     short = example.replace("path/to/slides", str(folder)).replace("budget=60", "budget=20")
     names: dict[str, Any] = {"expert": colour}
-    exec(compile(short, "README.md", "exec"), names)
+    exec(compile(short, "lab.md", "exec"), names)
     assert len(names["session"].training_labels()) == 20
     assert len(names["session"].rounds()) == 2
     assert "Another 10 labels" in capsys.readouterr().out

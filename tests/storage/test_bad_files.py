@@ -169,7 +169,7 @@ def test_a_device_that_is_not_there_is_named(device: str, capsys: pytest.Capture
 
 
 def main_fails(*arguments: str) -> bool:
-    from palkit.__main__ import main
+    from palkit.cli import main
 
     return main(list(arguments)) == 1
 

@@ -448,11 +448,11 @@ def test_whoever_needs_passes_says_how_to_make_them() -> None:
         assert wants is None or (wants.passes > 1 and 0 < wants.rate < 1), name
 
 
-def test_the_readme_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_documented_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
-    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/strategies.md").read_text(), re.DOTALL)
     (example,) = [text for text in examples if "@strategy" in text]
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "strategies.md", "exec"), {})
     pool, labelled = some_problem()
     probs = pool.probs.sort(dim=1).values
     expected = [

@@ -165,7 +165,7 @@ def test_scores_of_rows(seed: int) -> None:
     pool = PoolScores(pool.features, pool.probs, sharp)
     p, q = pool.probs.double().numpy(), sharp.double().numpy()
     order = np.sort(p, axis=1)
-    np.testing.assert_allclose(uncertainty.confidence_scores(pool).numpy(), 1 - p.max(1), rtol=1e-12)
+    np.testing.assert_allclose(uncertainty.least_confidence_scores(pool).numpy(), 1 - p.max(1), rtol=1e-12)
     np.testing.assert_allclose(uncertainty.margin_scores(pool).numpy(), 1 - order[:, -1] + order[:, -2], rtol=1e-12)
     np.testing.assert_allclose(uncertainty.entropy_scores(pool).numpy(), -(p * np.log(p)).sum(1), rtol=1e-12)
     information = -(q.mean(0) * np.log(q.mean(0))).sum(1) + (q * np.log(q)).sum(2).mean(0)

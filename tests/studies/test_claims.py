@@ -21,13 +21,12 @@ from palkit.studies.claims import (
     REPRODUCED,
     UNDECIDED,
     backbone_size,
-    holm,
     judge,
     lora_count,
 )
-from palkit.studies.statistics import mean_interval
+from palkit.studies.statistics import holm, mean_interval
 
-FIGURES = Path(__file__).parents[1] / "figures"
+FIGURES = Path(__file__).parents[2] / "figures"
 LABELS = {"toy": (10, 20, 40), "other": (4, 8, 12, 24)}
 ADAPTERS, STRATEGIES = ("linear_probe", "lora"), ("random", "entropy", "featdist")
 LORA_RANDOM = "LoRA beats a linear probe with random selection."

@@ -57,7 +57,7 @@ def test_iqm_curves_over_data_sets() -> None:
     expected = statistics.iqm_curves(rounds).query("adapter == 'lora' and strategy == 'badge'")
     (line,) = (line for line in figure.axes[1].lines if line.get_label() == "BADGE")
     np.testing.assert_allclose(line.get_xydata(), expected[["labels", "iqm"]])
-    assert line.get_color() == plots.STRATEGY_STYLES["badge"][0]
+    assert line.get_color() == plots.strategy_style("badge")[0]
     share = plots.iqm_budget_curves(statistics.gains(rounds), axis="fraction", label="gain (points)").axes[0]
     assert (share.get_xlabel(), share.get_ylabel()) == ("share of all labels bought (%)", "gain (points)")
 
@@ -82,13 +82,13 @@ def test_configuration_names() -> None:
 def test_critical_difference_names_ranks_and_tests() -> None:
     ranking = statistics.rank_strategies(study())
     (axes,) = plots.critical_difference(ranking).axes
-    assert axes.get_title().startswith("average ranks over 20 settings and seeds\nFriedman p < 0.001")
+    assert axes.get_title().startswith("average ranks over 20 pairs of setting and seed\nFriedman p < 0.001")
     shown = " ".join(texts(axes.texts))
     assert all(name in shown for name in ("random", "BADGE", "margin", "entropy"))
     assert f"({ranking.ranks['badge']:.1f})" in shown
     points = {tuple(matplotlib.colors.to_rgb(c.get_facecolor()[0])): c.get_offsets()[0][0] for c in axes.collections}
     for name, rank in ranking.ranks.items():
-        assert points[matplotlib.colors.to_rgb(plots.STRATEGY_STYLES[str(name)][0])] == pytest.approx(rank)
+        assert points[matplotlib.colors.to_rgb(plots.strategy_style(str(name))[0])] == pytest.approx(rank)
 
 
 def test_cost_areas_draw_every_configuration_and_the_front() -> None:

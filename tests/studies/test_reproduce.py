@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from scipy import stats
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.errors import ConfigError, DataError
 from palkit.experiments import results
 from palkit.experiments.notebooks import stop_warm_kernel
@@ -221,7 +221,8 @@ def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
         "02_backbone": ["datasets = backbones = []", "print(datasets)"],
         "04_study": [
             "sweep = 'tiny'",
-            "from palkit.experiments import results\nfrom palkit.studies import plots, study\nfrom pathlib import Path\n"
+            "from pathlib import Path\nfrom palkit.experiments import results\n"
+            "from palkit.studies import plots, study\n"
             f"results.FIGURES, study.FIGURES = [Path({str(tmp_path / 'checkout' / 'figures')!r})] * 2\n"
             f"study.SWEEPS = results.SWEEPS = Path({str(sweeps)!r})\n"
             f"import palkit.experiments.sweep\npalkit.experiments.sweep.SWEEPS = Path({str(sweeps)!r})\n"

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.errors import ConfigError, DataError
 from palkit.experiments.dispatch import DispatchConfig, run_sweep
 from palkit.experiments.results import parts, read_results, write_results
@@ -178,7 +178,7 @@ def test_planned_runs_that_are_missing_are_counted_with_the_reason(
     write_results(load_sweep(path))
     lines = missing(str(path))
     assert lines[0].startswith("5 of 6 planned runs are missing.")
-    assert f"`python -m palkit sweep '{path}'`" in lines[0]
+    assert f"`palkit sweep '{path}'`" in lines[0]
     text = "\n".join(lines)
     assert "Missing: 1. Computed before, but not for the data and weights as they are now" in text
     assert "Missing: 2. Not begun." in text
@@ -227,7 +227,7 @@ def test_configurations_that_differ_in_other_fields_get_names(tiny_run: dict[str
 
 
 def test_missing_tables_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"rounds\.parquet is missing.*palkit study nothing"):
+    with pytest.raises(DataError, match=r"there are no results in .*nothing\. Compute them first: `palkit sweep"):
         read_results(tmp_path / "nothing")
 
 

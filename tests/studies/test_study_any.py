@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from palkit.__main__ import main
+from palkit.cli import main
 from palkit.data import load_dataset
 from palkit.errors import ConfigError
 from palkit.experiments.notebooks import stop_warm_kernel

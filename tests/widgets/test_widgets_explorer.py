@@ -14,8 +14,8 @@ from palkit.config import config_from_dict
 from palkit.data import ArrayImages
 from palkit.errors import ConfigError
 from palkit.labelling.explore import Exploration, Question
-from palkit.labelling.proposals import Answer
-from palkit.widgets.explorer import Explorer, overlap_sentence
+from palkit.labelling.proposals import Answer, overlap_sentence
+from palkit.widgets.explorer import Explorer
 from palkit.widgets.explorer_view import ExplorerView
 from palkit.widgets.jobs import Cancelled
 from palkit.widgets.projection import Projection, scaled
@@ -158,7 +158,7 @@ def test_cancel_turns_the_controls_back(explorer: Explorer, monkeypatch: pytest.
 def test_the_page_answers_while_it_computes_and_the_newest_wins(values: dict[str, Any]) -> None:
     """With a running loop: two changes at once show the second one alone, and progress is told."""
 
-    async def drive() -> tuple[ExplorerView, list[str], list[str]]:
+    async def drive() -> tuple[Explorer, list[str], list[str]]:
         explorer = Explorer(**values)
         view = explorer.view
         said: list[str] = []
@@ -173,11 +173,11 @@ def test_the_page_answers_while_it_computes_and_the_newest_wins(values: dict[str
             while not shown:
                 await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
-        return view, said, shown
+        return explorer, said, shown
 
-    view, said, shown = asyncio.run(drive())
+    explorer, said, shown = asyncio.run(drive())
     assert shown == [8]
-    assert shows(view, expected(view.explorer, seed=8))
+    assert shows(explorer.view, expected(explorer, seed=8))
     assert said[-1] == "idle"
 
 

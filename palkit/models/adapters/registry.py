@@ -8,6 +8,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, unknown_name
 from palkit.models.backbones import Backbone
+from palkit.storage.plugins import load_plugins
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +46,8 @@ class AdapterConfig:
     stop_block: int | None = None
 
     def __post_init__(self) -> None:
+        if self.name not in ADAPTERS:
+            load_plugins()
         if self.name not in ADAPTERS:
             raise unknown_name("adapter", self.name, ADAPTERS)
         for name in ("rank", "alpha"):
@@ -133,9 +136,22 @@ ADAPTERS: dict[str, Method] = {}
 
 
 def adapter(name: str, adapter_lr: float) -> Callable[[Attach], Attach]:
-    """Register the decorated function as a method."""
+    """Register the decorated function as a method.
+
+    Raises:
+        ConfigError: another module has registered the name.
+
+    >>> @adapter("none", adapter_lr=1e-3)
+    ... def none(backbone, config):
+    ...     return Tuner()
+    >>> ADAPTERS.pop("none").adapter_lr
+    0.001
+    """
 
     def register(function: Attach) -> Attach:
+        if name in ADAPTERS and ADAPTERS[name].attach.__module__ != function.__module__:
+            there = ADAPTERS[name].attach.__module__
+            raise ConfigError(f"{function.__module__} registers adapter {name!r}, which {there} has. Choose another.")
         ADAPTERS[name] = Method(name, function, adapter_lr)
         return function
 

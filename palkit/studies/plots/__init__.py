@@ -23,7 +23,6 @@ from palkit.studies.plots.study import (
     round_costs,
 )
 from palkit.studies.plots.style import (
-    STRATEGY_STYLES,
     configuration_columns,
     configuration_name,
     entitle,
@@ -34,7 +33,6 @@ from palkit.studies.plots.style import (
 from palkit.studies.plots.tables import table_files, wide_areas
 
 __all__ = [
-    "STRATEGY_STYLES",
     "area_under_curves",
     "budget_curves",
     "calibration_curves",

@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from palkit.errors import ConfigError
+from palkit.strategies import STRATEGIES
 from palkit.studies.plots.style import (
     CLASS_LOOKS,
     INK,
     PER_ROW,
-    STRATEGY_STYLES,
     WIDTH,
     PlainFigure,
     check_table,
@@ -35,7 +35,7 @@ from palkit.studies.plots.style import (
 )
 from palkit.studies.statistics import Ranking, pareto_front, sign_of
 
-BLOCK_NAMES = {"seed": "settings and seeds", "setting": "settings", "dataset": "data sets"}
+BLOCK_NAMES = {"seed": "pairs of setting and seed", "setting": "settings", "dataset": "data sets"}
 # Of adapters beside the probe, which is hollow; told apart without colour, that being the strategy's.
 FILLS = ("full", "left", "bottom", "right", "top")
 RING: dict[str, Any] = {"markersize": 9, "fillstyle": "none", "markeredgewidth": 0.7}
@@ -91,7 +91,7 @@ def critical_difference(ranking: Ranking) -> Figure:
 def _strategy_of(treatment: str) -> str:
     """The strategy in the name of a treatment, which may name an adapter or a balance too."""
     parts = treatment.split(" + ")
-    return next((part for part in parts if part in STRATEGY_STYLES), parts[0])
+    return next((part for part in parts if part in STRATEGIES), parts[0])
 
 
 @styled
@@ -162,8 +162,8 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
     """Recall of every class against labels bought, mean over seeds: one panel per strategy, one line per class.
 
     Args:
-        recalls: columns `run`, `by`, `labels`, `class`, `recall` (see `palkit.models.metrics.recalls_of`) of one data set and,
-            but for `by`, one configuration.
+        recalls: columns `run`, `by`, `labels`, `class`, `recall` (see `palkit.models.metrics.recalls_of`) of one data
+            set and, but for `by`, one configuration.
         by: column that tells panels apart.
 
     Raises:

@@ -110,6 +110,8 @@ def _curve_panels(
         metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
         if label and number % PER_ROW == 0:
             axes.set_ylabel(label)
+        elif METRIC_LABELS.get(metric, metric).endswith("(%)") and (table[value] >= 0).all():
+            axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 1))  # where a band goes beyond a share
         axes.grid()
     of = "of the mean over seeds"
     if value == "iqm":
@@ -205,7 +207,8 @@ def pairwise(penalties: pd.DataFrame) -> Figure:
     axes.set_ylabel("beats")
     settings, seeds = penalties.attrs["settings"], penalties.attrs["n_seeds"]
     tested = f"{seeds} seeds" if seeds else "no test: too few seeds"
-    axes.set_title(f"settings (of {settings}) in which row beats column, {tested}")
+    over = f" summed over {settings} settings" if settings > 1 else ""
+    axes.set_title(f"share of label counts{over} at which row beats column, {tested}")
     return figure
 
 
@@ -214,8 +217,7 @@ def label_savings(table: pd.DataFrame) -> Figure:
     """How many times fewer labels each configuration needs than the reference, with intervals.
 
     Args:
-        table: from `palkit.studies.statistics.label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in
-            it.
+        table: from `label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in it.
 
     Raises:
         ConfigError: columns are missing or there are no rows.
@@ -248,18 +250,22 @@ def label_savings(table: pd.DataFrame) -> Figure:
         )
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
     shown = ordered[ends].clip(1 / MOST_SAVED, MOST_SAVED)
     left, right = min(shown.min().min(), 0.9), max(shown.max().max(), 1.1)
+    # As many as have room for their numbers.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if right / left < 20 else (1, 3)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     # Room on the right for the numbers.
     axes.set_xlim(left / (right / left) ** 0.05, right * (right / left) ** 0.5)
     name_configurations(axes, ordered)
     axes.grid(axis="x")
     metric = METRIC_LABELS.get(ordered["metric"].iloc[0], ordered["metric"].iloc[0]).removesuffix(" (%)")
     note = interval_note("bars", ordered["saving_low"], "over seeds, for this data set")
-    axes.set_xlabel(f"times fewer labels for the same {metric}\n({note})")
+    low, high = ordered["target_low"].min(), ordered["target_high"].max()
+    share = METRIC_LABELS.get(ordered["metric"].iloc[0], "").endswith("(%)")
+    targets = f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.3g} to {high:.3g}"
+    axes.set_xlabel(f"times fewer labels for the same {metric}, from {targets}\n({note})")
     return figure
 
 

@@ -32,36 +32,16 @@ from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path
+from palkit.strategies import STRATEGIES
 
 Parameters = ParamSpec("Parameters")
 
 WIDTH = 7.0
 PER_ROW = 4
 
-# Okabe & Ito's colours for the strategies of the default sweep, Paul Tol's "muted" ones for the others: both
-# sets are distinct for every kind of colour vision. More strategies than that cannot be told apart by colour,
-# which is why each also has a marker.
-STRATEGY_STYLES = {
-    "random": ("#595959", "X"),
-    "entropy": ("#E69F00", "o"),
-    "margin": ("#56B4E9", "s"),
-    "featdist": ("#009E73", "^"),
-    "coreset": ("#CC79A7", "D"),
-    "badge": ("#D55E00", "v"),
-    "least_confidence": ("#DDCC77", "P"),
-    "bald": ("#0072B2", "<"),
-    "batchbald": ("#332288", ">"),
-    "bait": ("#882255", "p"),
-    "typiclust": ("#117733", "h"),
-    "probcover": ("#44AA99", "o"),
-    "maxherding": ("#999933", "s"),
-    "uherding": ("#AA4499", "^"),
-    "dropquery": ("#661100", "D"),
-    "alfamix": ("#6699CC", "v"),
-    "cluster_margin": ("#888888", "P"),
-    "falcun": ("#88CCEE", "<"),
-    "clue": ("#CC6677", ">"),
-}
+# Strategies say themselves how they look: Okabe & Ito's colours for the first default sweep, Paul Tol's "muted" ones
+# for the others: both sets are distinct for every kind of colour vision. More strategies than that cannot be told
+# apart by colour, which is why each also has a marker. These are for those that do not say.
 OTHER_COLOURS = ("#332288", "#117733", "#44AA99", "#882255", "#AA4499", "#661100", "#6699CC", "#999933")
 OTHER_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "P", "p", "h")
 
@@ -231,9 +211,10 @@ def _charmap(path: str) -> frozenset[int]:
 
 
 def strategy_style(name: str) -> tuple[str, str]:
-    """Colour and marker of a strategy, the same in every figure and process, also for names not listed."""
-    if name in STRATEGY_STYLES:
-        return STRATEGY_STYLES[name]
+    """Colour and marker of a strategy, the same in every figure and process, also for names that nobody registered."""
+    known = STRATEGIES.get(name)
+    if known is not None and known.style is not None:
+        return known.style
     # Unlike `hash`, a checksum of the name is the same in every process.
     marker, colour = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
     return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]

@@ -187,6 +187,18 @@ def curves(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = G
     return pd.concat(parts, ignore_index=True)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for being a family, in the same order.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
+    """
+    order = np.argsort(p_values, kind="stable")
+    steps = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected.tolist()
+
+
 def paired_difference(
     rounds: pd.DataFrame,
     a: Mapping[str, Hashable],
@@ -204,7 +216,7 @@ def paired_difference(
     Returns:
         Rows `aubc` and `final`; columns `mean` (of a - b), `low`, `high` (95 % t interval over seeds, NaN
         for one seed), `wins`, `ties`, `losses` (seeds on which a is better, the same, worse; for losses such as
-        `nll`, lower is better) and `n_seeds`.
+        `nll`, lower is better), `n_seeds` and `p` (two-sided t test, NaN for one seed).
 
     Raises:
         ConfigError: a value does not occur, or a and b lack a common set of seeds or label counts.
@@ -229,7 +241,8 @@ def paired_difference(
         ("aubc", areas_of(left) - areas_of(right)),
         ("final", left.iloc[-1].to_numpy() - right.iloc[-1].to_numpy()),
     ):
-        low, high = mean_interval(difference)
+        found = estimate([difference])
+        low, high = found.interval()
         rows.append(
             {
                 "measure": measure,
@@ -240,6 +253,7 @@ def paired_difference(
                 "ties": int((abs(difference) <= TIE).sum()),
                 "losses": int((sign * difference < -TIE).sum()),
                 "n_seeds": len(difference),
+                "p": float(found.p_value),
             }
         )
     return pd.DataFrame(rows).set_index("measure")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics.intervals import paired_difference
+from palkit.studies.statistics.intervals import holm, paired_difference
 from palkit.studies.statistics.tables import SETTING, name_of, pick, seed_curves, sign_of, some, validate
 
 
@@ -158,7 +158,8 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
     Returns:
         One row per configuration: data set, backbone, adapter, strategy and balance (those that vary), `aubc`,
         `aubc_low`, `aubc_high`, `final`, `final_low`, `final_high` (differences with 95 % t intervals over the seeds of
-        that data set), `wins`, `losses` (seeds, by area) and `n_seeds`.
+        that data set), `wins`, `losses` (seeds, by area), `n_seeds` and `p_holm` (by area, corrected for
+        all rows).
 
     Raises:
         ConfigError: nothing to compare, or the table cannot be used.
@@ -177,10 +178,13 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
             row = {name: {**same, column: other}[name] for name in columns}
             for name, measure in (("aubc", area), ("final", final)):
                 row |= {name: measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
-            rows.append(row | {"wins": area["wins"], "losses": area["losses"], "n_seeds": area["n_seeds"]})
+            rows.append(row | {name: area[name] for name in ("wins", "losses", "n_seeds", "p")})
     if not rows:
         raise ConfigError(f"nothing here differs in {column} alone from runs with {column}={reference}.")
     table = pd.DataFrame(rows)
+    tested = table["p"].notna()
+    table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
+    table = table.drop(columns="p")
     constant = [name for name in columns if table[name].nunique() == 1 and name != column]
     return table.drop(columns=constant).astype({"wins": int, "losses": int, "n_seeds": int})
 

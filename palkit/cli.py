@@ -1,0 +1,349 @@
+"""Command line: `palkit fetch | manifest | doctor | embed | run | predict | sweep | watch | study | reproduce`.
+
+What a command needs is imported when it runs: torch and the rest take seconds, and help should not.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from palkit.errors import ConfigError, DataError, DataNotice, PalkitError, brief
+from palkit.progress import bars
+
+if TYPE_CHECKING:
+    from palkit.config import ExperimentConfig
+    from palkit.studies.study import Executed
+
+console = Console(stderr=True, highlight=False)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser, one sub-command per job."""
+    top = argparse.ArgumentParser(prog="palkit", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="fetch and verify the embedded weights and data, and data sets by name")
+    fetch.add_argument("datasets", nargs="*", metavar="DATASET", help="to download too, e.g. eurosat or hf:owner/name")
+    manifest = commands.add_parser("manifest", help="check your own images and write a manifest with fixed splits")
+    manifest.add_argument("source", help="folder, manifest or name of a data set")
+    manifest.add_argument("out", type=Path, help="manifest to write, .csv or .parquet")
+    manifest.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
+    manifest.add_argument("--drop-duplicates", action="store_true", help="leave out copies of images")
+    manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
+    manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
+    manifest.add_argument("--classes", nargs="+", metavar="NAME", help="all classes in their order, as of grades")
+    run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
+    run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; text as it is, others as YAML")
+    predict = commands.add_parser("predict", help="classes and probabilities of new images, by a fitted model")
+    predict.add_argument("model", type=Path, help="folder of a complete run, a labelling session or a saved model")
+    predict.add_argument("images", help="folder, manifest or name of a data set")
+    predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
+    predict.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
+    doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
+    doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    embed = commands.add_parser("embed", help="compute the frozen inputs of a config's runs, here or on a Ray cluster")
+    embed.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
+    embed.add_argument("--workers", type=int, default=2, help="shards at a time (ray)")
+    embed.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
+    embed.add_argument("--gpus", type=float, help="GPU share of a worker (ray; default: 1 if the device is cuda)")
+    for command in (doctor, embed):
+        command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
+    sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
+    sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a file, .yaml or .yml")
+    sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
+    sweep.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="processes of this machine, or Ray tasks"
+    )
+    sweep.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
+    sweep.add_argument("--gpus", type=float, help="GPU share of a run, as 0.25 (ray; default: 1 if the device is cuda)")
+    sweep.add_argument("--time-limit", type=float, metavar="SECONDS", help="that a run may take (default: no limit)")
+    sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
+    sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
+    sweep.add_argument("--dry-run", action="store_true", help="print the grid and measured estimates, start nothing")
+    looker = commands.add_parser("watch", help="show the table of a sweep that another process computes")
+    looker.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
+    report.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    held = commands.add_parser("reproduce", help="compare the results of a sweep with the committed reference")
+    held.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    held.add_argument("--results", type=Path, metavar="FOLDER", help="to compare (default: that of the sweep's study)")
+    held.add_argument("--reference", type=Path, metavar="FOLDER", help="to compare with (default: figures/NAME)")
+    renewed = commands.add_parser(
+        "reference", help="for contributors: make your results of a profile the reference, in figures/ and notebooks/"
+    )
+    renewed.add_argument("name", help="of the profile; all of its runs must be complete")
+    for command in (run, predict, doctor, embed, sweep, looker, report, renewed):
+        command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 if all went well, 1 after an error that was explained."""
+    options = _options(arguments)
+    try:
+        with _notes():
+            return COMMANDS[options.command](options)
+    except PalkitError as error:
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """The arguments as parsed; KEY=VALUE may stand on both sides of an option, which sub-commands do not take."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and ("values" not in options or any(one.startswith("-") for one in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.values = [*options.values, *rest]
+    return options
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Print what is to be said of a data set as lines of their own, each once, however often it is loaded."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if not issubclass(category, DataNotice):
+            usual(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            console.print(f"[yellow]note:[/] {escape(str(message))}", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", DataNotice)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from palkit.data import load_dataset
+    from palkit.models.backbones import embedded_weights
+
+    with console.status("fetching the embedded weights"):
+        weights = embedded_weights()
+    console.print(f"weights  {weights}  verified", markup=False, soft_wrap=True)
+    for name in ("fashion_mnist", "fashion_mnist_lt", "digits"):
+        pool = load_dataset(name)
+        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
+    for name in options.datasets:
+        pool = load_dataset(name)
+        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes", markup=False)
+        console.print(pool.counts().to_string(), markup=False, soft_wrap=True)
+    return 0
+
+
+def _manifest(options: argparse.Namespace) -> int:
+    from palkit.data import load_dataset
+    from palkit.data.manifest import check_suffix, examine, write_manifest
+
+    check_suffix(options.out)
+    pool = load_dataset(options.source, group=options.group, unlabelled=options.unlabelled, classes=options.classes)
+    findings = examine(pool)
+    for line in findings.report():
+        console.print(line, markup=False, soft_wrap=True)
+    if len(findings.unreadable) and not options.skip_unreadable:
+        raise DataError(
+            f"{options.out} was not written: {len(findings.unreadable)} files cannot be read, see above. "
+            "Replace them, or leave them out with --skip-unreadable."
+        )
+    pool = findings.cleaned(options.drop_duplicates)
+    written = write_manifest(pool, options.out, ordered=bool(options.classes))
+    console.print(f"manifest: {written}, {len(pool)} images", markup=False, soft_wrap=True)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> "tuple[ExperimentConfig, str]":
+    """Config and device of the arguments."""
+    from palkit.config import config_from_dict, typed
+    from palkit.models.devices import choose_device
+
+    values = {}
+    for item in options.values:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
+        values[key] = typed(key, value)
+    return config_from_dict(values), choose_device(options.device)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from palkit.experiments.doctor import diagnose
+
+    for name, finding in diagnose(*_config(options), compile=options.compile):
+        console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
+    return 0
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from palkit.experiments.dispatch import DispatchConfig
+    from palkit.experiments.setting import setting
+    from palkit.models.adapters import first_trained_block
+    from palkit.scoring.inputs import Executor, compute_here
+
+    config, device = _config(options)
+    if options.workers < 1:
+        raise ConfigError(f"--workers {options.workers}: must be at least 1.")
+    DispatchConfig(engine=options.engine, address=options.address, gpus=options.gpus)  # refuses what does not fit
+    execute: Executor = compute_here
+    if options.engine == "ray":
+        from palkit.scoring.cluster import compute_on_ray
+
+        gpus = float(device.startswith("cuda")) if options.gpus is None else options.gpus
+        execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=gpus)
+    with bars(console) as progress:
+        here = setting(config, device, progress)
+        for start_block in sorted({here.backbone.depth, first_trained_block(config.adapter, here.backbone.depth)}):
+            began = time.perf_counter()
+            shards = here.cache.shards(start_block, execute)
+            seconds = time.perf_counter() - began
+            what = "features" if start_block == here.backbone.depth else f"tokens entering block {start_block}"
+            rows, shape = len(shards), " x ".join(map(str, shards.shape[1:]))
+            console.print(f"{what}: {rows:,} rows of {shape} {shards.stored.name}, {rows / seconds:,.0f} rows/s")
+            console.print(f"  {here.cache.folder(start_block)}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from palkit.experiments.experiment import rounds, run_directory
+
+    config, device = _config(options)
+    with bars(console) as progress:
+        for round_ in rounds(config, device=device, progress=progress):
+            accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
+            console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
+    console.print(f"results: {run_directory(config, device).path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from palkit.data.manifest import check_suffix
+    from palkit.experiments.classifier import new_images
+    from palkit.labelling.session import load_model
+    from palkit.storage.files import atomic_path
+
+    check_suffix(options.out)
+    model = load_model(options.model, options.device)
+    pool = new_images(options.images, skip_unreadable=options.skip_unreadable)
+    with bars(console) as progress:
+        table = model.predict(pool, progress)
+    with atomic_path(options.out) as temporary:
+        if options.out.suffix.lower() == ".parquet":
+            table.to_parquet(temporary)
+        else:
+            table.to_csv(temporary, index=False)
+    for name, count in table["predicted"].value_counts().items():
+        console.print(f"{name}: {count} images", markup=False, soft_wrap=True)
+    console.print(f"predictions: {options.out}, {len(table)} images", markup=False, soft_wrap=True)
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from palkit.experiments.dispatch import DispatchConfig, run_sweep
+    from palkit.experiments.estimate import expected
+    from palkit.experiments.results import write_results
+    from palkit.experiments.sweep import load_sweep
+    from palkit.models.devices import choose_device
+
+    began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
+    config = DispatchConfig(
+        jobs=options.jobs,
+        engine=options.engine,
+        address=options.address,
+        gpus=options.gpus,
+        time_limit=options.time_limit,
+        notebooks=not options.no_notebooks,
+        watch=options.watch,
+    )
+    if options.dry_run:
+        for line in expected(sweep, device, config.jobs):
+            console.print(line, markup=False, soft_wrap=True)
+        return 0
+    outcomes = run_sweep(sweep, config, device=device, console=console)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(failed) < len(outcomes):
+        console.print(f"results: {write_results(sweep, device)}", markup=False, soft_wrap=True)
+    console.print(f"{len(outcomes) - len(failed)} complete, {len(failed)} failed, {time.perf_counter() - began:.0f} s")
+    return 1 if failed else 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from palkit.experiments.sweep import load_sweep, plan
+    from palkit.experiments.watch import watch
+    from palkit.models.devices import choose_device
+
+    with suppress(KeyboardInterrupt):
+        watch(plan(load_sweep(options.name), choose_device(options.device)), console)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from palkit.experiments.results import read_missing
+    from palkit.experiments.sweep import load_sweep
+    from palkit.models.devices import choose_device
+    from palkit.studies import study
+
+    device, sweep = choose_device(options.device), load_sweep(options.name)
+    failed = _show(study.execute(options.name, device=device, console=console))
+    for line in read_missing(sweep.studies):
+        console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
+    console.print(f"figures:  {sweep.studies}", markup=False, soft_wrap=True)
+    found = study.reproduction(options.name)
+    page = study.report(options.name, found, device=device)
+    console.print(f"report:   {page or 'none, as 04 could not be executed'}", markup=False, soft_wrap=True)
+    console.print(found.conclusion, markup=False, soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _show(notebooks: "Iterator[Executed]") -> bool:
+    """Print which notebooks were executed; whether one failed."""
+    failed = False
+    for notebook in notebooks:
+        console.print(f"notebook: {notebook.path}", markup=False, soft_wrap=True)
+        if notebook.error is not None:
+            failed = True
+            where = f"{notebook.path.name}, {notebook.error}"
+            console.print(f"[red]failed:[/] {escape(where)}\n  The notebook holds the traceback.", soft_wrap=True)
+    return failed
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from palkit.studies import study
+
+    found = study.reproduction(options.name, options.results, options.reference)
+    console.print("\n".join(found.lines()), markup=False, soft_wrap=True)
+    return 0  # a result that differs is a result
+
+
+def _reference(options: argparse.Namespace) -> int:
+    from palkit.models.devices import choose_device
+    from palkit.studies import study
+
+    notebooks = study.renew_reference(options.name, device=choose_device(options.device), console=console)
+    failed = _show(notebooks)
+    console.print("Look at `git diff --stat`, and commit figures/ and notebooks/.", markup=False)
+    return 1 if failed else 0
+
+
+COMMANDS = {
+    "fetch": _fetch,
+    "manifest": _manifest,
+    "doctor": _doctor,
+    "embed": _embed,
+    "run": _run,
+    "predict": _predict,
+    "sweep": _sweep,
+    "watch": _watch,
+    "study": _study,
+    "reproduce": _reproduce,
+    "reference": _reference,
+}

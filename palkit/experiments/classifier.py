@@ -1,0 +1,151 @@
+"""A fitted model on its own: it predicts new images, and is saved and loaded again."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from palkit.config import ExperimentConfig, config_from_dict, plain
+from palkit.data import ArrayImages, FileImages, ImagePool, load_dataset
+from palkit.errors import ConfigError, DataError
+from palkit.experiments.setting import measured, pool_of
+from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge
+from palkit.models.adapters.files import adapter_is_saved, load_adapter, save_adapter
+from palkit.models.backbones import Backbone, load_backbone
+from palkit.models.devices import choose_device
+from palkit.progress import Progress, silent
+from palkit.scoring.inputs import InputCache
+from palkit.scoring.scorer import score_pool
+from palkit.storage.files import read_json, write_json, write_text
+from palkit.strategies.ties import Keys, predict
+
+CLASSES = "classes.json"
+CHECKSUMS = ("data_sha256", "weights_sha256")  # that stand beside the fields of a config
+NewImages = str | Path | ImagePool | np.ndarray | Sequence[str | Path]
+
+
+@dataclasses.dataclass
+class Classifier:
+    """A model fitted to the labels of a run or a session.
+
+    Attributes:
+        config: that it was fitted with.
+        class_names: what the columns of its probabilities mean.
+        backbone: frozen, without the adapter.
+        model: backbone, adapter, head and temperature.
+
+    >>> import palkit
+    >>> run = palkit.run(dataset="digits", pool_size=100, adapter="linear_probe", rounds=1)
+    >>> table = run.model().predict(palkit.load_dataset("digits"))
+    >>> list(table.columns[:4]), len(table)
+    (['id', 'predicted', 'probability', 'p(0)'], 1797)
+    """
+
+    config: ExperimentConfig
+    class_names: tuple[str, ...]
+    backbone: Backbone
+    model: AdaptedModel
+
+    def predict(self, images: NewImages, progress: Progress = silent) -> pd.DataFrame:
+        """Classes and probabilities of new images; the temperature, where one was fitted, is in them.
+
+        Args:
+            images: a folder (its sub-folders mean nothing here), a manifest, the name of a data set, paths of files,
+                a pool, or an array (N, H, W) or (N, H, W, 3) of uint8.
+            progress: called with (stage, done, total).
+
+        Returns:
+            One row per image: `id` (its path or number), `predicted` (a class name), `probability` (of it), and
+            `p(NAME)` for every class.
+
+        Raises:
+            DataError: there are no images, or one cannot be read; names it.
+        """
+        pool = new_images(images)
+        cache = InputCache(pool, self.backbone, measured(self.config.scoring, self.backbone), progress)
+        start_block = first_trained_block(self.config.adapter, self.backbone.depth)
+        inputs = cache.rows(start_block, np.arange(len(pool)))
+        probs = score_pool(merge(self.model), inputs, cache.config, progress).probs  # (N, C)
+        codes = predict(probs, Keys.of(map(str, pool.ids), self.class_names))
+        table = pd.DataFrame({"id": pool.ids, "predicted": np.array(self.class_names, dtype=object)[codes]})
+        table["probability"] = probs[torch.arange(len(codes)), codes].numpy()
+        return table.assign(**{f"p({name})": probs[:, code].numpy() for code, name in enumerate(self.class_names)})
+
+    def save(self, folder: Path | str) -> Path:
+        """Write all that `load_model` needs but the backbone's pretrained weights.
+
+        Args:
+            folder: is made if it does not exist; a model in it is replaced.
+        """
+        folder = Path(folder)
+        write_text(folder / "config.json", json.dumps(plain(self.config), indent=1))
+        save_classifier(self.model, self.class_names, folder / "adapter")
+        return folder
+
+
+def save_classifier(model: AdaptedModel, class_names: Sequence[str], folder: Path) -> None:
+    """Write adapter, head and names of classes."""
+    write_json(folder / CLASSES, {"class_names": list(class_names)})
+    save_adapter(model, folder)
+
+
+def load_model(folder: Path | str, device: str | None = None) -> Classifier:
+    """The model of a complete run, or one that `Classifier.save` wrote.
+
+    Args:
+        folder: `runs/<data set>/<hash>`, or where it was saved.
+        device: "cpu", "cuda" or "mps"; None for the best there is.
+
+    Raises:
+        DataError: there is no complete model in it.
+        WeightsError: a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or not adapter_is_saved(folder / "adapter"):
+        raise DataError(
+            f"{folder} holds no fitted model. Give the folder of a complete run (runs/<data set>/<hash>), of a "
+            "labelling session with a fit, or one that a model was saved to."
+        )
+    try:
+        values = read_json(folder / "config.json")
+        path = folder / "adapter" / CLASSES
+        names = read_json(path)["class_names"] if path.exists() else None
+        config = config_from_dict({name: value for name, value in values.items() if name not in CHECKSUMS})
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"the model in {folder} cannot be read: {error}") from error
+    backbone = load_backbone(config.backbone, choose_device(device))
+    class_names = pool_of(config).class_names if names is None else tuple(names)  # runs of earlier versions have none
+    blank = torch.zeros(backbone.width, device=backbone.device)
+    model = attach(backbone, config.adapter, len(class_names), blank, torch.ones_like(blank), seed=0)
+    return Classifier(config, class_names, backbone, load_adapter(model, folder / "adapter"))
+
+
+def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool:
+    """New images as a pool; values of more than 8 bits are scaled from the range of these images.
+
+    Args:
+        images: see `Classifier.predict`.
+        skip_unreadable: leave out files of a folder or manifest that cannot be read, with a warning.
+    """
+    if isinstance(images, ImagePool):
+        return images
+    if isinstance(images, str | Path):
+        return load_dataset(str(images), unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
+    if not len(images):
+        raise DataError("there are no images to predict.")
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+            raise ConfigError(
+                f"images are an array {images.shape} of {images.dtype}; it must be (N, H, W) or (N, H, W, 3) of uint8."
+            )
+        found: ArrayImages | FileImages = ArrayImages(images)
+        ids = [str(number) for number in range(len(images))]
+    else:
+        ids = [str(path) for path in images]
+        found = FileImages(tuple(Path(path).expanduser() for path in images))
+    labels = np.full(len(ids), -1, dtype=np.int64)
+    return ImagePool("new images", found, labels, np.full(len(ids), "pool"), np.array(ids, dtype=object), ())

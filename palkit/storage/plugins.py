@@ -1,0 +1,61 @@
+"""Strategies, adapters and data sets from outside: modules that register them, named in a config or installed.
+
+A package offers its modules under the entry point group `palkit`:
+
+    [project.entry-points.palkit]
+    anything = "my_package.my_strategies"
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+from palkit.errors import ConfigError, brief
+
+GROUP = "palkit"
+FOLDER_VARIABLE = "PALKIT_PLUGINS"  # where a sweep was started, for its workers
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+    """Import the modules of installed packages that offer some, and those named here.
+
+    Args:
+        modules: dotted names, of installed packages or of files in the working directory. They run as any import does.
+
+    Raises:
+        ConfigError: one cannot be found, or fails while it is imported.
+    """
+    _load_installed()
+    for name in modules:
+        _load(name, f"plugin {brief(name)}")
+
+
+@cache
+def _load_installed() -> None:
+    for point in entry_points(group=GROUP):
+        _load(point.module, f"plugin {point.module!r} of package {point.dist.name if point.dist else point.name!r}")
+
+
+def _load(name: str, what: str) -> None:
+    if name in sys.modules:
+        return
+    top = name.partition(".")[0]
+    try:
+        if find_spec(top) is None:  # a script of `palkit` does not look into the working directory, a notebook does
+            sys.path += [os.environ.get(FOLDER_VARIABLE) or os.getcwd()]
+        import_module(name)
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{what} cannot be imported: {error}.") from error
+        raise ConfigError(
+            f"there is no {what}: no module of that name is installed or lies in {os.getcwd()}. Give the name as in "
+            "Python's import, without .py."
+        ) from error
+    except Exception as error:  # whatever the code of a plugin does wrong
+        raise ConfigError(f"{what} fails while it is imported: {type(error).__name__}: {error}") from error
