@@ -70,7 +70,15 @@ def __getattr__(name: str) -> Any:
     home = next((home for home, names in HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'palkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"palkit.{home}"), name)
+    try:
+        value = getattr(importlib.import_module(f"palkit.{home}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "palkit").partition(".")[0] == "palkit":
+            raise
+        extra = "lab" if home.startswith("widgets") else "study"
+        raise ImportError(
+            f"palkit.{name} needs {error.name}, which is not installed: pip install 'palkit[{extra}]'"
+        ) from error
     globals()[name] = value
     return value
 

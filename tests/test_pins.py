@@ -1,45 +1,38 @@
-"""environment.yml, pyproject.toml and requirements.lock must pin the same versions."""
+"""Pins are in requirements.lock alone: of every package that pyproject.toml wants, in a version that it allows."""
 
-import itertools
 import re
 import tomllib
-from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from palkit.storage.files import REPOSITORY as ROOT
 
 
-def pins(lines: list[str]) -> dict[str, str]:
-    requirements = [Requirement(line) for line in lines]
-    assert all(len(r.specifier) == 1 and str(r.specifier).startswith("==") for r in requirements)
-    return {canonicalize_name(r.name): str(r.specifier)[2:] for r in requirements}
-
-
-def direct_pins() -> dict[str, str]:
+def wanted() -> list[Requirement]:
+    """What the project and its extras need, itself left out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return pins([*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())])
+    lines = [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != "palkit"]
 
 
-def test_conda_environment_has_the_pins_of_the_project() -> None:
+def test_the_conda_environment_is_the_lock() -> None:
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
-    assert pip[-1] == "--editable ."
-    assert pins(pip[:-1]) == direct_pins()
+    assert dependencies == ["python>=3.11", "pip", {"pip": ["--requirement requirements.lock"]}]
 
 
-def test_lock_has_the_pins_of_the_project_and_a_hash_for_each() -> None:
-    entries = re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text())
-    locked = {}
-    for entry in entries:
+def test_the_lock_has_what_the_project_wants_and_a_hash_for_each() -> None:
+    locked: dict[str, list[str]] = {}
+    for entry in re.split(r"\n(?=[a-z0-9])", (ROOT / "requirements.lock").read_text()):
         match = re.match(r"([a-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;]+)", entry)
         if match:
             assert "--hash=sha256:" in entry, f"{match[1]} has no hash"
-            locked[canonicalize_name(match[1])] = match[2]
-    direct = direct_pins()
-    assert {name: locked.get(name) for name in direct} == direct
+            locked.setdefault(canonicalize_name(match[1]), []).append(match[2])
+    for requirement in wanted():
+        versions = locked[canonicalize_name(requirement.name)]
+        assert all(map(requirement.specifier.contains, versions)), f"{requirement} and {versions}"
+        assert all(one.operator != "==" for one in requirement.specifier), "pins belong to the lock"
 
 
 def test_the_licence_page_lists_what_the_lock_has() -> None:

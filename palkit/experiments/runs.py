@@ -20,7 +20,16 @@ from pyarrow import parquet
 from palkit.errors import DataError, OutOfMemoryError
 from palkit.models.adapters.files import adapter_is_saved
 from palkit.models.devices import device_name
-from palkit.storage.files import REPOSITORY, read_json, remove_leftovers, runs_dir, storing, write_json, write_text
+from palkit.storage.files import (
+    IS_CHECKOUT,
+    REPOSITORY,
+    read_json,
+    remove_leftovers,
+    runs_dir,
+    storing,
+    write_json,
+    write_text,
+)
 from palkit.storage.formats import read_table, write_table
 
 SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
@@ -212,6 +221,8 @@ def git_state() -> dict[str, Any] | None:
         done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
+    if not IS_CHECKOUT:
+        return None  # a repository around the environment is somebody else's
     try:
         return {
             "commit": git("rev-parse", "HEAD"),

@@ -21,17 +21,24 @@ from palkit.storage.checks import parsed
 
 CHECKSUM = "sha256"  # key of a JSON object's own checksum
 TEMPORARY = ".writing-"  # how names of files begin that are not complete
-REPOSITORY = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CHECKOUT / "run_all.sh").is_file()  # else palkit was installed, and brings along what it needs of it
+REPOSITORY = CHECKOUT if IS_CHECKOUT else Path(__file__).resolve().parents[1] / "shipped"
 
 
 def cache_dir() -> Path:
-    """Folder for converted weights and cached features: `$PALKIT_CACHE` or `<repository>/.cache`."""
-    return Path(os.environ.get("PALKIT_CACHE", REPOSITORY / ".cache"))
+    """Folder for converted weights and cached features: `$PALKIT_CACHE` or `.cache`, as of `_own`."""
+    return Path(os.environ.get("PALKIT_CACHE") or _own(".cache"))
 
 
 def runs_dir() -> Path:
-    """Folder for run directories: `$PALKIT_RUNS` or `<repository>/runs`."""
-    return Path(os.environ.get("PALKIT_RUNS", REPOSITORY / "runs"))
+    """Folder for run directories: `$PALKIT_RUNS` or `runs`, as of `_own`."""
+    return Path(os.environ.get("PALKIT_RUNS") or _own("runs"))
+
+
+def _own(name: str) -> Path:
+    """A folder in the checkout, or in the working directory where palkit was installed."""
+    return (CHECKOUT if IS_CHECKOUT else Path.cwd()) / name
 
 
 def sha256(path: Path) -> str:

@@ -6,8 +6,8 @@ targets are compared instead of one, on the range that both curves reach, and wh
 no saving. Simulated with identical strategies (7 rounds, 3, 5 or 10 paired seeds, noise of 1 to 3 points, half of it
 carried over from round to round): 1.00 on average, 1.25 or more in at most 3 % of studies (6 % with 3 seeds, 3 points
 and four fifths carried over). Where 1.5 times fewer labels are needed, ten seeds show 1.49, 1.47 and 1.42 with noise of
-1, 2 and 3 points, three seeds 1.46, 1.35 and 1.28. Where there is an effect, nominal 95 % intervals are too short with few
-seeds or much noise: 0.91 and 0.86 coverage with 3 and 10 seeds of 4 points, 0.93 and 0.96 of 2 (1,000 studies).
+1, 2 and 3 points, three seeds 1.46, 1.35 and 1.28. Where there is an effect, nominal 95 % intervals are too short with
+few seeds or much noise: coverage 0.91 and 0.86 with 3 and 10 seeds of 4 points, 0.93 and 0.96 of 2 (1,000 studies).
 """
 
 from collections.abc import Hashable, Mapping, Sequence
