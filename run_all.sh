@@ -8,6 +8,7 @@ usage() {
   cat <<'EOF'
 usage: ./run_all.sh [run]  [--profile NAME] [options]  main job: sweep, figures, notebooks, report; did it reproduce?
        ./run_all.sh test   [pytest options]            lint, types, docs, tests (also in a browser), notebook regression
+       ./run_all.sh campaign [pytest options]          the long versions of tests: hundreds of runs, killed and compared
        ./run_all.sh lab    [jupyter lab options]       open JupyterLab in notebooks/
        ./run_all.sh coverage                           line and branch coverage of the tests, without notebooks
        ./run_all.sh docs                               the documentation as pages, in site/
@@ -92,6 +93,10 @@ check() {
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
 }
 
+campaign() {
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -m campaign "$@"
+}
+
 # Not with the notebooks: nbval starts no kernels beside pytest-cov. What child processes execute is not counted.
 coverage() {
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests --cov "$@"
@@ -101,6 +106,7 @@ case ${1:-run} in
   -h | --help | help) usage ;;
   setup) setup ;;
   test) shift; setup; check "$@" ;;
+  campaign) shift; setup; campaign "$@" ;;
   coverage) shift; setup; coverage "$@" ;;
   docs) setup; docs ;;
   lab) shift; setup; cd notebooks; exec ../.venv/bin/jupyter lab "$@" ;;

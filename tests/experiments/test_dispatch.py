@@ -90,8 +90,13 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("seeds", "notebooks", "kill_at"),
-    [(50, False, [10, 50, 90, 130]), (6, True, [2, 8, 14])],
-    ids=["200 runs without notebooks", "24 notebooks"],
+    [
+        (6, False, [3, 9, 15]),
+        (2, True, [2, 4]),
+        pytest.param(50, False, [10, 50, 90, 130], marks=pytest.mark.campaign),
+        pytest.param(6, True, [2, 8, 14], marks=pytest.mark.campaign),
+    ],
+    ids=["24 runs without notebooks", "8 notebooks", "200 runs without notebooks", "24 notebooks"],
 )
 def test_no_run_is_lost_or_doubled_while_processes_are_killed(
     stub_run: dict[str, Any],
