@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--time-limit", type=float, metavar="SECONDS", help="that a run may take (default: no limit)")
     sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
     sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
-    sweep.add_argument("--dry-run", action="store_true", help="print the grid and measured estimates, start nothing")
+    sweep.add_argument("--dry-run", action="store_true", help="print the grid, time and memory; start nothing")
     looker = commands.add_parser("watch", help="show the table of a sweep that another process computes")
     looker.add_argument("name", nargs="?", default="default", help="its name, or its file")
     report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")

@@ -29,7 +29,6 @@ from palkit.data.pool import (
     usual_size,
 )
 from palkit.data.published import aptos2019, eurosat, histology
-from palkit.data.sizes import published_size
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import load_plugins
 
@@ -53,7 +52,6 @@ __all__ = [
     "list_folder",
     "load_dataset",
     "long_tail",
-    "published_size",
     "read_image",
     "readable",
     "take",

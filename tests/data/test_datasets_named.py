@@ -17,9 +17,8 @@ from dataset_helpers import FileServer, encoded, noise, serving
 from scipy.io import savemat
 
 from palkit.cli import main
-from palkit.data import DATASETS, FileImages, StoredImages, cifar, load_dataset, published, published_size
+from palkit.data import DATASETS, FileImages, StoredImages, cifar, load_dataset, published
 from palkit.data.download import Remote, dataset_dir
-from palkit.data.pool import carve, stratified_split
 from palkit.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -271,36 +270,6 @@ def test_the_sizes_of_medmnist_are_published_with_checksums() -> None:
             assert flag + suffix in DATASETS
             assert medmnist.info.INFO[flag][f"url{suffix}"].startswith("https://zenodo.org/")
             assert len(medmnist.info.INFO[flag][f"MD5{suffix}"]) == 32
-
-
-@pytest.mark.parametrize(
-    ("name", "classes"),
-    [
-        ("eurosat", [3000, 3000, 3000, 2500, 2500, 2000, 2500, 3000, 2500, 3000]),
-        ("histology", [625] * 8),
-        ("aptos2019", [1805, 370, 999, 193, 295]),
-    ],
-)
-def test_published_sizes_are_what_the_split_makes_of_the_classes(name: str, classes: list[int]) -> None:
-    split = stratified_split(np.repeat(np.arange(len(classes)), classes), np.arange(sum(classes)).astype(str))
-    assert published_size(name) == ({part: (split == part).sum() for part in ("pool", "val", "test")}, len(classes))
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "each"), [("cifar10", 10, 5000), ("cifar100", 100, 500), ("food101", 101, 750)]
-)
-def test_published_sizes_with_a_validation_set_out_of_train(name: str, classes: int, each: int) -> None:
-    split = carve(np.repeat(np.arange(classes), each), np.arange(classes * each).astype(str))
-    found = published_size(name)
-    assert found is not None
-    assert (found[0]["pool"], found[0]["val"], found[1]) == ((split == "pool").sum(), (split == "val").sum(), classes)
-
-
-def test_published_sizes_of_medmnist_and_of_what_is_here() -> None:
-    assert published_size("bloodmnist_224") == ({"pool": 11_959, "val": 1_712, "test": 3_421}, 8)
-    assert published_size("digits") is None
-    (dataset_dir("eurosat") / "unpacked").mkdir(parents=True)
-    assert published_size("eurosat") is None, "it can be counted"
 
 
 def test_a_download_that_fails_names_the_place(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
-"""Dry runs: a grid and measured estimates, and nothing started."""
+"""Dry runs: a grid, what finished runs of its kinds took, and nothing started."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,73 +9,61 @@ import pytest
 from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError
-from palkit.experiments.estimate import Cost, Size, expected, measure, run_seconds, size_of
+from palkit.experiments.dispatch import share_of_machine
+from palkit.experiments.estimate import OVERHEAD_SECONDS, expected, finished
+from palkit.experiments.experiment import rounds, run_directory
 from palkit.experiments.sweep import Sweep, load_sweep
 
-COST = Cost(
-    prefix_s=0.1, suffix_s=0.01, head_s=0.001, train_s=0.03, base_mb=500, image_mb=2, input_numbers=1, pretrained=True
-)
-SIZE = Size(pool=1000, evaluated=200, total=1300, classes=10, counted=True)
 
-
-def test_seconds_of_a_run_are_the_sum_of_its_parts() -> None:
-    values = {"adapter": "lora", "strategy": "entropy", "rounds": 2, "training": {"epochs": 5, "head_epochs": 4}}
-    config = config_from_dict(values)
-    views = config.training.views
-    first = views * 10 * 0.1 + (4 * 0.001 + views * 10 * 0.01) + 5 * 10 * 0.03 + 1200 * 0.01
-    second = views * 10 * 0.1 + (4 * 0.001 + views * 20 * 0.01) + 5 * 20 * 0.03 + 200 * 0.01
-    assert run_seconds(config, SIZE, COST) - 2.0 == pytest.approx(first + second)
-
-
-def test_what_random_does_not_look_at_costs_nothing() -> None:
-    random = config_from_dict({"strategy": "random"})
-    assert run_seconds(random, SIZE, COST) == run_seconds(random, replace(SIZE, pool=10**6), COST)
-    entropy = config_from_dict({"strategy": "entropy"})
-    assert run_seconds(entropy, SIZE, COST) < run_seconds(entropy, replace(SIZE, pool=10**6), COST)
-
-
-def test_size_is_counted(tiny_run: dict[str, Any]) -> None:
-    size = size_of(config_from_dict(tiny_run))
-    assert (size.pool, size.evaluated, size.total, size.classes, size.counted) == (200, 269, 200 + 269 + 450, 10, True)
-
-
-def test_measured_costs_are_those_of_the_network(tiny_run: dict[str, Any]) -> None:
-    lora = measure(config_from_dict(tiny_run), "cpu", 1, 10)
-    probe = measure(config_from_dict({**tiny_run, "adapter": "linear_probe"}), "cpu", 1, 10)
-    assert all(value > 0 for value in (lora.prefix_s, lora.suffix_s, lora.train_s, lora.base_mb))
-    assert lora.pretrained
-    assert probe.input_numbers == 64, "a feature of test_vit"
-    assert lora.input_numbers == 64 * (1 + 2 * 2), "tokens of it"
-
-
-def test_nothing_is_downloaded_for_an_estimate(own_cache: None) -> None:
-    backbone = {"name": "test_vit2", "image_size": 32, "depth": None}
-    cost = measure(config_from_dict({"backbone": backbone, "adapter": "lora"}), "cpu", 1, 10)
-    assert not cost.pretrained
-    assert cost.train_s > 0
-
-
-def test_forecast_names_the_grid_and_starts_nothing(
+def test_the_grid_is_named_and_nothing_is_started(
     tiny_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.yaml"
     grid = "{adapter.name: [linear_probe, lora], strategy: [random, entropie, margin], balance: [null, pcb]}"
     path.write_text(f"base: {tiny_run}\ngrid: {grid}")
-    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert main(["sweep", str(path), "--dry-run"]) == 1
     text = capsys.readouterr().err
     assert "sweep small: 8 runs, 24 rounds" in text
     assert "balance: none, pcb" in text
-    assert "4 runs are not valid, the first: unknown strategy 'entropie'" in text
-    assert "test_vit, linear_probe: 4 runs of" in text
-    assert "test_vit, lora: 4 runs of" in text
-    assert "time:" in text
-    assert "memory:" in text
+    assert "4 more runs are not valid, the first: unknown strategy 'entropie'" in text
+    assert "test_vit, linear_probe: 4 runs, cost not known: no run of this kind is complete" in text
+    assert "test_vit, lora: 4 runs, cost not known" in text
+    assert "time:" not in text
     assert not Path(os.environ["PALKIT_RUNS"]).exists()
+
+
+def test_finished_runs_say_what_others_will_take(tiny_run: dict[str, Any]) -> None:
+    probe = {**tiny_run, "adapter": "linear_probe"}
+    config = config_from_dict({**probe, "rounds": 2})
+    assert len(list(rounds(config))) == 2
+    table = run_directory(config).table()
+    seconds = table[["fit_s", "score_s", "select_s"]].sum(axis=1).mean()
+    grid = {"adapter.name": ["linear_probe", "lora"], "seed": [1, 2, 3], "rounds": [4]}
+    sweep = Sweep("more", {name: value for name, value in tiny_run.items() if name != "adapter"}, grid)
+    lines = list(expected(sweep, "cpu", 1))
+    (line,) = [line for line in lines if "linear_probe" in line and "runs" in line]
+    assert f"3 runs of {4 * seconds + OVERHEAD_SECONDS:,.0f} s, {table['peak_mb'].max():,.0f} MB, as 1 finished" in line
+    assert "lora: 3 runs, cost not known" in "".join(lines)
+    assert "and what 3 runs of unknown cost take" in lines[-1]
+    # On another data set, what is known of this one is better than nothing.
+    other = Sweep("other", {**probe, "dataset": "fashion_mnist", "seed": 0})
+    assert "as 1 finished" in "".join(expected(other, "cpu"))
+    # A damaged run is the trouble of who needs it.
+    (run_directory(config).path / "rounds.parquet").write_bytes(b"no")
+    assert finished().empty
 
 
 def test_a_grid_without_a_valid_run_says_why(tiny_run: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="unknown strategy 'entropie'"):
         list(expected(Sweep("bad", {**tiny_run, "strategy": "entropie"}), "cpu"))
+    assert share_of_machine(1, 5, "cpu")[0] == 1
+
+
+def test_no_data_or_weights_are_needed(own_cache: None) -> None:
+    """The paper's sets would have to be downloaded, and its networks have gigabytes."""
+    lines = list(expected(load_sweep("paper"), "cpu"))
+    assert "sweep paper: 360 runs" in lines[0]
+    assert sum("cost not known" in line for line in lines) == 12
 
 
 def test_the_paper_profile_is_the_paper() -> None:
@@ -91,8 +78,3 @@ def test_the_paper_profile_is_the_paper() -> None:
     assert (lora.training.optimizer, lora.training.adapter_lr, lora.training.batch_size) == ("sgd", 0.002, 32)
     assert {c.seed for c in configs} == {0, 1, 2, 3, 4}
     assert {c.rounds for c in configs} == {10}
-
-
-def test_published_sizes_need_no_download(own_cache: None) -> None:
-    size = size_of(config_from_dict({"dataset": "eurosat", "pool_size": None}))
-    assert (size.total, size.classes, size.counted) == (27_000, 10, False)

@@ -46,7 +46,7 @@ def test_power_draws_in_proportion(name: str) -> None:
     pool, labelled = make_pool(12, 3, 3, 1), make_labelled(12, 2, 3, 1)
     plain = select(name, pool, labelled, 5, generator())
     assert torch.equal(plain, select(f"power_{name}", pool, labelled, 5, generator(), beta=0.0))
-    score = getattr(uncertainty, name.replace("least_", "") + "_scores")(pool)[labelled.unlabelled(12)]
+    score = getattr(uncertainty, f"{name}_scores")(pool)[labelled.unlabelled(12)]
     rng, runs = generator(), 3000
     first = torch.stack([select(f"power_{name}", pool, labelled, 1, rng)[0] for _ in range(runs)])
     counts = torch.bincount(first, minlength=12)[labelled.unlabelled(12)]
