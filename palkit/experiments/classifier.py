@@ -36,7 +36,7 @@ class Classifier:
         config: that it was fitted with.
         class_names: what the columns of its probabilities mean.
         backbone: frozen, without the adapter.
-        model: backbone, adapter, head and temperature.
+        model: backbone, adapter, head and temperature; predicting merges the adapter.
 
     >>> import palkit
     >>> run = palkit.run(dataset="digits", pool_size=100, adapter="linear_probe", rounds=1)

@@ -198,7 +198,7 @@ def _compute(
         if not last:
             # A strategy that does not look at scores is not kept waiting for them.
             scores = learner.unscored() if learner.blind else learner.score_pool(model, number, progress)
-        judged = learner.evaluate(model, progress), learner.eval_labels, learner.eval_names
+        judged = learner.evaluate(merge(model), progress), learner.eval_labels, learner.eval_names
         score_s = time.perf_counter() - began
         began = time.perf_counter()
         if scores is not None and len(bought) == number + 1:
@@ -295,7 +295,9 @@ class Learner:
         self.names, self.eval_names = Keys(self.names.rows, classes), Keys(self.eval_names.rows, classes)
 
     def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
-        """A model fitted from the pretrained weights to the labels bought so far.
+        """A model fitted from the pretrained weights to the labels bought so far, ready to score.
+
+        Its adapter is merged, so that scoring costs what the bare network does, unless the strategy drops inputs of it.
 
         Args:
             positions: of the pool.
@@ -321,7 +323,7 @@ class Learner:
         if training.temperature_folds:
             temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
             model.temperature.fill_(temperature)
-        return model
+        return model if self.dropout is not None and self.dropout.on == "adapter" else merge(model)
 
     def _attach(self) -> AdaptedModel:
         device = self.here.backbone.device
@@ -342,8 +344,6 @@ class Learner:
             number: of the round.
             progress: see `palkit.scoring.scorer.score_pool`.
         """
-        if self.dropout is None or self.dropout.on != "adapter":
-            merge(model)
         folder = self._feature_folder()
         scores = score_pool(
             model,
@@ -361,7 +361,7 @@ class Learner:
 
     def evaluate(self, model: AdaptedModel, progress: Progress = silent) -> Tensor:
         """(M, C) probabilities of the evaluation rows."""
-        return score_pool(merge(model), self.eval_inputs, self.here.cache.config, progress).probs
+        return score_pool(model, self.eval_inputs, self.here.cache.config, progress).probs
 
     def _feature_folder(self) -> Path | None:
         """Where features and stochastic passes of one scoring pass go if they exceed memory; gone with this object.

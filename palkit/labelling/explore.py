@@ -21,7 +21,7 @@ from palkit.experiments.experiment import Learner, seed_of
 from palkit.experiments.setting import Setting, pool_of, setting, settle
 from palkit.labelling.maps import pca, tsne
 from palkit.labelling.proposals import Answer, propose
-from palkit.models.adapters import AdaptedModel, merge
+from palkit.models.adapters import AdaptedModel
 from palkit.progress import Progress, silent
 from palkit.scoring.inputs import InputCache
 from palkit.scoring.scorer import score_pool
@@ -265,7 +265,7 @@ class Exploration:
 
     def _model(self, learner: Learner, state: _State, progress: Progress) -> AdaptedModel:
         def make() -> AdaptedModel:
-            return merge(learner.fit(self._labelled(learner, state, progress), state.number, progress))
+            return learner.fit(self._labelled(learner, state, progress), state.number, progress)
 
         return self._models.get(state, make)
 

@@ -14,6 +14,7 @@ from palkit.errors import ConfigError
 from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import Learner, seed_of
 from palkit.experiments.setting import setting, settle
+from palkit.models.adapters import merge
 from palkit.models.metrics import evaluate
 from palkit.progress import Progress
 from palkit.storage.checks import normal
@@ -101,7 +102,7 @@ class SessionLearner:
         scores = learner.score_pool(model, number, progress)
         truth, names = learner.eval_labels, learner.eval_names
         if len(truth):
-            probs = learner.evaluate(model, progress)
+            probs = learner.evaluate(merge(model), progress)
         else:
             held = torch.from_numpy(self._positions(held_out))
             probs, names = scores.probs[held], Keys(learner.names.rows[held], learner.names.classes)

@@ -168,7 +168,7 @@ def test_lost_adapter_is_fitted_again(tiny_run: dict[str, Any]) -> None:
     list(rounds(config_from_dict(tiny_run)))
     adapter = run_directory(config_from_dict(tiny_run)).adapter
     content = {path.name: path.read_bytes() for path in adapter.iterdir()}
-    files = {"adapter_config.json", "adapter_model.safetensors", "checksums.json", "head.safetensors"}
+    files = {"adapter_config.json", "adapter_model.safetensors", "checksums.json", "classes.json", "head.safetensors"}
     assert content.keys() == files
     (adapter / "head.safetensors").unlink()
     assert len(list(rounds(config_from_dict(tiny_run)))) == 3
