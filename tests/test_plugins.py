@@ -103,9 +103,9 @@ def test_what_is_registered_says_what_figures_need(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "there is no plugin 'lab_bad': no module of that name"),
-        ("import nothing_like_it", "plugin 'lab_bad' cannot be imported: No module named 'nothing_like_it'"),
-        ("1 / 0", "plugin 'lab_bad' fails while it is imported: ZeroDivisionError"),
+        (None, "plugins: 'lab_bad': no module of that name"),
+        ("import nothing_like_it", "plugins: 'lab_bad' cannot be imported: No module named 'nothing_like_it'"),
+        ("1 / 0", "plugins: 'lab_bad' fails while it is imported: ZeroDivisionError"),
         (
             'import palkit\n@palkit.strategy("badge")\ndef badge(scores, labelled, batch_size, rng): ...',
             "lab_bad registers strategy 'badge', which palkit.strategies.hybrid has",
@@ -127,3 +127,5 @@ def test_plugins_that_cannot_be_used(lab: Path, source: str | None, message: str
         config_from_dict({"plugins": ["lab_bad"]})
     with pytest.raises(ConfigError, match="plugins is 3"):
         config_from_dict({"plugins": 3})
+    with pytest.raises(ConfigError, match="plugins: 'lab_bad.py' is no|plugins: '' is no"):
+        config_from_dict({"plugins": [""]})

@@ -14,16 +14,15 @@ from palkit.data import ArrayImages, FileImages, ImagePool, load_dataset
 from palkit.errors import ConfigError, DataError
 from palkit.experiments.setting import measured, pool_of
 from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge
-from palkit.models.adapters.files import adapter_is_saved, load_adapter, save_adapter
+from palkit.models.adapters.files import adapter_is_saved, load_adapter, save_adapter, saved_classes
 from palkit.models.backbones import Backbone, load_backbone
 from palkit.models.devices import choose_device
 from palkit.progress import Progress, silent
 from palkit.scoring.inputs import InputCache
 from palkit.scoring.scorer import score_pool
-from palkit.storage.files import read_json, write_json, write_text
+from palkit.storage.files import read_json, write_text
 from palkit.strategies.ties import Keys, predict
 
-CLASSES = "classes.json"
 CHECKSUMS = ("data_sha256", "weights_sha256")  # that stand beside the fields of a config
 NewImages = str | Path | ImagePool | np.ndarray | Sequence[str | Path]
 
@@ -83,14 +82,8 @@ class Classifier:
         """
         folder = Path(folder)
         write_text(folder / "config.json", json.dumps(plain(self.config), indent=1))
-        save_classifier(self.model, self.class_names, folder / "adapter")
+        save_adapter(self.model, folder / "adapter", self.class_names)
         return folder
-
-
-def save_classifier(model: AdaptedModel, class_names: Sequence[str], folder: Path) -> None:
-    """Write adapter, head and names of classes."""
-    write_json(folder / CLASSES, {"class_names": list(class_names)})
-    save_adapter(model, folder)
 
 
 def load_model(folder: Path | str, device: str | None = None) -> Classifier:
@@ -112,13 +105,12 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
         )
     try:
         values = read_json(folder / "config.json")
-        path = folder / "adapter" / CLASSES
-        names = read_json(path)["class_names"] if path.exists() else None
+        names = saved_classes(folder / "adapter")
         config = config_from_dict({name: value for name, value in values.items() if name not in CHECKSUMS})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"the model in {folder} cannot be read: {error}") from error
     backbone = load_backbone(config.backbone, choose_device(device))
-    class_names = pool_of(config).class_names if names is None else tuple(names)  # runs of earlier versions have none
+    class_names = names or pool_of(config).class_names  # runs of earlier versions have none
     blank = torch.zeros(backbone.width, device=backbone.device)
     model = attach(backbone, config.adapter, len(class_names), blank, torch.ones_like(blank), seed=0)
     return Classifier(config, class_names, backbone, load_adapter(model, folder / "adapter"))

@@ -20,7 +20,7 @@ from torch import Tensor
 from palkit.config import ExperimentConfig, config_from_dict, plain, stochastic_passes
 from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
-from palkit.experiments.classifier import Classifier, load_model, save_classifier
+from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Round, RunDirectory, run_hash
 from palkit.experiments.setting import Setting, setting, settle
 from palkit.models.adapters import (
@@ -30,6 +30,7 @@ from palkit.models.adapters import (
     merge,
     trainable_count,
 )
+from palkit.models.adapters.files import save_adapter
 from palkit.models.devices import memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
 from palkit.models.training import contradictions, cross_fitted_temperature, fit
@@ -218,7 +219,7 @@ def _compute(
             },
         )
         if last:
-            save_classifier(model, here.pool.class_names, directory.adapter)
+            save_adapter(model, directory.adapter, here.pool.class_names)
         if number == len(done):
             done.append(round_)
             predictions.append(confidence_table(*judged).assign(round=number))

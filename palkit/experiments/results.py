@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -110,7 +110,15 @@ def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> 
     )
 
 
-def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+class Results(NamedTuple):
+    """Tables of a sweep, see `collect`."""
+
+    rounds: pd.DataFrame
+    selections: pd.DataFrame
+    recalls: pd.DataFrame
+
+
+def read_results(folder: Path) -> Results:
     """Rounds, selections and recalls as `write_results` stored them, each configuration with a name of its own.
 
     Where runs differ in more than data set, backbone, adapter, strategy, balance and seed, the adapter's name is
@@ -127,9 +135,9 @@ def read_results(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame
     >>> sorted(rounds["dataset"].unique())
     ['fashion_mnist']
     """
-    tables = read_tables(folder, ("rounds", "selections", "recalls"))
+    tables = read_tables(folder, Results._fields)
     names = named(tables[0])
-    return tuple(table.assign(adapter=table["run"].map(names)) for table in tables)  # type: ignore[return-value]
+    return Results(*(table.assign(adapter=table["run"].map(names)) for table in tables))
 
 
 def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:

@@ -31,13 +31,17 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     """
     _load_installed()
     for name in modules:
-        _load(name, f"plugin {brief(name)}")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(
+                f"plugins: {brief(name)} is no name of a module. Give it as in Python's import, without .py."
+            )
+        _load(name, f"plugins: {brief(name)}")
 
 
 @cache
 def _load_installed() -> None:
     for point in entry_points(group=GROUP):
-        _load(point.module, f"plugin {point.module!r} of package {point.dist.name if point.dist else point.name!r}")
+        _load(point.module, f"plugins: {point.module!r} of package {point.dist.name if point.dist else point.name!r}")
 
 
 def _load(name: str, what: str) -> None:
@@ -54,8 +58,8 @@ def _load(name: str, what: str) -> None:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(f"{what} cannot be imported: {error}.") from error
         raise ConfigError(
-            f"there is no {what}: no module of that name is installed or lies in {os.getcwd()}. Give the name as in "
-            "Python's import, without .py."
+            f"{what}: no module of that name is installed or lies in {os.getcwd()}. Give the name as in Python's "
+            "import, without .py."
         ) from error
     except Exception as error:  # whatever the code of a plugin does wrong
         raise ConfigError(f"{what} fails while it is imported: {type(error).__name__}: {error}") from error

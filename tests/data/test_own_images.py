@@ -313,7 +313,7 @@ def test_the_checksum_tells_pixels_labels_and_splits_apart(tmp_path: Path) -> No
 def test_importing_data_sets_stays_light() -> None:
     code = (
         "import sys, palkit.data; "
-        "heavy = {'torch', 'torchvision', 'medmnist', 'datasets', 'sklearn', 'pooch', 'requests'}; "
+        "heavy = {'torch', 'torchvision', 'medmnist', 'datasets', 'sklearn', 'requests'}; "
         "print(sorted(heavy & sys.modules.keys()))"
     )
     root = Path(hashes.__file__).parents[2]

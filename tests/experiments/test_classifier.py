@@ -14,6 +14,7 @@ from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError, WeightsError
 from palkit.experiments.experiment import Run
+from palkit.models.adapters.files import save_adapter
 
 
 @pytest.fixture(params=["linear_probe", "lora"])
@@ -35,6 +36,7 @@ def test_the_accuracy_of_its_run_and_the_same_after_saving(run: Run, tmp_path: P
     np.testing.assert_allclose(table["probability"][held], stored["confidence"], rtol=1e-4)  # with the temperature
     pd.testing.assert_frame_equal(palkit.load_model(model.save(tmp_path / "saved")).predict(pool), table)
     # Runs of earlier versions have no names of classes, and their data set has.
+    save_adapter(model.model, run.directory.adapter)
     (run.directory.adapter / "classes.json").unlink()
     assert palkit.load_model(run.directory.path).class_names == pool.class_names
 

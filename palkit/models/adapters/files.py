@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 # Ours: trained tensors by timm's names, for methods without peft; and the head.
 BACKBONE_WEIGHTS = "backbone.safetensors"
 HEAD_WEIGHTS = "head.safetensors"
+CLASSES = "classes.json"  # names, where they are known
 CHECKSUMS = "checksums.json"  # SHA-256 of each of these
 
 HEAD_NAMES = ("head.weight", "head.bias", "feature_mean", "feature_std", "temperature")
@@ -30,7 +32,7 @@ PEFT_PREFIX = "base_model.model."
 NOT_COMPARED = {"rank_pattern", "total_step", "tinit", "tfinal", "peft_version"}
 
 
-def save_adapter(model: AdaptedModel, folder: Path) -> None:
+def save_adapter(model: AdaptedModel, folder: Path, class_names: Sequence[str] = ()) -> None:
     """Write what was learnt (adapter, head), feature statistics and temperature. The same model gives the same bytes.
 
     `peft.PeftModel.from_pretrained(vit, folder)` loads the adapter of a peft method into timm's model, cut to the same
@@ -39,6 +41,7 @@ def save_adapter(model: AdaptedModel, folder: Path) -> None:
     Args:
         model: merged or not.
         folder: is made if it does not exist; an adapter in it is replaced.
+        class_names: of the head's outputs, to be stored beside it.
     """
     model.tuner.finish()
     folder = Path(folder)
@@ -50,6 +53,8 @@ def save_adapter(model: AdaptedModel, folder: Path) -> None:
     else:
         text = json.dumps(_peft_config(model), indent=2, sort_keys=True) + "\n"
         files = {PEFT_CONFIG: text.encode(), PEFT_WEIGHTS: _packed(_peft_state(model))}
+    if class_names:
+        files[CLASSES] = json.dumps(list(class_names)).encode()
     files[HEAD_WEIGHTS] = _packed(_head_state(model))
     write_json(folder / CHECKSUMS, {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     for name, content in files.items():
@@ -83,6 +88,17 @@ def load_adapter(model: AdaptedModel, folder: Path) -> AdaptedModel:
         _load_peft(model, folder)
     _copy(_head_state(model), _read(folder, HEAD_WEIGHTS), folder)
     return model
+
+
+def saved_classes(folder: Path) -> tuple[str, ...] | None:
+    """Names of the classes of a saved adapter; None if they were not stored, as in folders of earlier versions.
+
+    Raises:
+        WeightsError: a file in the folder is damaged.
+    """
+    _verify(folder)
+    path = Path(folder) / CLASSES
+    return tuple(json.loads(path.read_text())) if path.exists() else None
 
 
 def _head_state(model: AdaptedModel) -> dict[str, Tensor]:
