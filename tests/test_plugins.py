@@ -127,5 +127,5 @@ def test_plugins_that_cannot_be_used(lab: Path, source: str | None, message: str
         config_from_dict({"plugins": ["lab_bad"]})
     with pytest.raises(ConfigError, match="plugins is 3"):
         config_from_dict({"plugins": 3})
-    with pytest.raises(ConfigError, match="plugins: 'lab_bad.py' is no|plugins: '' is no"):
+    with pytest.raises(ConfigError, match="plugins: '' is no name of a module"):
         config_from_dict({"plugins": [""]})
