@@ -39,6 +39,16 @@ def digits():
 '''
 
 
+@pytest.fixture(autouse=True)
+def _registries() -> Iterator[None]:
+    """What is registered here is not there for other tests."""
+    before = [(registry, dict(registry)) for registry in (palkit.STRATEGIES, palkit.ADAPTERS, palkit.DATASETS)]
+    yield
+    for registry, content in before:
+        registry.clear()
+        registry.update(content)
+
+
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory, not on the path, with the module `lab_file`."""

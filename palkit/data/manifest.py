@@ -118,12 +118,12 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
             "group": groups,
         }
     )
-    if [os.path.normpath(one) for one in table["path"]] != list(pool.ids):  # the same images as before, by their names
-        table["image_id"] = pool.ids
     ranges = [value_range(facts) for facts in pool.images.facts]
     if any(ranges):
         for place, column in enumerate(("low", "high")):
             table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
+    if [os.path.normpath(one) for one in table["path"]] != list(pool.ids):  # the same images as before, by their names
+        table["image_id"] = pool.ids
     if ordered or list(pool.class_names) != in_order(pool.class_names):
         write_text(order_file(path), "\n".join(pool.class_names) + "\n")
     with atomic_path(path) as temporary:

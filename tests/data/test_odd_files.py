@@ -369,7 +369,7 @@ def test_the_range_is_recorded_in_a_manifest(tmp_path: Path, capsys: pytest.Capt
     assert main(["manifest", str(tmp_path / "s"), str(tmp_path / "all.csv")]) == 0
     assert "note: 12 of 13 images have 16-bit values" in capsys.readouterr().err
     header, *lines = (tmp_path / "all.csv").read_text().splitlines()
-    assert header == "path,label,split,group,low,high"
+    assert header == "path,label,split,group,low,high,image_id"
     (tmp_path / "dim.csv").write_text("\n".join([header, *(line for line in lines if ",dim," in line)]))
     part = load_dataset(str(tmp_path / "all.csv"))
     assert part.images.checksum() == pool.images.checksum()
