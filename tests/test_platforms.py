@@ -55,7 +55,10 @@ def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
         {"notebooks": True},
         pytest.param(
             {"notebooks": False, "engine": "ray"},
-            marks=pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+            marks=[
+                pytest.mark.campaign,
+                pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+            ],
         ),
     ],
     ids=["processes and kernels", "ray"],

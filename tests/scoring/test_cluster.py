@@ -238,6 +238,7 @@ def test_node_without_what_a_worker_needs(two_workers: None, tiny: Backbone, tmp
 
 
 @needs_ray
+@pytest.mark.campaign
 def test_sweep_on_ray_gives_what_processes_give_though_a_worker_is_killed(
     two_workers: None, tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

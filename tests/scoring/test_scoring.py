@@ -323,6 +323,7 @@ print(json.dumps([float(scores.probs.double().sum()), float(scores.features[90_0
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RLIMIT_DATA is Linux")
 def test_pool_larger_than_memory(tmp_path: Path, tiny_checkpoint: Path) -> None:
     """64 MB of tokens and 26 MB of features under a limit of 40 MB: not from RAM, but from shards."""
