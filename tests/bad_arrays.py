@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from bad_input import DEEP, INF, NAN, Case, World, damaged, short
+from bad_input import INF, NAN, Case, World, damaged, short
 from bad_tables import spoil
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -165,7 +165,6 @@ def fixed_shards(world: World) -> dict[str, Case]:
     manifests = {
         "manifest empty": b"",
         "manifest list": b"[]",
-        "manifest deep": DEEP,
         "manifest long number": b"[" + b"9" * 5000 + b"]",
         "manifest other shape": json.dumps(tree | {"shape": [5, 4]}).encode(),
         "manifest shape text": json.dumps(tree | {"shape": "x"}).encode(),
@@ -238,7 +237,6 @@ def fixed_adapters(world: World) -> dict[str, Case]:
         ),
         "config empty": ("lora", {"adapter_config.json": b""}),
         "config list": ("lora", {"adapter_config.json": b"[]"}),
-        "config deep": ("lora", {"adapter_config.json": DEEP}),
         "config latin-1": ("lora", {"adapter_config.json": b"\xff{}"}),
         "config other": ("lora", {"adapter_config.json": json.dumps(config | {"r": 99}).encode()}),
         "no ranks": (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from bad_arrays import npy
-from bad_input import DEEP, Case, World, command, damaged, png, short, zeros
+from bad_input import Case, World, command, damaged, png, short, zeros
 from bad_tables import spoil
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
@@ -133,7 +133,6 @@ def fixed_session_files(world: World) -> dict[str, Case]:
         "empty": b"",
         "text": b"hello",
         "list": b"[]",
-        "deep": DEEP,
         "long number": b"[" + b"9" * 5000 + b"]",
         "latin-1": world.session.replace(b"digits", b"d\xe4gits"),
         "truncated": world.session[:-100],

@@ -155,7 +155,6 @@ JSON_VALUES = st.recursive(
     st.none() | TEXTS | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
 )
-DEEP = b"[" * 100_000
 
 
 def short(value: object) -> str:

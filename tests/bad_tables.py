@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from bad_input import DEEP, JSON_VALUES, NAN, TEXTS, Case, World, damaged, short
+from bad_input import JSON_VALUES, NAN, TEXTS, Case, World, damaged, short
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pyarrow import parquet
@@ -222,8 +222,6 @@ def fixed_logs(world: World) -> dict[str, Case]:
         "binary": bytes(range(256)) + b"\n",
         "list": b"[]\n",
         "number": b"1\n",
-        "deep": DEEP + b"\n",
-        "deep value": b'{"time": ' + DEEP + b"\n",
         "long number": b'{"time": ' + b"9" * 5000 + b"}\n",
         "unknown action": line(action="delete"),
         "unknown field": line(more=1),
@@ -342,7 +340,6 @@ def fixed_imports(world: World) -> dict[str, Case]:
             "empty": b"",
             "text": b"hello",
             "number": b"[1]",
-            "deep": DEEP,
             "long number": b"[" + b"9" * 5000 + b"]",
             "bad address": json.dumps([TASK | {"data": {"image": "http://[::1"}}]).encode(),
             "annotator is a list": annotation(result=[result | {"meta": {"palkit_annotator": [1]}}]),

@@ -26,7 +26,7 @@ from xml.etree import ElementTree
 import pandas as pd
 
 from palkit.errors import ConfigError, DataError, brief, hidden_difference
-from palkit.storage.checks import normal, parsed
+from palkit.storage.checks import normal
 from palkit.storage.files import atomic_path
 from palkit.storage.formats import read_text, separator
 
@@ -279,7 +279,7 @@ def _tasks(path: Path) -> list[tuple[Mapping[str, Any], str]]:
     if delimiter:
         return list(_table_tasks(text, delimiter, path))
     try:
-        content = parsed(text)
+        content = json.loads(text)
     except ValueError as error:
         line = getattr(error, "lineno", 1)  # a number of thousands of digits has none
         raise DataError(
@@ -317,7 +317,7 @@ def _table_tasks(text: str, delimiter: str, path: Path) -> Iterator[tuple[Mappin
 
 def _cell(text: str) -> Any:
     try:
-        return parsed(text) if text.startswith("{") else text
+        return json.loads(text) if text.startswith("{") else text
     except ValueError:
         return text
 

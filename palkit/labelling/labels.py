@@ -21,7 +21,7 @@ from filelock import FileLock
 from sklearn.metrics import cohen_kappa_score
 
 from palkit.errors import DataError
-from palkit.storage.checks import normal, parsed
+from palkit.storage.checks import normal
 from palkit.storage.files import write_text
 
 ANSWERS = ("label", "unsure", "skip")
@@ -332,7 +332,7 @@ def _as_written(line: bytes, where: str) -> Event:
         DataError: it is none, or was changed.
     """
     try:
-        values = parsed(line.decode(errors=FILE_NAMES))
+        values = json.loads(line.decode(errors=FILE_NAMES))
         checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
         event = Event(**values)
         if event.action not in ACTIONS:

@@ -1,6 +1,5 @@
 """Values that come from outside: what a field declares is what it gets, or an error names both."""
 
-import json
 import math
 import types
 import typing
@@ -25,19 +24,6 @@ def normal(text: str) -> str:
     Accents are composed (NFC, https://unicode.org/reports/tr15/), and `UNSEEN` characters are dropped.
     """
     return unicodedata.normalize("NFC", text.translate(UNSEEN))
-
-
-def parsed(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        JSONDecodeError: it is none, or is nested too deeply for anybody to have written it.
-        ValueError: it holds a number of thousands of digits.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise json.JSONDecodeError("it is nested too deeply", text[:1], 0) from error
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:

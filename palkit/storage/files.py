@@ -17,7 +17,6 @@ import psutil
 from filelock import FileLock
 
 from palkit.errors import ChecksumError, PalkitError, StorageError
-from palkit.storage.checks import parsed
 
 CHECKSUM = "sha256"  # key of a JSON object's own checksum
 TEMPORARY = ".writing-"  # how names of files begin that are not complete
@@ -191,7 +190,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON object, or not what was written.
     """
-    content = parsed(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
     expected = content.pop(CHECKSUM, None)

@@ -23,7 +23,7 @@ from palkit.labelling.exchange import read_label_studio
 from palkit.labelling.extrapolation import forecast
 from palkit.labelling.labels import LabelLog
 from palkit.labelling.session import open_session
-from palkit.storage.shards import Shards, open_shards
+from palkit.storage.shards import Shards
 from palkit.strategies import select
 from palkit.strategies.scores import LabelledSet, PoolScores
 
@@ -97,12 +97,6 @@ def test_an_archive_of_arrays_is_no_shard(tmp_path: Path) -> None:
         Shards([tmp_path / "s.npz"])
 
 
-def test_a_manifest_nested_too_deeply_is_named(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_bytes(b"[" * 100_000)
-    with pytest.raises(DataError, match=r"manifest\.json is no manifest of shards"):
-        open_shards(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -119,7 +113,7 @@ def test_an_event_that_nobody_can_have_written_is_named(changes: dict[str, str],
         LabelLog(tmp_path / "l.jsonl").events()
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"id": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize("content", [b'{"id": ' + b"9" * 5000 + b"}"])
 def test_json_that_python_cannot_hold_is_named(content: bytes, tmp_path: Path) -> None:
     for name, read in {"l.jsonl": lambda path: LabelLog(path).events(), "l.json": read_label_studio}.items():
         (tmp_path / name).write_bytes(content + b"\n")
