@@ -124,7 +124,7 @@ def test_label_savings_are_sorted_with_their_intervals_and_without() -> None:
     assert names(axes.get_yticklabels()) == ["LoRA, entropy", "linear probe, random", "LoRA, BADGE"]
     assert [text.get_text() for text in axes.texts] == ["0.80", "1.00 [1.00, 1.00]", "2.00 [1.25, 31.00]"]
     note = (
-        "times fewer labels for the same accuracy, from 55.0 to 71.8 %\n"
+        "times fewer labels for the same accuracy,\nfrom 55.0 to 71.8 %\n"
         "(bars: 95 % t intervals over seeds, for this data set)"
     )
     assert axes.get_xlabel() == note

@@ -225,7 +225,7 @@ def label_savings(table: pd.DataFrame) -> Figure:
     ends = ["saving_low", "saving", "saving_high"]
     check_table(table, ["adapter", "strategy", "metric", "target_low", "target_high", *ends], "label savings")
     ordered = table.sort_values("saving", kind="stable")
-    figure, (axes,) = side_by_side(1, 0.8 + 0.19 * len(ordered))
+    figure, (axes,) = side_by_side(1, 0.95 + 0.19 * len(ordered))
     for row, (_, line) in enumerate(ordered.iterrows()):
         colour, _ = strategy_style(line["strategy"])
         low, middle, high = line[ends]
@@ -265,7 +265,7 @@ def label_savings(table: pd.DataFrame) -> Figure:
     low, high = ordered["target_low"].min(), ordered["target_high"].max()
     share = METRIC_LABELS.get(ordered["metric"].iloc[0], "").endswith("(%)")
     targets = f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.3g} to {high:.3g}"
-    axes.set_xlabel(f"times fewer labels for the same {metric}, from {targets}\n({note})")
+    axes.set_xlabel(f"times fewer labels for the same {metric},\nfrom {targets}\n({note})")
     return figure
 
 
