@@ -28,7 +28,7 @@ config = DispatchConfig(jobs=int(sys.argv[2]), notebooks=False)
 outcomes = run_sweep(load_sweep(sys.argv[1]), config, console=Console(stderr=True))
 sys.exit(any(outcome.error for outcome in outcomes))
 """
-STRATEGIES = ("margin", "badge", "typiclust", "bald", "coreset")
+STRATEGIES = ("margin", "badge", "bald")
 OLD_PROCESSOR = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 

@@ -244,6 +244,7 @@ def test_conclusions_are_beside_their_sweep(tmp_path: Path) -> None:
         conclusion("no such sweep")
 
 
+@pytest.mark.campaign
 def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]) -> None:
     """What CI runs of the main job: two commands, every notebook, one page; the checkout stays as it is."""
     before = {path: path.stat().st_mtime_ns for path in (REPOSITORY / "figures").rglob("*")}
