@@ -1,4 +1,4 @@
-"""Command line: `palkit fetch | manifest | doctor | embed | run | predict | sweep | watch | study | reproduce`.
+"""palkit: which images should the expert label next?
 
 What a command needs is imported when it runs: torch and the rest take seconds, and help should not.
 """
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
     run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; text as it is, others as YAML")
     predict = commands.add_parser("predict", help="classes and probabilities of new images, by a fitted model")
-    predict.add_argument("model", type=Path, help="folder of a complete run, a labelling session or a saved model")
+    predict.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
     predict.add_argument("images", help="folder, manifest or name of a data set")
     predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
     predict.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
@@ -229,10 +229,11 @@ def _predict(options: argparse.Namespace) -> int:
     from palkit.data.manifest import check_suffix
     from palkit.experiments.classifier import new_images
     from palkit.labelling.session import load_model
-    from palkit.storage.files import atomic_path
+    from palkit.storage.files import atomic_path, runs_dir
 
     check_suffix(options.out)
-    model = load_model(options.model, options.device)
+    known = [] if options.model.exists() else [*runs_dir().glob(f"*/{options.model.name}")]  # a run by its hash alone
+    model = load_model(known[0] if len(known) == 1 else options.model, options.device)
     pool = new_images(options.images, skip_unreadable=options.skip_unreadable)
     with bars(console) as progress:
         table = model.predict(pool, progress)

@@ -13,7 +13,9 @@ import yaml
 
 import palkit
 from palkit.config import config_from_dict, config_of, plain
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, DataNotice
+from palkit.experiments.experiment import Run
+from palkit.experiments.sweep import load_sweep
 from palkit.storage import plugins
 from palkit.storage.files import REPOSITORY, cache_dir
 
@@ -96,6 +98,38 @@ def test_an_installed_package_is_found_by_name() -> None:
     assert len(palkit.select("package_far", [[1.0], [3.0], [2.0]], batch_size=2)) == 2
     assert config_from_dict({"adapter": "package_norms"}).plugins == ()
     assert len(palkit.load_dataset("package_digits")) == 1797
+
+
+def test_a_study_knows_how_a_strategy_looks(lab: Path) -> None:
+    """Also in a process that knows the sweep's file alone, as the notebooks of a study do."""
+    (lab / "mine.yaml").write_text(yaml.safe_dump({"base": {"plugins": ["lab_file"]}, "grid": {"seed": [0]}}))
+    code = (
+        "from palkit.experiments.sweep import load_sweep\nload_sweep('mine.yaml')\n"
+        "from palkit.studies.plots import strategy_style\nprint(strategy_style('file_far'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=lab, check=True)
+    assert done.stdout == "('#123456', '*')\n"
+    (lab / "none.yaml").write_text("base: {plugins: [no_such_module]}")
+    with pytest.raises(ConfigError, match="plugins: 'no_such_module': no module of that name"):
+        load_sweep(lab / "none.yaml")
+
+
+def test_a_model_predicts_without_the_strategy_that_chose_its_labels(lab: Path, tiny_run: dict[str, Any]) -> None:
+    values = {**tiny_run, "adapter": "linear_probe", "strategy": "file_far", "plugins": ["lab_file"], "rounds": 1}
+    saved = Run(config_from_dict(values)).model().save(lab / "model")
+    del palkit.STRATEGIES["file_far"]
+    sys.modules.pop("lab_file")
+    (lab / "lab_file.py").unlink()
+    assert len(palkit.load_model(saved).predict("digits")) == 1797
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_broken_package_is_a_note_and_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "site" / "lab_package.py").write_text("1 / 0")
+    sys.modules.pop("lab_package", None)
+    with pytest.warns(DataNotice, match="lab_package.*fails while it is imported"):
+        plugins.load_plugins()
+    assert config_from_dict({"strategy": "margin"}).strategy == "margin"
 
 
 def test_what_is_registered_says_what_figures_need(lab: Path) -> None:

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from palkit.config import ExperimentConfig, config_from_dict, plain
-from palkit.data import ArrayImages, FileImages, ImagePool, load_dataset
-from palkit.errors import ConfigError, DataError
+from palkit.data import DATASETS, IMAGE_SUFFIXES, ArrayImages, FileImages, ImagePool, load_dataset
+from palkit.errors import ConfigError, DataError, brief
 from palkit.experiments.setting import measured, pool_of
 from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge
 from palkit.models.adapters.files import adapter_is_saved, load_adapter, save_adapter, saved_classes
@@ -27,7 +29,7 @@ CHECKSUMS = ("data_sha256", "weights_sha256")  # that stand beside the fields of
 NewImages = str | Path | ImagePool | np.ndarray | Sequence[str | Path]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Classifier:
     """A model fitted to the labels of a run or a session.
 
@@ -48,6 +50,10 @@ class Classifier:
     class_names: tuple[str, ...]
     backbone: Backbone
     model: AdaptedModel
+
+    def __repr__(self) -> str:
+        names, backbone, adapter = ", ".join(self.class_names), self.config.backbone.name, self.config.adapter.name
+        return f"Classifier: {backbone}, {adapter}, {len(self.class_names)} classes: {names[:100]}"
 
     def predict(self, images: NewImages, progress: Progress = silent) -> pd.DataFrame:
         """Classes and probabilities of new images; the temperature, where one was fitted, is in them.
@@ -99,14 +105,15 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not adapter_is_saved(folder / "adapter"):
+        state = "holds no fitted model" if folder.exists() else "is not there"
         raise DataError(
-            f"{folder} holds no fitted model. Give the folder of a complete run (runs/<data set>/<hash>), of a "
-            "labelling session with a fit, or one that a model was saved to."
+            f"{folder} {state}. Give the folder of a complete run (runs/<data set>/<hash>), of a labelling session "
+            "with a fit, or one that a model was saved to."
         )
     try:
         values = read_json(folder / "config.json")
         names = saved_classes(folder / "adapter")
-        config = config_from_dict({name: value for name, value in values.items() if name not in CHECKSUMS})
+        config = _config({name: value for name, value in values.items() if name not in CHECKSUMS})
     except (OSError, ValueError) as error:
         raise DataError(f"the model in {folder} cannot be read: {error}") from error
     backbone = load_backbone(config.backbone, choose_device(device))
@@ -114,6 +121,15 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     blank = torch.zeros(backbone.width, device=backbone.device)
     model = attach(backbone, config.adapter, len(class_names), blank, torch.ones_like(blank), seed=0)
     return Classifier(config, class_names, backbone, load_adapter(model, folder / "adapter"))
+
+
+def _config(values: dict[str, Any]) -> ExperimentConfig:
+    """The config of a model, whose strategy may be a plugin's that is not here: predicting needs none."""
+    try:
+        return config_from_dict(values)
+    except ConfigError:
+        without = {"plugins": [], "strategy": "random", "strategy_options": {}, "balance": None, "initial": "random"}
+        return config_from_dict({**values, **without})
 
 
 def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool:
@@ -125,7 +141,12 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool
     """
     if isinstance(images, ImagePool):
         return images
+    if isinstance(images, str | Path) and Path(images).suffix.lower() in IMAGE_SUFFIXES and Path(images).is_file():
+        images = [images]
     if isinstance(images, str | Path):
+        name, is_known = str(images), str(images) in DATASETS or str(images).startswith("hf:")
+        if not is_known and not os.path.exists(os.path.expanduser(name)):
+            raise DataError(f"there is no folder, manifest or image {brief(name)}, nor a data set of that name.")
         return load_dataset(str(images), unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
     if not len(images):
         raise DataError("there are no images to predict.")

@@ -16,8 +16,10 @@ from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, bri
 from palkit.experiments.experiment import directory_of
 from palkit.experiments.runs import RunDirectory
 from palkit.experiments.setting import looked_at_once, setting, settle
+from palkit.storage.checks import checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
+from palkit.storage.plugins import load_plugins
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
@@ -161,6 +163,8 @@ def load_sweep(name: str | Path) -> Sweep:
         for value in _listed(values) or [None]:
             if value not in grid[key]:
                 raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
+    for part in (content.get("base") or {}, *variants.values()):  # figures want to know them too
+        load_plugins(checked(f"{path}: plugins", part.get("plugins", ()), tuple[str, ...]))
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")

@@ -149,6 +149,7 @@ class Session(Answers):
         super().__init__(hidden, self.learner.rows, annotator, classes, self.folder / "labels.jsonl")
         self._begin(held_out)
         self._report_strangers()
+        self._report_new_classes(classes)
 
     def _begin(self, held_out: int) -> None:
         free = [name for name, row in self.row_of.items() if self.pool.labels[row] == UNLABELLED]
@@ -168,6 +169,16 @@ class Session(Answers):
             warnings.warn(
                 f"{len(missing)} labelled images are not in the pool of {self.config.dataset!r} any more and are left "
                 f"out, the first is {missing[0]!r}. Their labels stay in {self.log.path}.",
+                stacklevel=3,
+            )
+
+    def _report_new_classes(self, given: Sequence[str]) -> None:
+        used = set(self.labels().values())
+        new = [name for name in map(normal, given) if name not in used]
+        if used and len(new) == len(given) > 0:
+            warnings.warn(
+                f"none of the classes given ({', '.join(given)}) is among those that were labelled so far "
+                f"({', '.join(sorted(used))}); they are added. If they were meant to be the same, give these names.",
                 stacklevel=3,
             )
 

@@ -63,9 +63,9 @@ def checked(name: str, value: Any, hint: Any) -> Any:
         return value
     if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
         return {checked(f"a key of {name}", key, str): inner for key, inner in value.items()}
+    names = {type(None): "nothing", tuple[str, ...]: "a list of texts"}
     wanted = " or ".join(
-        "nothing" if o is type(None) else repr(o) if isinstance(o, str) else getattr(o, "__name__", str(o))
-        for o in options
+        names[o] if o in names else repr(o) if isinstance(o, str) else getattr(o, "__name__", str(o)) for o in options
     )
     quotes = " In YAML, put it into quotes." if str in options and not isinstance(value, list | dict) else ""
     raise ConfigError(f"{name} is {brief(value)} ({type(value).__name__}); it must be {wanted}.{quotes}")

@@ -8,13 +8,14 @@ A package offers its modules under the entry point group `palkit`:
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
-from palkit.errors import ConfigError, brief
+from palkit.errors import ConfigError, DataNotice, brief
 
 GROUP = "palkit"
 FOLDER_VARIABLE = "PALKIT_PLUGINS"  # where a sweep was started, for its workers
@@ -41,7 +42,12 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
 @cache
 def _load_installed() -> None:
     for point in entry_points(group=GROUP):
-        _load(point.module, f"plugins: {point.module!r} of package {point.dist.name if point.dist else point.name!r}")
+        try:
+            _load(
+                point.module, f"plugins: {point.module!r} of package {point.dist.name if point.dist else point.name!r}"
+            )
+        except ConfigError as error:  # nobody has asked for it
+            warnings.warn(str(error), DataNotice, stacklevel=2)
 
 
 def _load(name: str, what: str) -> None:

@@ -1,5 +1,6 @@
 """Selection from arrays: the door for those who have features and probabilities of a model of their own."""
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, brief
+from palkit.strategies.registry import STRATEGIES, get_strategy
 from palkit.strategies.registry import select as select_positions
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
@@ -65,6 +67,14 @@ def select(
     >>> palkit.select("entropy", features, probs, {"a": "sick"}, 2, ids=list("abcd"), classes=["well", "sick"]).tolist()
     ['b', 'c']
     """
+    chosen = get_strategy(strategy)
+    if probs is None and not chosen.cold_start:
+        starting = ", ".join(sorted(name for name, one in STRATEGIES.items() if one.cold_start))
+        raise ConfigError(f"strategy {strategy!r} looks at probs; give them. Without a model choose by: {starting}.")
+    if stochastic_probs is None and "stochastic_probs" in chosen.needs:
+        raise ConfigError(f"strategy {strategy!r} looks at stochastic_probs (T, N, C), passes with dropout; give them.")
+    batch_size, seed = _integer("batch_size", batch_size), _integer("seed", seed)
+    ids, classes = (None if names is None else [str(name) for name in names] for names in (ids, classes))
     rows = _tensor("features", features)
     images, labels = _pairs(labelled)
     if ids is not None:
@@ -98,12 +108,20 @@ def _tensor(name: str, values: Array) -> Tensor:
     return rows if rows.is_floating_point() else rows.float()
 
 
+def _integer(name: str, value: Any) -> int:
+    """A whole number of Python, numpy or torch."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} must be a whole number, got {brief(value)}.") from error
+
+
 def _pairs(labelled: Labels | None) -> tuple[list, list]:
     if labelled is None:
         return [], []
     if isinstance(labelled, Mapping):
         return list(labelled), list(labelled.values())
-    if not isinstance(labelled, tuple | list) or len(labelled) != 2:
+    if not isinstance(labelled, tuple | list) or len(labelled) != 2 or not all(map(np.ndim, labelled)):
         raise ConfigError(f"labelled is {brief(labelled)}; give {{image: class}}, or images and classes as a pair.")
     return list(labelled[0]), list(labelled[1])
 
@@ -113,6 +131,7 @@ def _numbers(what: str, given: Iterable[Any], names: Sequence[str], size: int) -
     if len(names) != size:
         raise ConfigError(f"there are {len(names)} names of {what} for {size} rows; give one for each.")
     place = {name: number for number, name in enumerate(names)}
+    given = list(map(str, given))
     for name in given:
         if name not in place:
             near = get_close_matches(str(name), map(str, names), n=1)

@@ -195,7 +195,10 @@ def select(
     own_options = {key: value for key, value in options.items() if key in own}
 
     def propose(n: int) -> Tensor:
-        return chosen.function(scores, labelled, n, rng, **own_options).cpu()
+        found = chosen.function(scores, labelled, n, rng, **own_options)
+        if not isinstance(found, Tensor):
+            raise PalkitError(f"strategy {name!r} must return a tensor of positions, got {type(found).__name__}.")
+        return found.cpu()
 
     if wrapper is None:
         picks = propose(size)

@@ -37,6 +37,7 @@ from palkit.experiments.sweep import SUFFIXES, SWEEPS, Sweep, load_sweep, plan, 
 from palkit.models.backbones import BackboneConfig
 from palkit.storage.files import REPOSITORY, atomic_path, runs_dir, sha256, write_text
 from palkit.storage.formats import read_table
+from palkit.strategies import STRATEGIES
 from palkit.studies.claims import judge
 from palkit.studies.plots import (
     configuration_columns,
@@ -407,19 +408,21 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
         ConfigError: there is no such sweep, or no run of it is complete.
     """
     sweep = load_sweep(name)
+    styles = sorted((name, one.style) for name, one in STRATEGIES.items() if one.style is not None)
     results = write_results(sweep, device) / "rounds.parquet"
     for stem, values in _parameters(sweep, device).items():
         source, target = NOTEBOOKS / f"{stem}.ipynb", sweep.studies / f"{stem}.ipynb"
         stamp = target.with_suffix(".json")
         # With the executed copy's own checksum: a damaged one is executed again.
         files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
-        if stamp.exists() and stamp.read_text(errors="replace") == _state(files, values):
+        state = _state(files, {**values, "styles": styles})
+        if stamp.exists() and stamp.read_text(errors="replace") == state:
             yield Executed(target)
             continue
         # Own images may be named as seen from here.
         executed = _execute(source, target, values, console, folder=Path.cwd(), warm=True)
         if executed.error is None:
-            write_text(stamp, _state(files, values))
+            write_text(stamp, state)
         yield executed
 
 

@@ -92,6 +92,12 @@ def test_what_cannot_be_used_is_named(run: Run, tmp_path: Path, capsys: pytest.C
         model.predict(np.zeros((3, 8)))
     with pytest.raises(DataError, match="no images to predict"):
         model.predict([])
+    assert repr(model).startswith("Classifier: test_vit, ")
+    assert "10 classes: 0, 1, 2" in repr(model)
+    with pytest.raises(DataError, match="there is no folder, manifest or image 'nodir', nor a data set of that name"):
+        model.predict("nodir")
+    with pytest.raises(DataError, match="is not there"):
+        palkit.load_model(tmp_path / "no")
     with pytest.raises(DataError, match="nowhere"):
         model.predict(tmp_path / "nowhere" / "else")
     (tmp_path / "new").mkdir()
@@ -102,6 +108,8 @@ def test_what_cannot_be_used_is_named(run: Run, tmp_path: Path, capsys: pytest.C
     assert "broken.png" in capsys.readouterr().err
     assert main([*command, "--skip-unreadable"]) == 0
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == ["good.png"]
+    assert model.predict(tmp_path / "new" / "good.png")["id"].tolist() == [str(tmp_path / "new" / "good.png")]
+    assert main(["predict", run.directory.run, *command[2:], "--skip-unreadable"]) == 0, "a run by its hash"
     assert main([*command[:3], str(tmp_path / "out.txt")]) == 1
     (run.directory.adapter / "head.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="damaged"):

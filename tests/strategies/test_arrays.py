@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -86,6 +87,40 @@ def test_before_there_is_a_model() -> None:
     ],
 )
 def test_what_cannot_be_used_is_named(changes: dict[str, Any], message: str, arrays: dict[str, Any]) -> None:
+    values = {"strategy": "margin", "labelled": LABELLED, "batch_size": 3, **arrays, **changes}
+    with pytest.raises(ConfigError, match=message):
+        palkit.select(**values)
+
+
+def test_names_and_numbers_of_other_libraries(arrays: dict[str, Any]) -> None:
+    features, probs = arrays["features"], arrays["probs"]
+    labelled = {IDS[row]: CLASSES[label] for row, label in LABELLED.items()}
+    expected = palkit.select("margin", features, probs, labelled, 4, seed=2, ids=IDS, classes=CLASSES).tolist()
+    for ids in (np.array(IDS), pd.Series(IDS), pd.Index(IDS)):
+        picked = palkit.select(
+            "margin", features, probs, labelled, np.int64(4), seed=np.int32(2), ids=ids, classes=np.array(CLASSES)
+        )
+        assert picked.tolist() == expected
+    assert palkit.select("margin", features, probs, ([*labelled], [*labelled.values()]), 4, seed=2, ids=IDS,
+                         classes=CLASSES).tolist() == expected  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin", "badge", "featdist"])
+def test_strategies_that_look_at_probabilities_do_not_choose_without(name: str, arrays: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"looks at probs; give them. Without a model choose by: .*typiclust"):
+        palkit.select(name, arrays["features"], labelled=LABELLED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"batch_size": None}, "batch_size must be a whole number"),
+        ({"labelled": [17, 40]}, "give {image: class}, or images and classes as a pair"),
+        ({"strategy": "bald", "stochastic_probs": None}, "'bald' looks at stochastic_probs"),
+    ],
+)
+def test_more_of_what_cannot_be_used(changes: dict[str, Any], message: str, arrays: dict[str, Any]) -> None:
     values = {"strategy": "margin", "labelled": LABELLED, "batch_size": 3, **arrays, **changes}
     with pytest.raises(ConfigError, match=message):
         palkit.select(**values)

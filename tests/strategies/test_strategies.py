@@ -448,6 +448,13 @@ def test_whoever_needs_passes_says_how_to_make_them() -> None:
         assert wants is None or (wants.passes > 1 and 0 < wants.rate < 1), name
 
 
+def test_a_strategy_that_returns_no_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+    registry.strategy("listed")(lambda scores, labelled, batch_size, rng: [0])
+    with pytest.raises(PalkitError, match="'listed' must return a tensor of positions, got list"):
+        select("listed", *some_problem(), 1, generator())
+
+
 def test_the_documented_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
     examples = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/strategies.md").read_text(), re.DOTALL)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path
+from palkit.storage.plugins import load_plugins
 from palkit.strategies import STRATEGIES
 
 Parameters = ParamSpec("Parameters")
@@ -212,6 +214,8 @@ def _charmap(path: str) -> frozenset[int]:
 
 def strategy_style(name: str) -> tuple[str, str]:
     """Colour and marker of a strategy, the same in every figure and process, also for names that nobody registered."""
+    if name not in STRATEGIES:
+        load_plugins()
     known = STRATEGIES.get(name)
     if known is not None and known.style is not None:
         return known.style
@@ -487,7 +491,10 @@ def legend_below(figure: Figure, handles: Sequence, title: str | None = None) ->
     longest = max(map(columns_of, shown_names(handle.get_label() for handle in handles)))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / max(1.1, 0.45 + LETTER * longest))))
     rows = ceil(len(handles) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.15 * (max(0, rows - 3) + (title is not None)))
+    if title is not None:
+        title = textwrap.fill(title, int(13 * figure.get_figwidth()))
+    lines = 0 if title is None else 1 + title.count("\n")
+    figure.set_figheight(figure.get_figheight() + 0.15 * (max(0, rows - 3) + lines))
     legend(figure, handles, columns, loc="outside lower center", handlelength=2.2, title=title)
 
 
