@@ -27,7 +27,7 @@ console = Console(stderr=True, highlight=False)
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser, one sub-command per job."""
-    top = argparse.ArgumentParser(prog="palkit", description=__doc__)
+    top = argparse.ArgumentParser(prog="palkit", description=str(__doc__).partition("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("fetch", help="fetch and verify the embedded weights and data, and data sets by name")
     fetch.add_argument("datasets", nargs="*", metavar="DATASET", help="to download too, e.g. eurosat or hf:owner/name")
