@@ -128,7 +128,13 @@ def _config(values: dict[str, Any]) -> ExperimentConfig:
     try:
         return config_from_dict(values)
     except ConfigError:
-        without = {"plugins": [], "strategy": "random", "strategy_options": {}, "balance": None, "initial": "random"}
+        without: dict[str, Any] = {
+            "plugins": [],
+            "strategy": "random",
+            "strategy_options": {},
+            "balance": None,
+            "initial": "random",
+        }
         return config_from_dict({**values, **without})
 
 
