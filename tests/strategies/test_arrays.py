@@ -101,6 +101,8 @@ def test_names_and_numbers_of_other_libraries(arrays: dict[str, Any]) -> None:
             "margin", features, probs, labelled, np.int64(4), seed=np.int32(2), ids=ids, classes=np.array(CLASSES)
         )
         assert picked.tolist() == expected
+    series = pd.Series(labelled)
+    assert palkit.select("margin", features, probs, series, 4, seed=2, ids=IDS, classes=CLASSES).tolist() == expected
     assert palkit.select("margin", features, probs, ([*labelled], [*labelled.values()]), 4, seed=2, ids=IDS,
                          classes=CLASSES).tolist() == expected  # fmt: skip
 
