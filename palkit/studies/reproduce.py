@@ -24,7 +24,7 @@ import pandas as pd
 from palkit.errors import ConfigError
 from palkit.experiments.results import named, read_tables, short_paths
 from palkit.storage.files import atomic_path
-from palkit.studies.claims import judge
+from palkit.studies.peal import judge
 from palkit.studies.plots import configuration_name
 from palkit.studies.statistics import area_under_curve, mean_interval
 

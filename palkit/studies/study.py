@@ -38,7 +38,7 @@ from palkit.models.backbones import BackboneConfig
 from palkit.storage.files import REPOSITORY, atomic_path, runs_dir, sha256, write_text
 from palkit.storage.formats import read_table
 from palkit.strategies import STRATEGIES
-from palkit.studies.claims import judge
+from palkit.studies.peal import judge
 from palkit.studies.plots import (
     configuration_columns,
     configuration_name,
@@ -356,7 +356,7 @@ def claims_of(folder: Path) -> Styler:
     """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX.
 
     Raises:
-        ConfigError: as `palkit.studies.claims.judge`.
+        ConfigError: as `palkit.studies.peal.judge`.
     """
     claims = judge(read_table(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
     table_files(claims, folder / "claims")

@@ -13,7 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from palkit.errors import ConfigError
-from palkit.studies.claims import (
+from palkit.studies.peal import (
     CLAIMS,
     LARGE,
     NOT_TESTABLE,
