@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from palkit.config import ExperimentConfig, config_from_dict, plain, stochastic_passes
+from palkit.config import ExperimentConfig, config_from_dict, stochastic_passes
 from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
-from palkit.experiments.runs import Round, RunDirectory, run_hash
+from palkit.experiments.runs import Resolved, Round, RunDirectory
 from palkit.experiments.setting import Setting, setting, settle
 from palkit.models.adapters import (
     AdaptedModel,
@@ -46,14 +46,14 @@ STD_FLOOR = 1e-6
 SCORES = "scores-"  # how names of folders begin that hold scores of one process
 
 
-def resolve(config: ExperimentConfig, device: str | None = None) -> dict[str, Any]:
-    """The settled config and checksums of data and weights; what the hash is made of."""
-    here = setting(config, device)
-    return _resolved(settle(config, here), here)
+def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:
+    """The config as it will run: settled on its data, backbone and machine, with the checksums of both."""
+    return resolved_on(config, setting(config, device))
 
 
-def _resolved(settled: ExperimentConfig, here: Setting) -> dict[str, Any]:
-    return plain(settled) | {"data_sha256": here.cache.data_checksum, "weights_sha256": here.backbone.checksum}
+def resolved_on(config: ExperimentConfig, here: Setting) -> Resolved:
+    """The same where data and backbone are loaded already."""
+    return Resolved(settle(config, here), here.cache.data_checksum, here.backbone.checksum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,35 +134,23 @@ def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) ->
             f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them all. "
             "Label them first, or leave them out of the manifest."
         )
-    config = settle(config, here)
-    resolved = _resolved(config, here)
-    directory = RunDirectory(config.dataset, run_hash(resolved))
+    resolved = resolved_on(config, here)
+    config, directory = resolved.config, resolved.directory
     if not directory.is_complete(config.rounds):  # a complete run may lie where nobody can write
         with locked(directory.path / ".lock"):
             if not directory.is_complete(config.rounds):
-                yield from _compute(config, here, resolved, directory, progress)
+                yield from _compute(resolved, here, progress)
                 return
     yield from directory.rounds()[: config.rounds]
 
 
 def run_directory(config: ExperimentConfig, device: str | None = None) -> RunDirectory:
     """Where the run of this config is, or will be."""
-    here = setting(config, device)
-    return directory_of(settle(config, here), here)
+    return resolve(config, device).directory
 
 
-def directory_of(settled: ExperimentConfig, here: Setting) -> RunDirectory:
-    """Where the run of a settled config is, or will be."""
-    return RunDirectory(settled.dataset, run_hash(_resolved(settled, here)))
-
-
-def _compute(
-    config: ExperimentConfig,
-    here: Setting,
-    resolved: Mapping[str, Any],
-    directory: RunDirectory,
-    progress: Progress,
-) -> Iterator[Round]:
+def _compute(resolved: Resolved, here: Setting, progress: Progress) -> Iterator[Round]:
+    config, directory = resolved.config, resolved.directory
     pool_rows, batch_size = here.pool.rows("pool"), config.batch_size
     assert batch_size is not None, "settled"
     if config.rounds * batch_size > len(pool_rows):

@@ -20,6 +20,8 @@ from palkit.storage.formats import read_table, write_table
 FIGURES = REPOSITORY / "figures"  # of every profile its committed results, the reference
 USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
 SUMS = ("data_sha256", "weights_sha256")  # in the config of a run, of what it was computed from
+RUNS = "runs.csv"  # in the folder of the results: every planned run
+LISTED = ("dataset", "backbone.name", "adapter.name", "strategy", "balance", "seed")
 MISSING = "missing.txt"  # in the folder of the results, if runs are
 OTHER_FIELDS = ("initial", "batch_size", "pool_size", "rounds", "evaluate_on")
 
@@ -215,12 +217,25 @@ def write_results(sweep: Sweep, device: str | None = None) -> Path:
     folder, planned = sweep.studies, plan(sweep, device)
     for name, table in _collected(sweep, planned).items():
         write_table(table, folder / f"{name}.parquet")
+    write_text(folder / RUNS, _listed(planned).to_csv(index=False))
     lines = missing_runs(sweep, planned)
     if lines:
         write_text(folder / MISSING, "\n".join(lines))
     else:
         (folder / MISSING).unlink(missing_ok=True)
     return folder
+
+
+def _listed(tasks: Sequence[Task]) -> pd.DataFrame:
+    """The manifest of a sweep: of every planned run, what tells it from the others, its hash and where it is."""
+    usual = [{name: _flat(task.parameters).get(name) for name in LISTED} for task in tasks]
+    varied = _varied([task.parameters for task in tasks])
+    return pd.DataFrame([one | other for one, other in zip(usual, varied, strict=True)]).assign(
+        variant=[task.variant or "" for task in tasks],
+        run=[task.directory.run for task in tasks],
+        complete=[task.is_complete for task in tasks],
+        folder=[str(task.directory.path) for task in tasks],
+    )
 
 
 def read_missing(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 from pyarrow import parquet
 
+from palkit.config import ExperimentConfig, plain
 from palkit.errors import DataError, OutOfMemoryError
 from palkit.models.adapters.files import adapter_is_saved
 from palkit.models.devices import device_name
@@ -72,6 +74,35 @@ def run_hash(resolved: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """A config with everything filled in, and what it was filled in from: all that a run is a function of.
+
+    Attributes:
+        config: settled, see `palkit.experiments.setting.settle`.
+        data_sha256: of pixels, labels and splits.
+        weights_sha256: of the backbone.
+    """
+
+    config: ExperimentConfig
+    data_sha256: str
+    weights_sha256: str
+
+    def plain(self) -> dict[str, Any]:
+        """JSON values, as they are stored with the run; its hash is made of them."""
+        return plain(self.config) | {"data_sha256": self.data_sha256, "weights_sha256": self.weights_sha256}
+
+    @cached_property
+    def run(self) -> str:
+        """Name of the run's folder."""
+        return run_hash(self.plain())
+
+    @property
+    def directory(self) -> "RunDirectory":
+        """Where the run is, or will be."""
+        return RunDirectory(self.config.dataset, self.run)
+
+
 class RunDirectory:
     """`runs/<dataset>/<hash>/`, written so that a kill at any moment loses at most the round in progress."""
 
@@ -88,12 +119,12 @@ class RunDirectory:
         """Folder of the adapter and head of the last round."""
         return self.path / "adapter"
 
-    def start(self, config: Mapping[str, Any], from_round: int, device: torch.device | str) -> None:
+    def start(self, resolved: Resolved, from_round: int, device: torch.device | str) -> None:
         """Record the resolved config and where it is being computed, after whoever computed the rounds before."""
         path, earlier = self.path / "provenance.json", []
         if path.exists():
             earlier = self.sessions()
-        write_text(self.path / "config.json", json.dumps(config, indent=1))
+        write_text(self.path / "config.json", json.dumps(resolved.plain(), indent=1))
         write_json(path, provenance(device) | {"from_round": from_round, "earlier": earlier})
 
     def remove_leftovers(self) -> None:

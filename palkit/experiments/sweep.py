@@ -13,9 +13,9 @@ from typing import Any
 
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
-from palkit.experiments.experiment import directory_of
+from palkit.experiments.experiment import resolved_on
 from palkit.experiments.runs import RunDirectory
-from palkit.experiments.setting import looked_at_once, setting, settle
+from palkit.experiments.setting import looked_at_once, setting
 from palkit.storage.checks import checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
@@ -230,8 +230,8 @@ def plan(sweep: Sweep, device: str | None = None) -> list[Task]:
                 raise absent[inputs]
             # Settled here: workers have fewer threads, and could measure and choose otherwise.
             here = setting(config, device)
-            settled = settle(config, here)
-            tasks.append(Task(plain(settled), config, directory_of(settled, here), variant))
+            resolved = resolved_on(config, here)
+            tasks.append(Task(plain(resolved.config), config, resolved.directory, variant))
         except PalkitError as error:
             reason = None
             if isinstance(error, DataError | WeightsError):

@@ -285,8 +285,8 @@ def test_the_usual_size_of_a_pool_is_no_demand(tmp_path: Path, tiny_run: dict[st
     """Nobody set 1,500, so nobody hears of it; who sets a size that is not there does."""
     folder = write_images(tmp_path / "s", count=10)
     values = {key: value for key, value in tiny_run.items() if key != "pool_size"} | {"dataset": str(folder)}
-    assert resolve(config_from_dict(values))["pool_size"] is None
-    assert resolve(config_from_dict({**values, "dataset": "fashion_mnist"}))["pool_size"] == 1500
+    assert resolve(config_from_dict(values)).config.pool_size is None
+    assert resolve(config_from_dict({**values, "dataset": "fashion_mnist"})).config.pool_size == 1500
     with pytest.raises(ConfigError, match=r"pool_size 1500: the pool of .* has 12 images\. Lower it, or leave it out"):
         resolve(config_from_dict({**values, "pool_size": 1500}))
     with pytest.raises(ConfigError, match=r"the pool of .* has 12\. Lower rounds or batch_size\.$"):

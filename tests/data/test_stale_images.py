@@ -125,11 +125,11 @@ def test_a_running_process_notices(
     run = config(source, tiny_run)
     before = setting(run)
     (row,) = np.flatnonzero(before.pool.ids == "cat/0.png")
-    known, feature = resolve(run)["data_sha256"], before.cache.features()[:][row]
+    known, feature = resolve(run).data_sha256, before.cache.features()[:][row]
     time.sleep(0.01)  # more than a tick of the file system's clock
     change(folder / "cat" / "0.png", 1)
     after = setting(run)
-    assert resolve(run)["data_sha256"] != known
+    assert resolve(run).data_sha256 != known
     assert not np.array_equal(after.cache.features()[:][row], feature)
     assert setting(run).pool is after.pool, "and what has not changed is not loaded again"
 

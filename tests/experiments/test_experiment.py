@@ -21,8 +21,8 @@ from PIL import Image
 from palkit.config import config_from_dict
 from palkit.errors import ConfigError, DataError, DivergenceError
 from palkit.experiments import experiment
-from palkit.experiments.experiment import resolve, rounds, run_directory, run_hash
-from palkit.experiments.runs import COSTS, provenance
+from palkit.experiments.experiment import resolve, rounds, run_directory
+from palkit.experiments.runs import COSTS, provenance, run_hash
 from palkit.experiments.setting import pool_of
 from palkit.models.adapters import ADAPTERS
 from palkit.strategies import STRATEGIES
@@ -213,18 +213,16 @@ def test_dotted_keys_and_mappings_are_the_same_config() -> None:
 
 
 def test_hash_depends_on_every_field(tiny_run: dict[str, Any]) -> None:
-    base = run_hash(resolve(config_from_dict(tiny_run)))
+    base = resolve(config_from_dict(tiny_run)).run
     changes = [{"seed": 1}, {"strategy": "random"}, {"adapter.rank": 2}, {"training.epochs": 3}, {"pool_size": 190}]
-    hashes = {run_hash(resolve(config_from_dict({**tiny_run, **change}))) for change in changes}
+    hashes = {resolve(config_from_dict({**tiny_run, **change})).run for change in changes}
     assert len(hashes | {base}) == len(changes) + 1
-    assert run_hash(resolve(config_from_dict({**tiny_run, "batch_size": 10}))) == base, "10 is the default here"
+    assert resolve(config_from_dict({**tiny_run, "batch_size": 10})).run == base, "10 is the default here"
 
 
 def test_what_a_linear_probe_does_not_use_is_not_in_its_hash(tiny_run: dict[str, Any]) -> None:
     probe = {**tiny_run, "adapter": "linear_probe"}
-    hashes = {
-        run_hash(resolve(config_from_dict({**probe, "training.adapter_lr": rate}))) for rate in (None, 1e-3, 1e-4)
-    }
+    hashes = {resolve(config_from_dict({**probe, "training.adapter_lr": rate})).run for rate in (None, 1e-3, 1e-4)}
     assert len(hashes) == 1
 
 
@@ -304,12 +302,12 @@ def test_a_run_that_streams_from_disk_is_the_same(
 
 def test_the_same_blocks_under_another_name_are_the_same_run(tiny_run: dict[str, Any]) -> None:
     names = [{"start_block": 2}, {"start_block": -2}, {"start_block": 2, "stop_block": 4}]
-    hashes = {run_hash(resolve(config_from_dict({**tiny_run, "adapter": {"name": "lora", **n}}))) for n in names}
+    hashes = {resolve(config_from_dict({**tiny_run, "adapter": {"name": "lora", **n}})).run for n in names}
     rate = {"training": {**tiny_run["training"], "adapter_lr": 2e-3}}
-    hashes.add(run_hash(resolve(config_from_dict({**tiny_run, **rate}))))
+    hashes.add(resolve(config_from_dict({**tiny_run, **rate})).run)
     assert len(hashes) == 1
     other = {**tiny_run, "adapter": {"name": "lora", "start_block": 2, "stop_block": 3}}
-    assert run_hash(resolve(config_from_dict(other))) not in hashes
+    assert resolve(config_from_dict(other)).run not in hashes
 
 
 def test_what_is_measured_is_recorded(
@@ -319,9 +317,9 @@ def test_what_is_measured_is_recorded(
     monkeypatch.setattr("palkit.models.devices.PROBE_SECONDS", 0.01)
     values = {**tiny_run, "scoring": {"precision": "auto", "batch_size": None}, "training.precision": "auto"}
     resolved = resolve(config_from_dict(values))
-    assert resolved["scoring"]["precision"] in ("float32", "bfloat16")
-    assert resolved["training"]["precision"] == resolved["scoring"]["precision"]
-    assert isinstance(resolved["scoring"]["batch_size"], int)
+    assert resolved.config.scoring.precision in ("float32", "bfloat16")
+    assert resolved.config.training.precision == resolved.config.scoring.precision
+    assert isinstance(resolved.config.scoring.batch_size, int)
     assert resolve(config_from_dict(values)) == resolved, "measured once"
     assert len(list(rounds(config_from_dict({**values, "rounds": 2})))) == 2
 

@@ -230,3 +230,16 @@ def test_points_of_the_grid_can_be_left_out(tmp_path: Path) -> None:
         file.write_text(grid + text)
         with pytest.raises(ConfigError, match=message):
             load_sweep(file)
+
+
+def test_the_manifest_of_a_sweep_names_every_run_and_its_folder(tiny_run: dict[str, Any]) -> None:
+    grid = {"strategy": ["random", "entropie"], "training.epochs": [3, 4]}
+    sweep = Sweep("listed", {**tiny_run, "rounds": 1}, grid)
+    tasks = plan(sweep)
+    run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=QUIET)
+    table = pd.read_csv(results.write_results(sweep) / "runs.csv")
+    assert table["strategy"].tolist() == ["random", "random", "entropie", "entropie"]
+    assert table["training.epochs"].tolist() == [3, 4, 3, 4]
+    assert table["run"].tolist() == [task.directory.run for task in tasks]
+    assert table["complete"].tolist() == [True, True, False, False]
+    assert all((Path(folder) / "rounds.parquet").exists() for folder in table["folder"][:2])
