@@ -57,7 +57,7 @@ TESTS = [
     "tests/experiments/test_picks.py",
     "tests/strategies/test_shards.py",
 ]
-ELSEWHERE = "tests/strategies/test_shards.py::test_pool_larger_than_memory"  # computes in a process of its own, unchanged
+ELSEWHERE = "tests/strategies/test_shards.py::test_pool_larger_than_memory"  # in a process of its own, unchanged
 HEAVY = ["torch", "torchvision", "timm", "peft", "sklearn.cluster", "scipy.cluster.hierarchy", "skactiveml.pool"]
 ARITHMETIC = {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"}
 SECONDS, TIMES = 5, 10  # CPU time that a test may take: so much, and so many times what it took before

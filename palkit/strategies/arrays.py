@@ -119,9 +119,11 @@ def _integer(name: str, value: Any) -> int:
 def _pairs(labelled: Labels | None) -> tuple[list, list]:
     if labelled is None:
         return [], []
-    if isinstance(labelled, Mapping) or hasattr(labelled, "to_dict"):  # a Series of pandas
-        pairs = dict(labelled)
-        return list(pairs), list(pairs.values())
+    to_dict = getattr(labelled, "to_dict", None)
+    if to_dict is not None:  # a Series of pandas
+        labelled = to_dict()
+    if isinstance(labelled, Mapping):
+        return list(labelled), list(labelled.values())
     if not isinstance(labelled, tuple | list) or len(labelled) != 2 or not all(map(np.ndim, labelled)):
         raise ConfigError(f"labelled is {brief(labelled)}; give {{image: class}}, or images and classes as a pair.")
     return list(labelled[0]), list(labelled[1])

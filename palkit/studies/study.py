@@ -27,6 +27,7 @@ from palkit.experiments.notebooks import execute_notebook
 from palkit.experiments.results import (
     FIGURES,
     MISSING,
+    RUNS,
     parts,
     read_missing,
     reference_folder,
@@ -487,8 +488,8 @@ def renew_reference(name: str, *, device: str, console: Console) -> Iterator[Exe
 
 
 def _kept(folder: Path) -> list[Path]:
-    """Tables and figures in a folder, without what compares them with the reference."""
-    return [file for file in sorted(folder.glob("*")) if file.suffix in KEPT and file.name != TABLE]
+    """Tables and figures in a folder, without what is of this machine: its folders, and how it compares."""
+    return [file for file in sorted(folder.glob("*")) if file.suffix in KEPT and file.name not in (TABLE, RUNS)]
 
 
 def _sweep_of(notebook: Path) -> str:
