@@ -229,11 +229,10 @@ def _predict(options: argparse.Namespace) -> int:
     from palkit.data.manifest import check_suffix
     from palkit.experiments.classifier import new_images
     from palkit.labelling.session import load_model
-    from palkit.storage.files import atomic_path, runs_dir
+    from palkit.storage.files import atomic_path
 
     check_suffix(options.out)
-    known = [] if options.model.exists() else [*runs_dir().glob(f"*/{options.model.name}")]  # a run by its hash alone
-    model = load_model(known[0] if len(known) == 1 else options.model, options.device)
+    model = load_model(options.model, options.device)
     pool = new_images(options.images, skip_unreadable=options.skip_unreadable)
     with bars(console) as progress:
         table = model.predict(pool, progress)

@@ -30,7 +30,7 @@ from palkit.data.pool import (
 )
 from palkit.data.published import aptos2019, eurosat, histology
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
-from palkit.storage.plugins import load_plugins
+from palkit.storage.plugins import is_registered, refuse_taken
 
 __all__ = [
     "DATASETS",
@@ -93,9 +93,7 @@ def dataset(name: str) -> Callable[[Loader], Loader]:
     """
 
     def register(function: Loader) -> Loader:
-        if name in DATASETS and DATASETS[name].__module__ != function.__module__:
-            there = DATASETS[name].__module__
-            raise ConfigError(f"{function.__module__} registers data set {name!r}, which {there} has. Choose another.")
+        refuse_taken("data set", name, DATASETS.get(name), function)
         DATASETS[name] = function
         return function
 
@@ -155,8 +153,7 @@ def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str]
         return from_manifest(path, group, classes)
     if os.path.exists(path):
         return from_folder(path, group, unlabelled, classes)
-    load_plugins()
-    if name in DATASETS:
+    if is_registered(name, DATASETS):
         return DATASETS[name]()
     if len(path.parts) > 1 or is_manifest:
         raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")

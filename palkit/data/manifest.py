@@ -99,8 +99,8 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
     Args:
         pool: whose images lie in files.
         path: `.csv` or `.parquet`. Paths are relative to its folder unless they share nothing with it but the root.
-            Ranges of deep values go into it too, and names of
-            images where they are not their paths; an order of classes that is not the usual one goes beside it.
+            Ranges of deep values go into it too, and names of images where they are not their paths; an order of
+            classes that is not the usual one goes beside it.
         ordered: write the order beside it in any case, since somebody gave it.
 
     Raises:

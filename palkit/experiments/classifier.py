@@ -14,10 +14,11 @@ import torch
 from palkit.config import ExperimentConfig, config_from_dict, plain
 from palkit.data import DATASETS, IMAGE_SUFFIXES, ArrayImages, FileImages, ImagePool, load_dataset
 from palkit.errors import ConfigError, DataError, brief
-from palkit.experiments.setting import measured, pool_of
+from palkit.experiments.runs import without_checksums
+from palkit.experiments.setting import measured, pool_of, shared_backbone
 from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge
 from palkit.models.adapters.files import adapter_is_saved, load_adapter, save_adapter, saved_classes
-from palkit.models.backbones import Backbone, load_backbone
+from palkit.models.backbones import Backbone
 from palkit.models.devices import choose_device
 from palkit.progress import Progress, silent
 from palkit.scoring.inputs import InputCache
@@ -25,7 +26,6 @@ from palkit.scoring.scorer import score_pool
 from palkit.storage.files import read_json, write_text
 from palkit.strategies.ties import Keys, predict
 
-CHECKSUMS = ("data_sha256", "weights_sha256")  # that stand beside the fields of a config
 NewImages = str | Path | ImagePool | np.ndarray | Sequence[str | Path]
 
 
@@ -113,10 +113,10 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     try:
         values = read_json(folder / "config.json")
         names = saved_classes(folder / "adapter")
-        config = _config({name: value for name, value in values.items() if name not in CHECKSUMS})
+        config = _config(without_checksums(values))
     except (OSError, ValueError) as error:
         raise DataError(f"the model in {folder} cannot be read: {error}") from error
-    backbone = load_backbone(config.backbone, choose_device(device))
+    backbone = shared_backbone(config.backbone, choose_device(device))
     class_names = names or pool_of(config).class_names  # runs of earlier versions have none
     blank = torch.zeros(backbone.width, device=backbone.device)
     model = attach(backbone, config.adapter, len(class_names), blank, torch.ones_like(blank), seed=0)

@@ -1,6 +1,5 @@
 """What a sweep will cost, before it is started: its grid; time and memory as finished runs of a kind took."""
 
-import json
 from collections.abc import Iterator
 
 import pandas as pd
@@ -11,7 +10,8 @@ from palkit.experiments.dispatch import share_of_machine
 from palkit.experiments.runs import SECONDS
 from palkit.experiments.sweep import Sweep
 from palkit.experiments.watch import duration
-from palkit.storage.files import runs_dir
+from palkit.storage.files import read_json, runs_dir
+from palkit.storage.formats import read_table
 
 OVERHEAD_SECONDS = 2.0  # of a notebook in a warm kernel, see benchmarks/sweeps.py
 RECENT = 500  # runs that are looked at
@@ -45,8 +45,10 @@ def expected(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str
     workers, threads = share_of_machine(jobs, len(configs), device)
     yield f"on {device}: {workers} runs at a time with {threads} thread{'s' if threads > 1 else ''} each"
     done, seconds, memory, unknown = finished(), 0.0, 0.0, 0
-    table = pd.DataFrame([(config.dataset, *_kind(config), config.rounds) for config in configs])
-    for kind, members in table.groupby([0, 1, 2, 3, 4], dropna=False):
+    table = pd.DataFrame(
+        [(config.dataset, *_kind(config), config.rounds) for config in configs], columns=["dataset", *KIND, "rounds"]
+    )
+    for kind, members in table.groupby(["dataset", *KIND]):
         alike = done[(done[list(KIND)] == kind[1:]).all(axis=1)]
         here = alike[alike["dataset"] == kind[0]] if (alike["dataset"] == kind[0]).any() else alike
         name = f"  {kind[0]}, {kind[1]}, {kind[4]}: {len(members)} runs"
@@ -54,7 +56,7 @@ def expected(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str
             unknown += len(members)
             yield f"{name}, cost not known: no run of this kind is complete"
             continue
-        spent = members[5] * here["seconds"].median() + OVERHEAD_SECONDS
+        spent = members["rounds"] * here["seconds"].median() + OVERHEAD_SECONDS
         seconds, memory = seconds + spent.sum(), max(memory, here["peak_mb"].max())
         yield f"{name} of {spent.mean():,.0f} s, {here['peak_mb'].max():,.0f} MB, as {len(here)} finished ones took"
     if unknown < len(configs):
@@ -71,7 +73,7 @@ def finished() -> pd.DataFrame:
     rows = []
     for path in paths:
         try:
-            config, rounds = json.loads((path.parent / "config.json").read_text()), pd.read_parquet(path)
+            config, rounds = read_json(path.parent / "config.json"), read_table(path)
             backbone = config["backbone"]
             kind = (backbone["name"], str(backbone["image_size"]), str(backbone["depth"]), config["adapter"]["name"])
             seconds = float(rounds[list(SECONDS)].sum(axis=1).mean())

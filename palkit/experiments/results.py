@@ -11,6 +11,7 @@ import pandas as pd
 
 from palkit.config import plain
 from palkit.errors import ConfigError, DataError
+from palkit.experiments.runs import without_checksums
 from palkit.experiments.setting import looked_at_once, pool_of
 from palkit.experiments.sweep import Sweep, Task, plan
 from palkit.models.metrics import recalls_of, reliability_of
@@ -19,7 +20,6 @@ from palkit.storage.formats import read_table, write_table
 
 FIGURES = REPOSITORY / "figures"  # of every profile its committed results, the reference
 USUAL = ("dataset", "backbone", "adapter", "strategy", "balance")
-SUMS = ("data_sha256", "weights_sha256")  # in the config of a run, of what it was computed from
 RUNS = "runs.csv"  # in the folder of the results: every planned run
 LISTED = ("dataset", "backbone.name", "adapter.name", "strategy", "balance", "seed")
 MISSING = "missing.txt"  # in the folder of the results, if runs are
@@ -276,6 +276,6 @@ def _why_missing(task: Task, stored: dict[Path, list[dict[str, Any]]]) -> str:
 def _without_sums(path: Path) -> dict[str, Any]:
     """The config of a run without the checksums of data and weights; empty if it cannot be read."""
     try:
-        return {name: value for name, value in read_json(path).items() if name not in SUMS}
+        return without_checksums(read_json(path))
     except (OSError, ValueError):
         return {}

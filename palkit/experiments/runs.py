@@ -37,6 +37,7 @@ from palkit.storage.formats import read_table, write_table
 SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
 COSTS = (*SECONDS, "peak_mb", "trainable")
 NAME_BYTES = 100  # systems allow 255 at most, encrypted folders 143, and some names have something added
+CHECKSUMS = ("data_sha256", "weights_sha256")  # that stand beside the fields of a config
 PACKAGES = ("numpy", "pandas", "peft", "scikit-learn", "scipy", "timm", "torch", "torchvision")
 
 
@@ -101,6 +102,11 @@ class Resolved:
     def directory(self) -> "RunDirectory":
         """Where the run is, or will be."""
         return RunDirectory(self.config.dataset, self.run)
+
+
+def without_checksums(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config as it was stored with a run or a round of a session."""
+    return {name: value for name, value in stored.items() if name not in CHECKSUMS}
 
 
 class RunDirectory:

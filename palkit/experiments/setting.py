@@ -43,7 +43,7 @@ def setting(
         pool: the data, if they are loaded already and must stay as they are.
     """
     pool = pool_of(config) if pool is None else pool
-    backbone = _backbone(config.backbone, choose_device(device))
+    backbone = shared_backbone(config.backbone, choose_device(device))
     return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
 
 
@@ -101,7 +101,8 @@ def _version(name: str) -> list[object]:
 
 
 @lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
-def _backbone(config: BackboneConfig, device: str) -> Backbone:
+def shared_backbone(config: BackboneConfig, device: str) -> Backbone:
+    """The backbone, loaded once for all that use it in a process; nobody may change it."""
     return load_backbone(config, device)
 
 

@@ -17,9 +17,9 @@ from palkit.config import ExperimentConfig, config_from_dict
 from palkit.data import DATASETS, UNLABELLED
 from palkit.errors import ConfigError, unknown_name
 from palkit.experiments import classifier
-from palkit.experiments.classifier import CHECKSUMS, Classifier
+from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
-from palkit.experiments.runs import folder_name, provenance
+from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
 from palkit.labelling.answers import Answers
 from palkit.labelling.extrapolation import Forecast, forecast
@@ -66,7 +66,8 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     """The model of a labelling session's last fit, of a complete run, or one that was saved.
 
     Args:
-        folder: `runs/labels/<data set>`, `runs/<data set>/<hash>`, or where `Classifier.save` wrote it.
+        folder: `runs/labels/<data set>`, `runs/<data set>/<hash>` or its hash alone, or where `Classifier.save` wrote
+            it.
         device: "cpu", "cuda" or "mps"; None for the best there is.
 
     Raises:
@@ -78,11 +79,13 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     >>> load_model(run.model().save(tempfile.mkdtemp())).class_names[:3]
     ('0', '1', '2')
     """
+    if not Path(folder).exists() and len(found := [*runs_dir().glob(f"*/{Path(folder).name}")]) == 1:
+        folder = found[0]
     file = SessionFile(Path(folder) / "session.json")
     if not file.path.exists():
         return classifier.load_model(folder, device)
     state, rounds = file.read(), file.rounds()
-    fields = {name: value for name, value in rounds[-1].config.items() if name not in CHECKSUMS} if rounds else {}
+    fields = without_checksums(rounds[-1].config) if rounds else {}
     config = config_from_dict({**fields, "dataset": state["dataset"]})
     return Session(config, "predict", folder=folder, device=device).model()
 
@@ -173,9 +176,8 @@ class Session(Answers):
             )
 
     def _report_new_classes(self, given: Sequence[str]) -> None:
-        used = set(self.labels().values())
-        new = [name for name in map(normal, given) if name not in used]
-        if used and len(new) == len(given) > 0:
+        used = set(self.answers()["label"]) - {""}
+        if used and given and used.isdisjoint(map(normal, given)):
             warnings.warn(
                 f"none of the classes given ({', '.join(given)}) is among those that were labelled so far "
                 f"({', '.join(sorted(used))}); they are added. If they were meant to be the same, give these names.",

@@ -9,7 +9,7 @@ A package offers its modules under the entry point group `palkit`:
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -37,6 +37,33 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
                 f"plugins: {brief(name)} is no name of a module. Give it as in Python's import, without .py."
             )
         _load(name, f"plugins: {brief(name)}")
+
+
+def is_registered(name: object, registry: Collection) -> bool:
+    """Whether a registry has a name, if need be after a look at what installed packages register.
+
+    Args:
+        name: anything, also what has no hash.
+        registry: of strategies, adapters or data sets.
+    """
+    if name not in tuple(registry):
+        load_plugins()
+    return name in tuple(registry)
+
+
+def refuse_taken(kind: str, name: str, there: Callable | None, function: Callable) -> None:
+    """ConfigError if another module has registered a name; the same one may, as a cell that is executed again does.
+
+    Args:
+        kind: of what is registered, for the error.
+        name: of it.
+        there: registered under this name, if anything is.
+        function: to be registered.
+    """
+    if there is not None and there.__module__ != function.__module__:
+        raise ConfigError(
+            f"{function.__module__} registers {kind} {name!r}, which {there.__module__} has. Choose another."
+        )
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -91,10 +92,16 @@ def select(
     default = Keys.of_positions(*scores.probs.shape)
     named = Keys.of(ids or (), classes or ())
     names = Keys(default.rows if ids is None else named.rows, default.classes if classes is None else named.classes)
-    scores = PoolScores(scores.features, scores.probs, scores.stochastic_probs, names)
     generator = torch.Generator().manual_seed(seed)
     picks = select_positions(
-        strategy, scores, known, batch_size, generator, balance=balance, subsample=subsample, **options
+        strategy,
+        replace(scores, names=names),
+        known,
+        batch_size,
+        generator,
+        balance=balance,
+        subsample=subsample,
+        **options,
     ).numpy()
     return picks if ids is None else np.asarray(ids)[picks]
 
@@ -137,7 +144,7 @@ def _numbers(what: str, given: Iterable[Any], names: Sequence[str], size: int) -
     given = list(map(str, given))
     for name in given:
         if name not in place:
-            near = get_close_matches(str(name), map(str, names), n=1)
+            near = get_close_matches(name, names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" They are called like {names[0]!r}."
             raise ConfigError(f"labelled: {brief(name)} is not among the {len(names)} names of {what}.{hint}")
     return [place[name] for name in given]

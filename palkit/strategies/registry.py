@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
 from palkit.storage.checks import checked
-from palkit.storage.plugins import load_plugins
+from palkit.storage.plugins import is_registered, refuse_taken
 from palkit.strategies.balance import BALANCES
 from palkit.strategies.kernels import Rows, View, chunks
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
@@ -94,9 +94,7 @@ def strategy(
     """
 
     def register(function: SelectFn) -> SelectFn:
-        if name in STRATEGIES and STRATEGIES[name].function.__module__ != function.__module__:
-            there = STRATEGIES[name].function.__module__
-            raise ConfigError(f"{function.__module__} registers strategy {name!r}, which {there} has. Choose another.")
+        refuse_taken("strategy", name, STRATEGIES[name].function if name in STRATEGIES else None, function)
         STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout, blind, measure, style)
         return function
 
@@ -105,9 +103,7 @@ def strategy(
 
 def get_strategy(name: str) -> Strategy:
     """The registered strategy `name`; ConfigError with the nearest valid name if there is none."""
-    if name not in tuple(STRATEGIES):
-        load_plugins()
-    if name not in tuple(STRATEGIES):  # unlike the dictionary, it may be asked for what has no hash
+    if not is_registered(name, STRATEGIES):
         raise unknown_name("strategy", name, STRATEGIES)
     return STRATEGIES[name]
 

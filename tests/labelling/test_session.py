@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +358,17 @@ def test_the_documented_example_labels_a_folder(tmp_path: Path, capsys: pytest.C
     assert len(names["session"].training_labels()) == 20
     assert len(names["session"].rounds()) == 2
     assert "Another 10 labels" in capsys.readouterr().out
+
+
+def test_other_classes_than_those_labelled_so_far_are_remarked_on(tmp_path: Path) -> None:
+    own = {"folder": tmp_path / "s", "pool_size": 60, "adapter": "linear_probe"}
+    names = ("tumour", "stroma")
+    session = open_session("digits", "ana", classes=names, **own)
+    session.label(session.propose(1)["id"][0], "stroma")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_session("digits", "ana", classes=("stroma", "more"), **own).class_names[-2:] == ("stroma", "more")
+    with pytest.warns(
+        UserWarning, match="none of the classes given .*tumor.* is among those that were labelled so far"
+    ):
+        open_session("digits", "ana", classes=("tumor",), **own)

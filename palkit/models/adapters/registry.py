@@ -8,7 +8,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, unknown_name
 from palkit.models.backbones import Backbone
-from palkit.storage.plugins import load_plugins
+from palkit.storage.plugins import is_registered, refuse_taken
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,9 +46,7 @@ class AdapterConfig:
     stop_block: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ADAPTERS:
-            load_plugins()
-        if self.name not in ADAPTERS:
+        if not is_registered(self.name, ADAPTERS):
             raise unknown_name("adapter", self.name, ADAPTERS)
         for name in ("rank", "alpha"):
             if not 1 <= getattr(self, name) <= LARGEST:
@@ -149,9 +147,7 @@ def adapter(name: str, adapter_lr: float) -> Callable[[Attach], Attach]:
     """
 
     def register(function: Attach) -> Attach:
-        if name in ADAPTERS and ADAPTERS[name].attach.__module__ != function.__module__:
-            there = ADAPTERS[name].attach.__module__
-            raise ConfigError(f"{function.__module__} registers adapter {name!r}, which {there} has. Choose another.")
+        refuse_taken("adapter", name, ADAPTERS[name].attach if name in ADAPTERS else None, function)
         ADAPTERS[name] = Method(name, function, adapter_lr)
         return function
 

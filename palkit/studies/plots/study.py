@@ -23,6 +23,7 @@ from palkit.studies.plots.style import (
     filling,
     heatmap,
     interval_note,
+    is_share,
     legend_below,
     metric_axis,
     name_configurations,
@@ -110,7 +111,7 @@ def _curve_panels(
         metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
         if label and number % PER_ROW == 0:
             axes.set_ylabel(label)
-        elif METRIC_LABELS.get(metric, metric).endswith("(%)") and (table[value] >= 0).all():
+        elif is_share(metric) and (table[value] >= 0).all():
             axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 1))  # where a band goes beyond a share
         axes.grid()
     of = "of the mean over seeds"
@@ -263,8 +264,9 @@ def label_savings(table: pd.DataFrame) -> Figure:
     metric = METRIC_LABELS.get(ordered["metric"].iloc[0], ordered["metric"].iloc[0]).removesuffix(" (%)")
     note = interval_note("bars", ordered["saving_low"], "over seeds, for this data set")
     low, high = ordered["target_low"].min(), ordered["target_high"].max()
-    share = METRIC_LABELS.get(ordered["metric"].iloc[0], "").endswith("(%)")
-    targets = f"{100 * low:.1f} to {100 * high:.1f} %" if share else f"{low:.3g} to {high:.3g}"
+    targets = (
+        f"{100 * low:.1f} to {100 * high:.1f} %" if is_share(ordered["metric"].iloc[0]) else f"{low:.3g} to {high:.3g}"
+    )
     axes.set_xlabel(f"times fewer labels for the same {metric},\nfrom {targets}\n({note})")
     return figure
 

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path
-from palkit.storage.plugins import load_plugins
+from palkit.storage.plugins import is_registered
 from palkit.strategies import STRATEGIES
 
 Parameters = ParamSpec("Parameters")
@@ -214,11 +214,9 @@ def _charmap(path: str) -> frozenset[int]:
 
 def strategy_style(name: str) -> tuple[str, str]:
     """Colour and marker of a strategy, the same in every figure and process, also for names that nobody registered."""
-    if name not in STRATEGIES:
-        load_plugins()
-    known = STRATEGIES.get(name)
-    if known is not None and known.style is not None:
-        return known.style
+    style = STRATEGIES[name].style if is_registered(name, STRATEGIES) else None
+    if style is not None:
+        return style
     # Unlike `hash`, a checksum of the name is the same in every process.
     marker, colour = divmod(zlib.crc32(name.encode()), len(OTHER_COLOURS))
     return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]
@@ -461,13 +459,18 @@ def random_first(name: str) -> tuple[bool, str]:
     return name != "random", name
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown as per cent."""
+    return METRIC_LABELS.get(metric, metric).endswith("(%)")
+
+
 def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:
     """Label the x or y axis with the name of a metric, and show shares as per cent."""
     label = METRIC_LABELS.get(metric, metric)
     axis = axes.xaxis if which == "x" else axes.yaxis
     if labelled:
         axis.set_label_text(label)
-    if label.endswith("(%)"):
+    if is_share(metric):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
