@@ -42,10 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manifest(folder: Path, path: Path, order: Callable[[pd.DataFrame], pd.DataFrame], classes: list[str]) -> Path:
-    """The images of a folder in another order of rows and of classes."""
+    """The images of a folder in another order of rows and of classes; draws hang on names, so these are of no machine."""
     files = sorted(folder.rglob("*.png"))
     path.parent.mkdir()
-    table = pd.DataFrame({"path": [str(file) for file in files], "label": [file.parent.name for file in files]})
+    table = pd.DataFrame(
+        {
+            "path": [str(file) for file in files],
+            "label": [file.parent.name for file in files],
+            "image_id": [str(file.relative_to(folder)) for file in files],
+        }
+    )
     order(table).to_csv(path, index=False)
     order_file(path).write_text("\n".join(classes))
     return path
