@@ -118,7 +118,7 @@ def session_file_cases(draw: DrawFn, world: World) -> Case:
 
 
 def use_session(world: World, folder: Path) -> None:
-    rounds = SessionFile(folder / "session.json").rounds()
+    rounds = SessionFile(folder / "session.json").read().rounds
     curve_of(rounds)
     session = open_session("digits", "ann", pool_size=60, folder=folder, device="cpu", **world.tiny)
     session.open(), session.rounds(), session.curve(), session.labels(), session.training_labels()

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from palkit.scoring.scorer import score_pool
 from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.strategies import get_strategy, select
 from palkit.strategies.kernels import Standardised, column_moments
-from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
 STD_FLOOR = 1e-6
@@ -249,11 +249,8 @@ class Learner:
 
     def first_batch(self, batch_size: int) -> np.ndarray:
         """Pool positions of the initial set: the same for every strategy and adapter of a seed."""
-        nothing = LabelledSet(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-        generator = self._generator("initial", 0)
-        initial = self.config.initial
-        picks = select(initial, self.unscored(), nothing, batch_size, generator, **self.truth_for(initial))
-        return picks.numpy()
+        nothing = np.empty(0, dtype=np.int64)
+        return self.buy(self.config.initial, self.unscored(), nothing, batch_size, 0, purpose="initial")
 
     def unscored(self) -> PoolScores:
         """Frozen features, and no idea of the classes."""
@@ -262,18 +259,52 @@ class Learner:
         features = self.frozen[:] if size <= memory_limit() else self.frozen
         return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes), names=self.names)
 
-    def next_batch(self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int) -> np.ndarray:
-        """Pool positions that the strategy buys for round `number`."""
+    def next_batch(
+        self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int, rows: Tensor | None = None
+    ) -> np.ndarray:
+        """Pool positions that the strategy of the config buys for round `number`; arguments as of `buy`."""
+        config = self.config
+        kind: dict[str, Any] = {"balance": config.balance, "options": self.options}
+        return self.buy(config.strategy, scores, positions, batch_size, number, rows=rows, **kind)
+
+    def buy(
+        self,
+        strategy: str,
+        scores: PoolScores,
+        positions: np.ndarray,
+        batch_size: int,
+        number: int,
+        *,
+        purpose: str = "select",
+        balance: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        rows: Tensor | None = None,
+    ) -> np.ndarray:
+        """Pool positions that a strategy buys, best first.
+
+        Args:
+            strategy: its name.
+            scores: of the pool, or of some rows of it.
+            positions: (L,) of the labelled set, in order of purchase.
+            batch_size: images to buy.
+            number: of the round that they are for.
+            purpose: of the random numbers: "select", or "initial" where no model has been fitted.
+            balance: None or "pcb".
+            options: of the strategy; None for those that it cannot do without.
+            rows: (n,) ascending positions that the scores are of; None for all.
+        """
         bought = torch.from_numpy(positions)
-        return select(
-            self.config.strategy,
+        labels = self.pool_labels[bought]
+        picks = select(
+            strategy,
             scores,
-            LabelledSet(bought, self.pool_labels[bought]),
+            LabelledSet(bought if rows is None else torch.searchsorted(rows, bought), labels),
             batch_size,
-            self._generator("select", number),
-            balance=self.config.balance,
-            **self.options,
-        ).numpy()
+            self._generator(purpose, number),
+            balance=balance,
+            **(self.truth_for(strategy) if options is None else options),
+        )
+        return (picks if rows is None else rows[picks]).numpy()
 
     def relabel(self, pool: ImagePool) -> None:
         """Go on with other labels of the same images, or other classes."""
@@ -326,20 +357,27 @@ class Learner:
         )
 
     def score_pool(self, model: AdaptedModel, number: int, progress: Progress = silent) -> PoolScores:
-        """Scores of the pool, with the stochastic passes that the strategy needs.
+        """Scores of the pool, with the stochastic passes that the strategy needs; arguments as of `scored`."""
+        return self.scored(model, self.dropout, number, progress)
+
+    def scored(
+        self, model: AdaptedModel, dropout: Dropout | None, number: int, progress: Progress = silent
+    ) -> PoolScores:
+        """Scores of the pool.
 
         Args:
             model: fitted.
+            dropout: of stochastic passes; None for no such passes.
             number: of the round.
             progress: see `palkit.scoring.scorer.score_pool`.
         """
-        folder = self._feature_folder()
+        folder = self._feature_folder(dropout)
         scores = score_pool(
             model,
             self.inputs,
             self.here.cache.config,
             progress,
-            dropout=self.dropout,
+            dropout=dropout,
             rng=self._generator("dropout", number),
             folder=folder,
             names=self.names,
@@ -352,12 +390,12 @@ class Learner:
         """(M, C) probabilities of the evaluation rows."""
         return score_pool(model, self.eval_inputs, self.here.cache.config, progress).probs
 
-    def _feature_folder(self) -> Path | None:
+    def _feature_folder(self, dropout: Dropout | None) -> Path | None:
         """Where features and stochastic passes of one scoring pass go if they exceed memory; gone with this object.
 
         Each pass has its own: scores of an earlier one may still be read.
         """
-        passes = 0 if self.dropout is None else self.dropout.passes * len(self.here.pool.class_names)
+        passes = 0 if dropout is None else dropout.passes * len(self.here.pool.class_names)
         if 4 * len(self.pool_rows) * (self.here.backbone.width + passes) <= memory_limit():
             return None
         if self._folder is None:

@@ -64,7 +64,7 @@ class Answers:
         self.annotator = named("annotator", annotator)
         self.log = LabelLog(path)
         self._known = (*map(normal, pool.class_names), *(named("class", name) for name in class_names))
-        self._standing: tuple[tuple[int, int], tuple[pd.DataFrame, dict[tuple[str, str], int]]] | None = None
+        self._standing: tuple[list[Event], tuple[pd.DataFrame, dict[tuple[str, str], int]]] | None = None
         self.log.check()
 
     @property
@@ -79,9 +79,8 @@ class Answers:
     def _stands(self) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
         """What stands, and `palkit.labelling.labels.skipped`; made again only when there is something new."""
         events = self.log.events()
-        state = self.log.edited, len(events)
-        if self._standing is None or self._standing[0] != state:
-            self._standing = state, (standing(events), skipped(events))
+        if self._standing is None or self._standing[0] is not events:
+            self._standing = events, (standing(events), skipped(events))
         return self._standing[1]
 
     def labels(self) -> dict[str, str]:

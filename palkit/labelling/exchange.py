@@ -1,4 +1,4 @@
-"""Labels in and out: CSV, and the JSON tasks of Label Studio.
+"""Exchange of labels with other tools: CSV, and the JSON tasks of Label Studio.
 
 A table of labels has the text columns `id` (name of the image in the pool, e.g. "a/b.png"), `label` (class name; ""
 where there is none), `annotator` and `time` (ISO 8601 with offset), the last two "" where not known; one row per image
@@ -9,29 +9,28 @@ https://labelstud.io/guide/export.html (its exports), https://labelstud.io/guide
 https://labelstud.io/tags/choices.html (the labelling configuration).
 """
 
-import csv
-import io
 import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 import pandas as pd
+from pydantic import AfterValidator, BeforeValidator
 
-from palkit.errors import ConfigError, DataError, brief, hidden_difference
+from palkit.errors import ConfigError, DataError, PalkitError, brief, hidden_difference
+from palkit.labelling.records import FilledText, Share, Text, Time, explained, record
 from palkit.storage.checks import normal
 from palkit.storage.files import atomic_path
-from palkit.storage.formats import read_text, separator
+from palkit.storage.formats import csv_records, read_text, separator
 
-COLUMNS = ("id", "label", "annotator", "time")
-PREDICTION_COLUMNS = ("id", "label", "probability")
+COLUMNS = ["id", "label", "annotator", "time"]
 CONTROL, IMAGE = "label", "image"  # names of the tags in our labelling configuration
 # Ours, and that of Label Studio's own template for image classification.
 USUAL_CONTROLS = (CONTROL, "choice")
@@ -43,8 +42,80 @@ UPLOADED = re.compile(r"(?:https?://[^/]+)?(?:/[^/]+)?/data/upload/\d+/(?:[0-9a-
 IS_ADDRESS = re.compile(r".*\.\w{2,5}(?:[?#].*)?", re.DOTALL)  # of a file
 ENCODED = ("http", "https", "file")  # schemes whose paths have %20 for a space; keys of a bucket are as they are
 UNLABELLED = "have no annotation yet"
-Row = tuple[str, str, str, str]  # as COLUMNS
 NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+EXPORT_AGAIN = "Export it from Label Studio again, as JSON or JSON-MIN."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table of labels."""
+
+    id: FilledText
+    label: Text
+    annotator: Text = ""
+    time: Time = ""
+
+
+def _as_text(value: Any) -> Any:
+    """Text, or a number as text: users and tasks have numbers."""
+    return str(value) if isinstance(value, int) else value
+
+
+def _person(who: Any) -> Any:
+    """Annotator of `completed_by`: a user's number, or an object with the e-mail address."""
+    who = who.get("email", who.get("id")) if isinstance(who, Mapping) else who
+    return "" if who is None else _as_text(who)
+
+
+def _with_own_id(data: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(data.get(ID), str | int | None):
+        raise ValueError(f"have no text as {ID!r}")
+    return data
+
+
+Person = Annotated[Text, BeforeValidator(_person)]
+TimeOrNone = Annotated[Time, BeforeValidator(lambda time: time or "")]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """A row of a table of predictions."""
+
+    id: Text
+    label: Text
+    probability: Share
+
+
+@dataclass(frozen=True)
+class _Meta:
+    palkit_annotator: Annotated[Text, BeforeValidator(_as_text)] | None = None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What an annotator did with one control."""
+
+    type: Text
+    from_name: Text = ""
+    value: dict[str, Any] = field(default_factory=dict)
+    meta: _Meta = field(default_factory=_Meta)
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    result: list[_Result] | None = None
+    completed_by: Person = ""
+    was_cancelled: Any = False
+    updated_at: TimeOrNone = ""
+    created_at: TimeOrNone = ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task of Label Studio's JSON."""
+
+    data: Annotated[dict[str, Any], AfterValidator(_with_own_id)]
+    annotations: list[_Annotation] | None = None
 
 
 def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
@@ -58,10 +129,7 @@ def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
         DataError: the file cannot be written.
     """
     check_labels(table)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerows([COLUMNS, *table[list(COLUMNS)].itertuples(index=False)])
-    _write(path, text.getvalue())
+    _write(path, table.to_csv(columns=COLUMNS, index=False, lineterminator="\r\n"))
 
 
 def read_labels_csv(path: Path) -> pd.DataFrame:
@@ -77,61 +145,48 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
     text = read_text(path)
     if _studio_delimiter(text):
         return read_label_studio(path)
-    line, rows = 1, []
-    columns: dict[str, int] = {}
-    width = 0
-    seen: set[tuple[str, str]] = set()
-    try:
-        sign = separator(text, {"path", *COLUMNS})
-        # A row may go over several lines, and errors are about the first of them.
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
-        for cells in reader:
-            place, line = f"{path}, line {line}", reader.line_num + 1
-            if not cells:
-                continue
-            if not columns:
-                columns, width = _csv_columns(cells, place), len(cells)
-                continue
-            if len(cells) != width:
-                raise DataError(
-                    f"{place}: {len(cells)} cells where the header has {width}. Quote cells that hold {sign!r}."
-                )
-            name, label, annotator, time = (cells[columns[name]] if name in columns else "" for name in COLUMNS)
-            row = (name, label, annotator, time)
-            _check_row(row, seen, place)
-            rows.append(row)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: not CSV ({error}). Save it again as comma-separated UTF-8.") from error
-    if not columns:
-        raise DataError(f"{path}: the file is empty. Its first line must be the header {','.join(COLUMNS)}.")
-    return _table(rows)
-
-
-def _csv_columns(header: Sequence[str], place: str) -> dict[str, int]:
-    """Where each of our columns is."""
+    place, header, rows = _csv_rows(path, text, separator(text, {"path", *COLUMNS}))
     names = [name.strip().lower() for name in header]
     if "id" not in names:
         names = ["id" if name == "path" else name for name in names]
     for name in COLUMNS:
         if names.count(name) > 1:
             raise DataError(f"{place}: there are two columns {name!r}. Remove or rename one.")
-    missing = [name for name in ("id", "label") if name not in names]
-    if missing:
-        wanted = " and ".join("'id' (or 'path')" if name == "id" else repr(name) for name in missing)
-        raise DataError(f"{place}: the header lacks {wanted}; it has {', '.join(map(repr, header))}. Add it.")
-    return {name: names.index(name) for name in COLUMNS if name in names}
+    lacking = ["'id' (or 'path')"] * ("id" not in names) + ["'label'"] * ("label" not in names)
+    if lacking:
+        found = ", ".join(map(repr, header))
+        raise DataError(f"{place}: the header lacks {' and '.join(lacking)}; it has {found}. Add it.")
+    return _table(_label_rows((place, dict(zip(names, cells, strict=True))) for place, cells in rows))
 
 
-def _check_row(row: Row, seen: set[tuple[str, str]], place: str) -> None:
-    name, _, annotator, time = row
-    if not name:
-        raise DataError(f"{place}: the id is empty. Say which image the label is of, or remove the row.")
-    key = normal(name), normal(annotator)
-    if key in seen:
-        raise DataError(f"{place}: {name!r} has an earlier row by annotator {annotator!r}. Keep the one that holds.")
-    seen.add(key)
-    if time:
-        _moment(time, place)
+def _csv_rows(path: Path, text: str, delimiter: str) -> tuple[str, list[str], list[tuple[str, list[str]]]]:
+    """Place and cells of the header, and those of every row."""
+    records = [(f"{path}, line {line}", cells) for line, cells in csv_records(path, text, delimiter)]
+    if not records:
+        raise DataError(f"{path}: the file is empty. Its first line must be the header {','.join(COLUMNS)}.")
+    (place, header), *rows = records
+    for where, cells in rows:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{where}: {len(cells)} cells where the header has {len(header)}. Quote cells that hold {delimiter!r}."
+            )
+    return place, header, rows
+
+
+def _label_rows(
+    records: Iterable[tuple[str, Mapping[Any, Any]]], *, error: type[PalkitError] = DataError, distinct: bool = True
+) -> list[Row]:
+    """Rows of a table of labels, given with their places; each is about another image, or by another annotator."""
+    rows, seen = [], set()
+    for place, values in records:
+        with explained(place, "Correct the row, or remove it.", error):
+            row = record(Row, values)
+            key = normal(row.id), normal(row.annotator)
+            if distinct and key in seen:
+                raise ValueError(f"{row.id!r} has an earlier row by annotator {row.annotator!r}")
+            seen.add(key)
+            rows.append(row)
+    return rows
 
 
 def label_studio_config(class_names: Sequence[str]) -> str:
@@ -178,59 +233,52 @@ def write_label_studio(
         ConfigError: table, class names or predictions do not fit together; names the column.
         DataError: the file cannot be written.
     """
-    check_labels(table)
+    rows = check_labels(table)
     _check_classes(class_names)
-    _check_known(table["label"][table["label"] != ""], class_names, "table: label")
+    _check_known((row.label for row in rows if row.label), class_names, "table: label")
     guesses = {} if predictions is None else _guesses(predictions, table, class_names)
     tasks: dict[str, dict[str, Any]] = {}
-    for number, (name, label, annotator, time) in enumerate(table[list(COLUMNS)].itertuples(index=False), 1):
-        if name not in tasks:
-            tasks[name] = {"data": {IMAGE: image_url(name), ID: name}, "annotations": []}
-            if name in guesses:
-                guess, probability = guesses[name]
-                result = [_result(f"prediction-{number}", guess)]
-                tasks[name]["predictions"] = [{"model_version": "palkit", "score": probability, "result": result}]
-        if label:
-            tasks[name]["annotations"].append(_annotation(f"annotation-{number}", label, annotator, time))
+    for number, row in enumerate(rows, 1):
+        if row.id not in tasks:
+            tasks[row.id] = {"data": {IMAGE: image_url(row.id), ID: row.id}, "annotations": []}
+            if guess := guesses.get(row.id):
+                result = [_result(f"prediction-{number}", guess.label)]
+                prediction = {"model_version": "palkit", "score": guess.probability, "result": result}
+                tasks[row.id]["predictions"] = [prediction]
+        if row.label:
+            tasks[row.id]["annotations"].append(_annotation(f"annotation-{number}", row))
     _write(path, json.dumps(list(tasks.values()), indent=1, ensure_ascii=False) + "\n")
 
 
 def _result(identifier: str, label: str) -> dict[str, Any]:
-    return {
-        "id": identifier,
-        "from_name": CONTROL,
-        "to_name": IMAGE,
-        "type": "choices",
-        "value": {"choices": [label]},
-    }
+    tags = {"from_name": CONTROL, "to_name": IMAGE, "type": "choices"}
+    return {"id": identifier, **tags, "value": {"choices": [label]}}
 
 
-def _annotation(identifier: str, label: str, annotator: str, time: str) -> dict[str, Any]:
-    result = _result(identifier, label)
+def _annotation(identifier: str, row: Row) -> dict[str, Any]:
+    result = _result(identifier, row.label)
     annotation: dict[str, Any] = {"result": [result], "was_cancelled": False, "ground_truth": False}
-    if time:
-        annotation["created_at"] = time
-    if "@" in annotator:
-        annotation["completed_by"] = {"email": annotator}
-    elif annotator:
-        result["meta"] = {ANNOTATOR: annotator}
+    if row.time:
+        annotation["created_at"] = row.time
+    if "@" in row.annotator:
+        annotation["completed_by"] = {"email": row.annotator}
+    elif row.annotator:
+        result["meta"] = {ANNOTATOR: row.annotator}
     return annotation
 
 
-def _guesses(predictions: pd.DataFrame, table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, tuple]:
-    """Class and probability by id."""
-    missing = [name for name in PREDICTION_COLUMNS if name not in predictions]
-    if missing:
-        raise ConfigError(f"predictions: the column {missing[0]!r} is missing.")
-    _check_known(predictions["id"], table["id"], "predictions: id")
-    _check_known(predictions["label"], class_names, "predictions: label")
-    if predictions["id"].duplicated().any():
-        twice = predictions["id"][predictions["id"].duplicated()].iloc[0]
-        raise ConfigError(f"predictions: id {twice!r} has two rows; keep the more probable one.")
-    if not predictions["probability"].between(0, 1).all():
-        raise ConfigError("predictions: probability must lie between 0 and 1 everywhere.")
-    rows = predictions[list(PREDICTION_COLUMNS)].itertuples(index=False)
-    return {name: (label, float(probability)) for name, label, probability in rows}
+def _guesses(predictions: pd.DataFrame, table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, _Prediction]:
+    """Predictions by id."""
+    guesses: dict[str, _Prediction] = {}
+    for number, values in enumerate(predictions.to_dict("records"), 1):
+        with explained(f"predictions, row {number}", "Correct the row, or remove it.", ConfigError):
+            guess = record(_Prediction, values)
+            if guess.id in guesses:
+                raise ValueError(f"id {guess.id!r} has two rows")
+            guesses[guess.id] = guess
+    _check_known(guesses, table["id"], "predictions: id")
+    _check_known((guess.label for guess in guesses.values()), class_names, "predictions: label")
+    return guesses
 
 
 def read_label_studio(path: Path, *, control: str | None = None, root: str = "") -> pd.DataFrame:
@@ -250,49 +298,56 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
     Raises:
         DataError: the file cannot be read or used, or has no label in it; names the task and what to do.
     """
-    tasks = _tasks(path)
-    found = [{*_guarded(partial(_controls, task), place)} for task, place in tasks]
-    controls, root = _chosen_controls([task for task, _ in tasks], found, control, path), _path_of(root).rstrip("/\\")
+    contents = _contents(path)
+    full: dict[str, _Task] = {}
+    for place, content in contents:
+        with explained(f"{place}: not as Label Studio exports tasks", EXPORT_AGAIN):
+            if not isinstance(content, Mapping) or "data" in content:
+                full[place] = record(_Task, content)
+    found = [_controls(full.get(place) or content) for place, content in contents]
+    controls = _chosen_controls([content for _, content in contents], found, control, path)
+    root = _path_of(root).rstrip("/\\")
     latest: dict[tuple[str, str], tuple[datetime, Row]] = {}
     left_out: Counter[str] = Counter()
-    for task, place in tasks:
-        for row in _guarded(partial(_full if "data" in task else _short, task, controls, root, place), place):
-            if isinstance(row, str):
-                left_out[row] += 1
-                continue
-            name, _, annotator, time = row
-            moment = _moment(time, place) if time else datetime.min.replace(tzinfo=UTC)
-            if (name, annotator) not in latest or moment >= latest[name, annotator][0]:
-                latest[name, annotator] = moment, row
+    for place, content in contents:
+        with explained(place, EXPORT_AGAIN):
+            task = full.get(place) or record(_Task, _as_task(content, controls))
+            if not task.annotations:
+                left_out[UNLABELLED] += 1
+            for annotation in task.annotations or ():
+                row = _row(task.data, annotation, controls, root)
+                if isinstance(row, str):
+                    left_out[row] += 1
+                    continue
+                moment = datetime.fromisoformat(row.time) if row.time else datetime.min.replace(tzinfo=UTC)
+                if (row.id, row.annotator) not in latest or moment >= latest[row.id, row.annotator][0]:
+                    latest[row.id, row.annotator] = moment, row
     reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
-    if tasks and not latest:
-        raise DataError(f"{path} has no label in it: of {len(tasks)} tasks, {reasons}. Export it once there are some.")
-    if not tasks or left_out.keys() - {UNLABELLED}:
-        warnings.warn(f"{path}: {f'left out: {reasons}' if tasks else 'there are no tasks in it'}.", stacklevel=2)
-    return _table([row for _, row in latest.values()])
+    if contents and not latest:
+        raise DataError(
+            f"{path} has no label in it: of {len(contents)} tasks, {reasons}. Export it once there are some."
+        )
+    if not contents or left_out.keys() - {UNLABELLED}:
+        warnings.warn(f"{path}: {f'left out: {reasons}' if contents else 'there are no tasks in it'}.", stacklevel=2)
+    return _table(row for _, row in latest.values())
 
 
-def _tasks(path: Path) -> list[tuple[Mapping[str, Any], str]]:
+def _contents(path: Path) -> list[tuple[str, Any]]:
     """Each task of an export, and where it stands."""
     text = read_text(path)
-    delimiter = _studio_delimiter(text)
-    if delimiter:
-        return list(_table_tasks(text, delimiter, path))
-    try:
+    if delimiter := _studio_delimiter(text):
+        _, header, rows = _csv_rows(path, text, delimiter)
+        return [
+            (place, {name: _cell(cell) for name, cell in zip(header, cells, strict=True) if cell})
+            for place, cells in rows
+        ]
+    with explained(f"{path} is not JSON, nor a CSV or TSV with a column {ANNOTATION!r}", EXPORT_AGAIN):
         content = json.loads(text)
-    except ValueError as error:
-        line = getattr(error, "lineno", 1)  # a number of thousands of digits has none
-        raise DataError(
-            f"{path}, line {line}: not JSON ({error}), nor a CSV or TSV of Label Studio, which has a column "
-            f"{ANNOTATION!r}. Export it from Label Studio again."
-        ) from error
-    tasks = []
+    contents = []
     for number, task in enumerate(content if isinstance(content, list) else [content], 1):
-        place = f"{path}, task {number}"
-        if not isinstance(task, Mapping):
-            raise DataError(f"{place}: not a task but {task!r:.80}. Export it as JSON or JSON-MIN.")
-        tasks.append((task, f"{place} (id {brief(task['id'])})" if "id" in task else place))
-    return tasks
+        identifier = f" (id {brief(task['id'])})" if isinstance(task, Mapping) and "id" in task else ""
+        contents.append((f"{path}, task {number}{identifier}", task))
+    return contents
 
 
 def _studio_delimiter(text: str) -> str:
@@ -301,44 +356,19 @@ def _studio_delimiter(text: str) -> str:
     return next((mark for mark in "\t,;" if ANNOTATION in [cell.strip('"') for cell in header.split(mark)]), "")
 
 
-def _table_tasks(text: str, delimiter: str, path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The rows of a CSV or TSV as tasks of a JSON-MIN, whose cells they have."""
-    reader, line = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 2
-    try:
-        for row in reader:
-            place, line = f"{path}, line {line}", reader.line_num + 1
-            if None in row or None in row.values():
-                raise DataError(f"{place}: not as many cells as the header has. Export it from Label Studio again.")
-            # Several choices are an object in a cell.
-            yield {key: _cell(value) for key, value in row.items() if value}, place
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: not CSV ({error}). Export it from Label Studio again.") from error
-
-
 def _cell(text: str) -> Any:
+    """Several choices are an object in a cell."""
     try:
         return json.loads(text) if text.startswith("{") else text
     except ValueError:
         return text
 
 
-def _guarded(read: Callable[[], Iterable], place: str) -> list:
-    """What is found in a task; where text stands in place of an object, and so on, an error that names the task."""
-    try:
-        return list(read())
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"{place}: not as Label Studio exports tasks ({type(error).__name__}: {error}). Export it again as JSON or "
-            "JSON-MIN."
-        ) from error
-
-
-def _controls(task: Mapping[str, Any]) -> set[str]:
+def _controls(task: _Task | Mapping[str, Any]) -> set[str]:
     """Names of the tags whose choices a task has, or in a short export could have: there, data are beside them."""
-    if "data" in task:
-        annotations = task.get("annotations") or ()
-        results = [result for annotation in annotations for result in annotation.get("result") or ()]
-        return {result["from_name"] for result in results if result["type"] == "choices"}
+    if isinstance(task, _Task):
+        results = [result for annotation in task.annotations or () for result in annotation.result or ()]
+        return {result.from_name for result in results if result.type == "choices"}
     return {name for name, value in task.items() if name not in SHORT and _could_be_chosen(value)}
 
 
@@ -366,12 +396,12 @@ def _chosen_controls(
         DataError: the one that is wanted is not there, or there are several and none is.
     """
     names = set().union(*found)
-    listed = ", ".join(map(repr, sorted(names))) or "none"
-    if wanted is not None and wanted not in names:
-        raise DataError(
-            f"{path}: there are no choices of a control {wanted!r}. Controls that could be meant: {listed}."
-        )
     if wanted is not None:
+        if wanted not in names:
+            listed = ", ".join(map(repr, sorted(names))) or "none"
+            raise DataError(
+                f"{path}: there are no choices of a control {wanted!r}. Controls that could be meant: {listed}."
+            )
         return (wanted,)
     placed = {name for task, own in zip(tasks, found, strict=True) for name in _placed(task) if name in own}
     certain = placed or all("data" in task for task in tasks)
@@ -394,76 +424,67 @@ def _placed(task: Mapping[str, Any]) -> list[str]:
     return order[order.index("id") + 1 : order.index("annotator")]
 
 
-def _full(task: Mapping[str, Any], controls: Sequence[str], root: str, place: str) -> Iterator[Row | str]:
-    """Of a task as it is exported as JSON."""
-    annotations = task.get("annotations") or ()
-    if not annotations:
-        yield UNLABELLED
-    for annotation in annotations:
-        given = annotation.get("result") or ()
-        of_control: dict[str, list] = {}
-        for result in given:
-            if result["type"] == "choices":
-                of_control.setdefault(result["from_name"], []).append(result)
-        results = next((of_control[name] for name in controls if name in of_control), [])
-        chosen = [choice for result in results for choice in result["value"]["choices"]]
-        if annotation.get("was_cancelled"):
-            yield "were skipped by an annotator"
-        elif not chosen:
-            others = ", ".join(
-                sorted({f"{r['type']} of {r['from_name']!r}" for r in given if r["from_name"] not in controls})
-            )
-            yield f"have no choice, but {others}" if others else "have an annotation without a choice"
-        else:
-            annotator = results[0].get("meta", {}).get(ANNOTATOR)
-            if annotator is None:
-                annotator = _person(annotation.get("completed_by"))
-            yield _name(task["data"], root, place), _only(chosen, place), _text(annotator), _time(annotation)
-
-
-def _short(task: Mapping[str, Any], controls: Sequence[str], root: str, place: str) -> Iterator[Row | str]:
-    """Of an annotation as it is exported as JSON-MIN, CSV or TSV."""
-    control = next((name for name in controls if name in task), None)
+def _as_task(content: Mapping[str, Any], controls: Sequence[str]) -> dict[str, Any]:
+    """An annotation as it is exported as JSON-MIN, CSV or TSV, in the form of a task of a full export."""
+    control = next((name for name in controls if name in content), None)
+    if control is None and ANNOTATION not in content:
+        raise ValueError(f"neither 'data' nor {ANNOTATION!r} is there")
     if control is None:
-        if ANNOTATION not in task:
-            raise DataError(f"{place}: neither 'data' nor {ANNOTATION!r} is there. Export it as JSON or JSON-MIN.")
-        there = ", ".join(repr(name) for name in task if name not in SHORT)
-        yield f"have no choice, but {there}" if there else "have an annotation without a choice"
-        return
-    value = task[control]
-    # One choice is exported as text, several as an object.
-    chosen = value.get("choices", []) if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
-    data = {name: content for name, content in task.items() if name != control}
-    yield _name(data, root, place), _only(chosen, place), _person(task.get("annotator")), _time(task)
+        results: list[dict[str, Any]] = [
+            {"type": "a value", "from_name": name} for name in content if name not in SHORT
+        ]
+    else:
+        value = content[control]
+        # One choice is exported as text, several as an object.
+        chosen = value if isinstance(value, Mapping) else {"choices": value if isinstance(value, list) else [value]}
+        results = [{"type": "choices", "from_name": control, "value": chosen}]
+    times = {name: content.get(name) for name in ("updated_at", "created_at")}
+    annotation: dict[str, Any] = {"result": results, "completed_by": content.get("annotator"), **times}
+    return {"data": {name: value for name, value in content.items() if name != control}, "annotations": [annotation]}
 
 
-def _only(chosen: list, place: str) -> str:
+def _row(data: Mapping[str, Any], annotation: _Annotation, controls: Sequence[str], root: str) -> Row | str:
+    """The label that an annotation gives to an image, or why there is none.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    given = annotation.result or []
+    choices = [result for result in given if result.type == "choices"]
+    own = next((name for name in controls if any(result.from_name == name for result in choices)), None)
+    results = [result for result in choices if result.from_name == own]
+    chosen = [choice for result in results for choice in result.value.get("choices", ())]
+    if annotation.was_cancelled:
+        return "were skipped by an annotator"
+    if not chosen:
+        others = {f"{result.type} of {result.from_name!r}" for result in given if result.from_name not in controls}
+        return f"have no choice, but {', '.join(sorted(others))}" if others else "have an annotation without a choice"
     if len(chosen) != 1 or not isinstance(chosen[0], str) or not chosen[0]:
-        raise DataError(
-            f"{place}: an image here has one class, but this annotation has {chosen!r:.200}. Correct it in Label "
-            'Studio, and set choice="single" in the labelling configuration.'
+        raise ValueError(
+            f"an image here has one class, but this annotation has {chosen!r:.200}. Correct it in Label Studio, and "
+            'set choice="single" in the labelling configuration'
         )
-    return chosen[0]
+    said = results[0].meta.palkit_annotator
+    annotator = annotation.completed_by if said is None else said
+    return Row(_name(data, root), chosen[0], annotator, annotation.updated_at or annotation.created_at)
 
 
-def _name(data: Mapping[str, Any], root: str, place: str) -> str:
+def _name(data: Mapping[str, Any], root: str) -> str:
     """Id of the image: ours, or else the path in its address, below the root."""
     if data.get(ID):
-        return _text(data[ID])
+        return str(data[ID])
     addresses = [data[IMAGE]] if data.get(IMAGE) else [value for value in data.values() if _is_address(value)]
     if len(addresses) != 1 or not isinstance(addresses[0], str):
-        raise DataError(
-            f"{place}: there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image; it has "
-            f"{', '.join(map(repr, data))}. Name the image {IMAGE!r} in the tasks."
+        raise ValueError(
+            f"there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image; it has "
+            f"{', '.join(map(repr, data))}. Name the image {IMAGE!r} in the tasks"
         )
     name = _path_of(addresses[0])
     if not root:
         return name
     image, folder = _comparable(name), _comparable(root) + "/"
     if not image.startswith(folder):
-        raise DataError(
-            f"{place}: the image {name!r} does not lie below the root {root!r}. Give the root it lies below."
-        )
+        raise ValueError(f"the image {name!r} does not lie below the root {root!r}. Give the root it lies below")
     return image.removeprefix(folder)
 
 
@@ -511,8 +532,7 @@ def located(names: Iterable[str], ids: Collection[str], pool: str) -> dict[str, 
     ends: dict[str, list[str]] = {}
     for one in ids:
         ends.setdefault(one.rpartition("/")[2], []).append(one)
-    for name in strangers:
-        found[name] = _ending(name, ids, ends, pool)
+    found |= {name: _ending(name, ids, ends, pool) for name in strangers}
     meant: dict[str, str] = {}
     for name, image in found.items():
         other = meant.setdefault(image, name)
@@ -554,58 +574,23 @@ def _uploaded(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
-def _person(who: Any) -> str:
-    """Annotator of `completed_by`: a user's number, or an object with the e-mail address."""
-    if isinstance(who, Mapping):
-        who = who.get("email", who.get("id"))
-    return "" if who is None else _text(who)
-
-
-def _text(value: Any) -> str:
-    """Text, or a number as text: users and tasks have numbers."""
-    if not isinstance(value, str | int):
-        raise TypeError(f"{brief(value)} is no text")
-    return brief(value) if isinstance(value, int) else value
-
-
-def _time(annotation: Mapping[str, Any]) -> str:
-    return annotation.get("updated_at") or annotation.get("created_at") or ""
-
-
-def _moment(time: str, place: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(time)
-    except (ValueError, TypeError):
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise DataError(f"{place}: the time {time!r} is not ISO 8601 with an offset, as in 2026-01-31T12:00:00+00:00.")
-    return moment
-
-
-def check_labels(table: pd.DataFrame, *, distinct: bool = True) -> None:
-    """Refuse what is no table of labels.
+def check_labels(table: pd.DataFrame, *, distinct: bool = True) -> list[Row]:
+    """The rows of a table of labels.
 
     Args:
         table: of labels.
         distinct: refuse two rows of an image by one annotator.
 
     Raises:
-        ConfigError: names the column or the row.
+        ConfigError: it is none; names the column or the row.
     """
-    if not isinstance(table, pd.DataFrame):
-        raise ConfigError(f"table: a table with the columns {', '.join(COLUMNS)} is needed, got {brief(table)}.")
-    missing = [name for name in COLUMNS if name not in table]
+    missing = [name for name in COLUMNS if not isinstance(table, pd.DataFrame) or name not in table]
     if missing:
-        raise ConfigError(f"table: the column {missing[0]!r} is missing.")
-    seen: set[tuple[str, str]] = set()
-    for number, row in enumerate(table[list(COLUMNS)].itertuples(index=False), 1):
-        wrong = [name for name, value in zip(COLUMNS, row, strict=True) if not isinstance(value, str)]
-        if wrong:
-            raise ConfigError(f"table, row {number}: {wrong[0]!r} must be text, got {brief(getattr(row, wrong[0]))}.")
-        try:
-            _check_row(row, seen if distinct else set(), f"table, row {number}")
-        except DataError as error:
-            raise ConfigError(str(error)) from None
+        raise ConfigError(
+            f"table: the column {missing[0]!r} is missing. A table with the columns {', '.join(COLUMNS)} is needed."
+        )
+    records = ((f"table, row {number}", values) for number, values in enumerate(table.to_dict("records"), 1))
+    return _label_rows(records, error=ConfigError, distinct=distinct)
 
 
 def _check_classes(class_names: Sequence[str]) -> None:
@@ -613,16 +598,16 @@ def _check_classes(class_names: Sequence[str]) -> None:
         raise ConfigError(f"class_names: one or more distinct names are needed, got {list(class_names)}.")
 
 
-def _check_known(values: pd.Series, known: Sequence[str] | pd.Series, field: str) -> None:
-    unknown = values[~values.map(normal).isin([normal(one) for one in known])]
-    if len(unknown):
-        raise ConfigError(
-            f"{field} {unknown.iloc[0]!r} is not among the {len(known)} known. Add it there or leave it out."
-        )
+def _check_known(values: Iterable[str], known: Collection[str], field: str) -> None:
+    there = {*map(normal, known)}
+    unknown = next((value for value in values if normal(value) not in there), None)
+    if unknown is not None:
+        raise ConfigError(f"{field} {unknown!r} is not among the {len(known)} known. Add it there or leave it out.")
 
 
-def _table(rows: Sequence[Row]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+def _table(rows: Iterable[Row]) -> pd.DataFrame:
+    cells = [(row.id, row.label, row.annotator, row.time) for row in rows]
+    return pd.DataFrame(cells, columns=COLUMNS, dtype=object)
 
 
 def _write(path: Path, text: str) -> None:

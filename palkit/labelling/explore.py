@@ -17,19 +17,18 @@ from torch import Tensor
 from palkit.config import ExperimentConfig, plain
 from palkit.data import FileImages, ImagePool
 from palkit.errors import ConfigError, brief, unknown_name
-from palkit.experiments.experiment import Learner, seed_of
+from palkit.experiments.experiment import Learner
 from palkit.experiments.setting import Setting, pool_of, setting, settle
 from palkit.labelling.maps import pca, tsne
 from palkit.labelling.proposals import Answer, propose
 from palkit.models.adapters import AdaptedModel
 from palkit.progress import Progress, silent
 from palkit.scoring.inputs import InputCache
-from palkit.scoring.scorer import score_pool
 from palkit.storage.checks import checked
 from palkit.storage.files import cache_dir
-from palkit.strategies import get_strategy, select
+from palkit.strategies import get_strategy
 from palkit.strategies.registry import check_options
-from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.scores import Dropout, PoolScores
 
 HISTORIES = ("random", "own")
 MAPS = ("pca", "tsne")
@@ -271,9 +270,7 @@ class Exploration:
 
     def _score(self, learner: Learner, state: _State, dropout: Dropout | None, progress: Progress) -> PoolScores:
         def make() -> PoolScores:
-            model, rng = self._model(learner, state, progress), _generator(learner, "dropout", state)
-            config = learner.here.cache.config
-            scores = score_pool(model, learner.inputs, config, progress, dropout=dropout, rng=rng, names=learner.names)
+            scores = learner.scored(self._model(learner, state, progress), dropout, state.number, progress)
             self._scores.keep((state, None), PoolScores(scores.features, scores.probs, names=scores.names))
             return scores
 
@@ -283,14 +280,11 @@ class Exploration:
         self, learner: Learner, state: _State, name: str, balance: str | None, size: int, progress: Progress
     ) -> np.ndarray:
         def make() -> np.ndarray:
-            strategy, bought = get_strategy(name), torch.from_numpy(self._labelled(learner, state, progress))
+            strategy, bought = get_strategy(name), self._labelled(learner, state, progress)
             looks = balance is not None or not strategy.blind
             scores = self._score(learner, state, strategy.dropout, progress) if looks else learner.unscored()
-            labelled = LabelledSet(bought, learner.pool_labels[bought])
-            rng = _generator(learner, "select", state, 1)
-            options = learner.truth_for(strategy.name)
             progress(f"selecting ({name})", 0, 1)
-            return select(name, scores, labelled, size, rng, balance=balance, **options).numpy()
+            return learner.buy(name, scores, bought, size, state.number + 1, balance=balance)
 
         return self._picks.get((state, name, balance, size), make)
 
@@ -300,10 +294,6 @@ def _identity(pool: ImagePool) -> str:
     paths = [str(path) for path in pool.images.paths] if isinstance(pool.images, FileImages) else []
     content = json.dumps([pool.checksum(), pool.ids.tolist(), pool.class_names, paths])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _generator(learner: Learner, purpose: str, state: _State, after: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(learner.config.seed, purpose, state.number + after))
 
 
 def summary(question: Question) -> str:

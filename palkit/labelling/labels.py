@@ -1,4 +1,4 @@
-"""Labels that people give: an append-only log of what they did, and what follows from it."""
+"""The log of labels that people give, append-only, and what stands in it."""
 
 import codecs
 import json
@@ -8,34 +8,27 @@ import threading
 import unicodedata
 import warnings
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import pandas as pd
 from filelock import FileLock
+from pydantic import ConfigDict, model_validator
 from sklearn.metrics import cohen_kappa_score
 
 from palkit.errors import DataError
+from palkit.labelling.records import Moment, Text, explained, record
 from palkit.storage.checks import normal
 from palkit.storage.files import write_text
 
 ANSWERS = ("label", "unsure", "skip")
-NEEDED = {
-    "label": ("annotator", "id", "label"),
-    "unsure": ("annotator", "id"),
-    "skip": ("annotator", "id"),
-    "undo": ("annotator",),
-    "class": ("annotator", "label"),
-}
-ACTIONS = tuple(NEEDED)
+NEEDED = {"label": ("id", "label"), "unsure": ("id",), "skip": ("id",), "undo": (), "class": ("label",)}
 INCOMPLETE = b" (incomplete)"  # ends a line whose writer was killed in the middle of it
-ENDS = (b"}\n", b")\n")  # of what palkit writes: an event, or an incomplete one
-LONGEST = 2**16  # bytes of a line
 CHECKSUM = "crc"  # of a line, by which a damaged one is told
 SIZE = ".size"  # what the name of the file ends in that says how many bytes have been written
 FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
@@ -43,6 +36,7 @@ WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # of UTF-32 too, whose little
 COLUMNS = ("id", "annotator", "answer", "label", "time")
 COMMENT = b"#"  # begins a line that somebody wrote for people
 BY_HAND = {  # what an editor, or who uses it, leaves in a file
+    "a byte order mark": re.compile(rb"\A\xef\xbb\xbf"),
     "Windows line ends": re.compile(rb"\r\n"),
     "spaces around lines": re.compile(rb"(?m)^[ \t]+\S|[ \t]\r?$"),
     "blank lines": re.compile(rb"(?m)^[ \t\r]*\n"),
@@ -63,11 +57,28 @@ class Event:
         label: class name, for "label" and "class".
     """
 
-    time: str
-    annotator: str
-    action: str
-    id: str = ""
-    label: str = ""
+    time: Moment
+    annotator: Text
+    action: Text
+    id: Text = ""
+    label: Text = ""
+
+
+@dataclass(frozen=True)
+class _Line(Event):
+    """An event as it is stored, with its checksum."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    action: Literal["label", "unsure", "skip", "undo", "class"]
+    crc: Text | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "_Line":
+        for name in ("annotator", *NEEDED[self.action]):
+            if not getattr(self, name):
+                raise ValueError(f"action {self.action!r} needs {name}")
+        return self
 
 
 def now() -> str:
@@ -82,24 +93,16 @@ class LabelLog:
     apart, and take the last line end away; lines that begin with # are comments. Two names that look the same are the
     same, however they were typed.
 
-    Attributes:
-        edited: how often somebody has changed the file by hand; as long as nobody does, events are only added.
-
     Args:
         path: of the file, which need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.edited = 0
         self._reading = threading.Lock()
-        self._forget()
-
-    def _forget(self) -> None:
+        self._state: tuple[int, int] | None = None  # size and time of change of the file that was read last
+        self._content = b""
         self._events: list[Event] = []
-        self._size = 0  # bytes that have been read
-        self._lines = 0
-        self._modified = 0  # when, in nanoseconds
 
     def append(self, events: Sequence[Event]) -> None:
         """Write events; when this returns they are on the disk.
@@ -110,15 +113,15 @@ class LabelLog:
         lines = b"".join(_line(event) for event in events)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"), open(self.path, "ab+") as file:
-                before = file.seek(0, os.SEEK_END)
-                added = self.check()
+            with FileLock(f"{self.path}.lock"), open(self.path, "ab") as file:
+                content = self._read()
+                added = self._added(content)
                 try:
-                    file.write(_mend(file, before) + lines)
+                    file.write(_mend(content) + lines)
                     file.flush()
                     os.fsync(file.fileno())
                 except OSError:
-                    os.ftruncate(file.fileno(), before)  # a full disk must not keep half of a line
+                    os.ftruncate(file.fileno(), len(content))  # a full disk must not keep half of a line
                     raise
                 self._record(file.tell() - added)
         except OSError as error:
@@ -128,71 +131,48 @@ class LabelLog:
             ) from error
 
     def events(self) -> list[Event]:
-        """All events so far, those of other processes included; only what is new is read.
+        """All events so far, those of other processes included; the same list until there is something new.
 
         Raises:
             DataError: the file cannot be read, or a line is not an event; names it.
         """
         with self._reading:
-            state = self.path.stat() if self.path.exists() else None
-            size, modified = (state.st_size, state.st_mtime_ns) if state else (0, 0)
-            if self._is_edited(size, modified):
-                self.edited += 1
-                self._forget()
-            self._modified = modified
-            if size > self._size:
-                new = self._read_from(self._size)
-                if not self._size:
-                    self._refuse_wide(new)
-                    mark, new = _divided(new)
-                    self._warn_of_editor(mark, new[: new.rfind(b"\n") + 1])
-                    self._size = len(mark)
-                # What follows the last line break may still be being written.
-                complete = new[: new.rfind(b"\n") + 1]
-                numbered = enumerate(complete.split(b"\n")[:-1], start=self._lines + 1)
-                self._events += [
-                    _event(line, f"{self.path}, line {number}") for number, line in numbered if _is_event(line)
-                ]
-                self._lines += complete.count(b"\n")
-                self._size += len(complete)
-                last = new[len(complete) :]
-                if _is_whole(last):  # an editor took the line end away
-                    return [*self._events, _event(last, "")]
-            return list(self._events)
+            stat = self.path.stat() if self.path.exists() else None
+            state = (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
+            if state != self._state:
+                content = self._read()
+                self._refuse_wide(content)
+                if not self._content or not content.startswith(self._content):
+                    self._warn_of_editor(content[: content.rfind(b"\n") + 1])
+                *lines, last = _lines(content)
+                # What follows the last line break may still be being written, or an editor took the line end away.
+                lines += [last] * _is_whole(last)
+                self._events = [self._event(line, number) for number, line in enumerate(lines, 1) if _is_event(line)]
+                self._state, self._content = state, content
+            return self._events
 
-    def _is_edited(self, size: int, modified: int) -> bool:
-        """Whether somebody has changed by hand what has been read already, as far as that can be seen cheaply."""
-        if size == self._size:
-            return modified != self._modified
-        return size < self._size or bool(self._size and self._read_from(self._size - 1)[:1] != b"\n")
-
-    def check(self) -> int:
-        """Compare the file's end with what has been written so far.
-
-        Returns:
-            Bytes that an editor has added to it, less those that it took away: a byte order mark, carriage returns,
-            spaces, comments and so on. The lines are counted as palkit writes them.
+    def check(self) -> None:
+        """Compare the file with what has been written so far.
 
         Raises:
             DataError: something is missing, or the file is not UTF-8 any more.
         """
-        written = self._written()
-        there = self.path.stat().st_size if self.path.exists() else 0
-        if there == written and (not there or self._read_from(there - 2) in ENDS):
-            return 0
-        content = self._read_from(0) if there else b""
+        self._added(self._read())
+
+    def _added(self, content: bytes) -> int:
+        """Bytes that an editor has added to what was written, less those that it took away.
+
+        A byte order mark, carriage returns, spaces, comments and so on: the lines are counted as palkit writes them.
+        """
         self._refuse_wide(content)
-        text = _divided(content)[1]
-        plain = text.replace(b"\r\n", b"\n")
-        if len(plain) == written and plain.endswith(ENDS):
-            return len(content) - written
-        *lines, last = text.split(b"\n")
+        written = self._written()
+        *lines, last = _lines(content)
         whole = _is_whole(last)
         kept = sum(map(_written_size, [*lines, *[last] * whole]))
         if kept < written:
             for number, line in enumerate(lines, 1):
                 if _is_event(line):
-                    _event(line, f"{self.path}, line {number}")  # one that somebody damaged is not lost, but named
+                    self._event(line, number)  # one that somebody damaged is not lost, but named
             raise DataError(
                 f"{self.path} has lost its end, or lines before it: of {written} bytes that had been written {kept} "
                 "are there, and labels may be missing. Restore the file from a backup. To go on with what is left, or "
@@ -200,6 +180,11 @@ class LabelLog:
             )
         # The next line to be written ends the last one, as whoever wrote that had done.
         return len(content) + whole - kept - len(last) * (not whole)
+
+    def _event(self, line: bytes, number: int) -> Event:
+        shown = line[:200].decode(errors="replace")
+        with explained(f"{self.path}, line {number}", f"Mend or remove the line {shown!r}; the others stand."):
+            return _parsed(line)[0]
 
     def _refuse_wide(self, content: bytes) -> None:
         """DataError if an editor has saved the file as UTF-16 or UTF-32."""
@@ -209,8 +194,8 @@ class LabelLog:
                 "save it once more as UTF-8."
             )
 
-    def _warn_of_editor(self, mark: bytes, lines: bytes) -> None:
-        found = ["a byte order mark"] * bool(mark) + [name for name, sign in BY_HAND.items() if sign.search(lines)]
+    def _warn_of_editor(self, lines: bytes) -> None:
+        found = [name for name, sign in BY_HAND.items() if sign.search(lines)]
         if found:
             warnings.warn(
                 f"{self.path} was saved by an editor, with {', '.join(found)}. Nothing is lost by that: all lines are "
@@ -255,28 +240,26 @@ class LabelLog:
                 stacklevel=3,
             )
 
-    def _read_from(self, start: int) -> bytes:
+    def _read(self) -> bytes:
         try:
-            with open(self.path, "rb") as file:
-                file.seek(start)
-                return file.read()
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
         except OSError as error:
             raise DataError(f"{self.path} cannot be read ({error}). Make it a readable file.") from error
 
 
-def _divided(content: bytes) -> tuple[bytes, bytes]:
-    """The byte order mark that an editor may have put first, and the rest."""
-    rest = content.removeprefix(codecs.BOM_UTF8)
-    return content[: len(content) - len(rest)], rest
+def _lines(content: bytes) -> list[bytes]:
+    """Complete lines, without the byte order mark that an editor may have put first; then what follows the last."""
+    return content.removeprefix(codecs.BOM_UTF8).split(b"\n")
 
 
-def _mend(file: IO[bytes], size: int) -> bytes:
+def _mend(content: bytes) -> bytes:
     """What a file must get first whose last line lacks its end because its writer was killed."""
-    file.seek(max(0, size - LONGEST))
-    tail = file.read().rsplit(b"\n", 1)[-1]
-    if not tail:
+    last = content.rpartition(b"\n")[2]
+    if not last:
         return b""
-    return b"\n" if _is_whole(tail) else INCOMPLETE + b"\n"
+    return b"\n" if _is_whole(last) else INCOMPLETE + b"\n"
 
 
 def _is_event(line: bytes) -> bool:
@@ -287,8 +270,8 @@ def _is_event(line: bytes) -> bool:
 def _is_whole(line: bytes) -> bool:
     """Whether a line without an end is an event all the same."""
     try:
-        _event(line, "")
-    except DataError:
+        _parsed(line)
+    except ValueError:
         return False
     return True
 
@@ -298,8 +281,8 @@ def _written_size(line: bytes) -> int:
     if not line.rstrip().endswith(INCOMPLETE) and not _is_event(line):
         return 0
     try:
-        return len(_line(_as_written(line, "")))
-    except DataError:
+        return _parsed(line)[1]
+    except ValueError:
         return len(line.rstrip()) + 1
 
 
@@ -319,45 +302,23 @@ def _checksum(event: Event) -> str:
     return f"{zlib.crc32(_packed(_plain(event))):08x}"
 
 
-def _event(line: bytes, where: str) -> Event:
-    """The event of a line, its names as they are compared."""
-    event = _as_written(line, where)
-    return replace(event, annotator=normal(event.annotator), id=normal(event.id), label=normal(event.label))
-
-
-def _as_written(line: bytes, where: str) -> Event:
-    """The event of a line with the names that were written: an editor may have composed accents, or taken them apart.
+@lru_cache(2**17)
+def _parsed(line: bytes) -> tuple[Event, int]:
+    """The event of a line, its names as they are compared; and the bytes of the line as palkit wrote it.
 
     Raises:
-        DataError: it is none, or was changed.
+        ValueError: it is none, or was changed.
     """
-    try:
-        values = json.loads(line.decode(errors=FILE_NAMES))
-        checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
-        event = Event(**values)
-        if event.action not in ACTIONS:
-            raise ValueError(f"action {event.action!r} is none of {', '.join(ACTIONS)}")
-        if not all(isinstance(value, str) for value in asdict(event).values()):
-            raise ValueError("all values must be text")
-        if datetime.fromisoformat(event.time).tzinfo is None:
-            raise ValueError(f"the time {event.time!r} has no offset")
-        lacking = [name for name in NEEDED[event.action] if not getattr(event, name)]
-        if lacking:
-            raise ValueError(f"action {event.action!r} needs {' and '.join(lacking)}")
-        forms = [event, *(Event(**_in_form(form, event)) for form in ("NFC", "NFD"))]
-        found = next((one for one in forms if checksum in (None, _checksum(one))), None)
-        if found is None:
-            raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
-    except (ValueError, TypeError) as error:  # JSON and Unicode errors are ValueErrors
-        raise DataError(
-            f"{where}: this is not a line of a label log ({error}): {line[:200].decode(errors='replace')!r}. Mend or "
-            "remove the line; the others stand."
-        ) from error
-    return found
-
-
-def _in_form(form: Literal["NFC", "NFD"], event: Event) -> dict[str, str]:
-    return {name: unicodedata.normalize(form, value) for name, value in asdict(event).items()}
+    stored = record(_Line, json.loads(line.decode(errors=FILE_NAMES)))
+    values = (stored.time, stored.annotator, stored.action, stored.id, stored.label)
+    # An editor may have composed accents, or taken them apart.
+    forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+    written = [Event(*values), *(Event(*(unicodedata.normalize(form, value) for value in values)) for form in forms)]
+    found = next((one for one in written if stored.crc in (None, _checksum(one))), None)
+    if found is None:
+        raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
+    compared = Event(found.time, normal(found.annotator), found.action, normal(found.id), normal(found.label))
+    return compared, len(_line(found))
 
 
 def classes(events: Iterable[Event], known: Sequence[str] = ()) -> tuple[str, ...]:
@@ -382,8 +343,20 @@ def skipped(events: Iterable[Event]) -> dict[tuple[str, str], int]:
     return {(one.id, one.annotator): place for place, one in _last_answers(events) if one.action == "skip"}
 
 
+def last_answer(events: Iterable[Event], annotator: str) -> Event | None:
+    """What an undo of this annotator would take back."""
+    mine = _not_undone(events).get(annotator)
+    return mine[-1][1] if mine else None
+
+
 def _last_answers(events: Iterable[Event]) -> list[tuple[int, Event]]:
     """Place and event of what stands for each image and annotator, in order."""
+    last = {(one.id, one.annotator): (place, one) for mine in _not_undone(events).values() for place, one in mine}
+    return sorted(last.values(), key=lambda answer: answer[0])
+
+
+def _not_undone(events: Iterable[Event]) -> dict[str, list[tuple[int, Event]]]:
+    """Place and event of every answer that has not been taken back, by annotator."""
     answers: dict[str, list[tuple[int, Event]]] = {}
     for place, event in enumerate(events):
         mine = answers.setdefault(event.annotator, [])
@@ -391,21 +364,7 @@ def _last_answers(events: Iterable[Event]) -> list[tuple[int, Event]]:
             mine.append((place, event))
         elif event.action == "undo" and mine:
             mine.pop()
-    last = {(event.id, event.annotator): (place, event) for mine in answers.values() for place, event in mine}
-    return sorted(last.values(), key=lambda answer: answer[0])
-
-
-def last_answer(events: Iterable[Event], annotator: str) -> Event | None:
-    """What an undo of this annotator would take back."""
-    mine: list[Event] = []
-    for event in events:
-        if event.annotator != annotator:
-            continue
-        if event.action in ANSWERS:
-            mine.append(event)
-        elif event.action == "undo" and mine:
-            mine.pop()
-    return mine[-1] if mine else None
+    return answers
 
 
 def agreed(table: pd.DataFrame) -> dict[str, str]:
@@ -415,15 +374,10 @@ def agreed(table: pd.DataFrame) -> dict[str, str]:
         table: of `standing`.
     """
     given = table[table["answer"] == "label"]
-    votes: dict[str, list[str]] = {}
-    for name, label in zip(given["id"], given["label"], strict=True):
-        votes.setdefault(name, []).append(label)
-    labels = {}
-    for name, ballot in votes.items():
-        first, *others = Counter(ballot).most_common(2) if len(ballot) > 1 else [(ballot[0], 1)]
-        if not others or first[1] > others[0][1]:
-            labels[name] = first[0]
-    return labels
+    votes = given.groupby(["id", "label"], sort=False).size().rename("votes").reset_index()
+    most = votes[votes["votes"] == votes.groupby("id")["votes"].transform("max")].drop_duplicates("id", keep=False)
+    labels = dict(zip(most["id"], most["label"], strict=True))
+    return {name: labels[name] for name in given["id"].unique() if name in labels}
 
 
 def disagreements(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Label images round by round: propose, label, fit. For a notebook, a script, or whatever else asks an expert."""
+"""A labelling session, round by round: propose, label, fit; for a notebook, a script, or whatever asks an expert."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from palkit.experiments.setting import pool_of
 from palkit.labelling.answers import Answers
 from palkit.labelling.extrapolation import Forecast, forecast
 from palkit.labelling.labels import now
-from palkit.labelling.session_file import SessionFile, SessionRound, curve_of
-from palkit.labelling.session_learner import Fit, SessionLearner
+from palkit.labelling.session_file import Proposed, SessionFile, SessionRound, SessionState, curve_of
+from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
 from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
 from palkit.storage.checks import checked, normal
 from palkit.storage.files import runs_dir
 
 OURS = ("classes", "budget", "held_out", "folder", "device")
-PROPOSAL = ("id", "rank", "predicted", "probability", "purpose")
+PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
 
 
 def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
@@ -84,9 +83,9 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     file = SessionFile(Path(folder) / "session.json")
     if not file.path.exists():
         return classifier.load_model(folder, device)
-    state, rounds = file.read(), file.rounds()
-    fields = without_checksums(rounds[-1].config) if rounds else {}
-    config = config_from_dict({**fields, "dataset": state["dataset"]})
+    state = file.read()
+    fields = without_checksums(state.rounds[-1].config) if state.rounds else {}
+    config = config_from_dict({**fields, "dataset": state.dataset})
     return Session(config, "predict", folder=folder, device=device).model()
 
 
@@ -194,7 +193,7 @@ class Session(Answers):
     @property
     def held_out(self) -> list[str]:
         """Images of the pool set aside for evaluation."""
-        return self.file.read()["held_out"]
+        return self.file.read().held_out
 
     # What to label next
 
@@ -225,11 +224,11 @@ class Session(Answers):
         if size > 0:
             chosen = self._choose(size, progress)
 
-            def add(state: dict[str, Any]) -> dict[str, Any]:
+            def add(state: SessionState) -> SessionState:
                 # Another annotator may have proposed a batch meanwhile: then everybody has that one.
                 if (self.open()["purpose"] == "train").any():
                     return state
-                return state | {"proposed": [*state["proposed"], *chosen]}
+                return dataclasses.replace(state, proposed=[*state.proposed, *chosen])
 
             self.file.change(add)
         return self.open()
@@ -239,18 +238,17 @@ class Session(Answers):
         state, (answers, skips) = self.file.read(), self._stands()
         done = set(answers.loc[answers["answer"] != "skip", "id"])
         mine = {name: place for (name, annotator), place in skips.items() if annotator == self.annotator}
-        fitted_at = max((one.get("events", 0) for one in state["rounds"]), default=0)
+        fitted_at = max((one.events for one in state.rounds), default=0)
         held_out = [
-            {"id": name, "rank": rank, "predicted": "", "probability": None, "purpose": "held out", "events": fitted_at}
-            for rank, name in enumerate(state["held_out"], start=1)
+            Proposed(name, rank, "", None, "held out", "", fitted_at)
+            for rank, name in enumerate(state.held_out, start=1)
         ]
         waiting = [
-            one
-            for one in [*held_out, *state["proposed"]]
-            if one["id"] in self.row_of and one["id"] not in done and mine.get(one["id"], -1) < one.get("events", 0)
+            (one.id, self.row_of[one.id], one.rank, one.predicted, one.probability, one.purpose)
+            for one in [*held_out, *state.proposed]
+            if one.id in self.row_of and one.id not in done and mine.get(one.id, -1) < one.events
         ]
         table = pd.DataFrame(waiting, columns=list(PROPOSAL))
-        table.insert(1, "row", [self.row_of[one["id"]] for one in waiting])
         return table.astype({"row": np.int64, "rank": np.int64, "probability": np.float64})
 
     def second_opinions(self) -> pd.DataFrame:
@@ -261,7 +259,7 @@ class Session(Answers):
         wanted = [name for name in names if name not in mine and name in self.row_of]
         return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
 
-    def _choose(self, size: int, progress: Progress) -> list[dict[str, Any]]:
+    def _choose(self, size: int, progress: Progress) -> list[Proposed]:
         rounds, labels, (answers, skips) = self.rounds(), self.training_labels(), self._stands()
         # What was skipped since the last fit is not asked again before the next.
         since = rounds[-1].events if rounds else 0
@@ -270,24 +268,23 @@ class Session(Answers):
         fit = self._restored(rounds[-1], progress) if rounds else None
         positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
         moment, events = now(), len(self.log.events())
-        return [
-            {"rank": rank, "time": moment, "events": events, "purpose": "train", **self._guess(position, fit)}
-            for rank, position in enumerate(positions, start=1)
-        ]
-
-    def _guess(self, position: int, fit: Fit | None) -> dict[str, Any]:
-        name = normal(str(self.pool.ids[self.learner.rows[position]]))
-        if fit is None:
-            return {"id": name, "predicted": "", "probability": None}
-        probability, code = fit.scores.probs[position].max(0)
-        return {"id": name, "predicted": fit.class_names[int(code)], "probability": float(probability)}
+        proposed = []
+        for rank, position in enumerate(positions, start=1):
+            name = normal(str(self.pool.ids[self.learner.rows[position]]))
+            predicted, probability = fit.guess(position) if fit else ("", None)
+            proposed.append(Proposed(name, rank, predicted, probability, "train", moment, events))
+        return proposed
 
     def _restored(self, last: SessionRound, progress: Progress) -> Fit:
         """The last round's fit, made again if this process did not make it."""
         if self._fit is None or self._fit[0] != last.number:
-            labels = dict(zip(last.ids, last.labels, strict=True))
-            self._fit = last.number, self.learner.fit(labels, last.class_names, last.number, {}, progress)
+            self._fit = last.number, self.learner.score(self._refitted(last, progress), {}, progress)
         return self._fit[1]
+
+    def _refitted(self, last: SessionRound, progress: Progress) -> Fitted:
+        """The model of a round, made again from its labels."""
+        labels = dict(zip(last.ids, last.labels, strict=True))
+        return self.learner.fit(labels, last.class_names, last.number, progress)
 
     # Rounds
 
@@ -309,19 +306,17 @@ class Session(Answers):
                 + "".join(f", all of class {name!r}" for name in set(labels.values()))
                 + ". Label more of what is proposed."
             )
-        began, number = time.perf_counter(), len(state["rounds"])
+        began, number = time.perf_counter(), len(state.rounds)
         held_out = {name: given[name] for name in self.held_out if name in given}
-        fit = self.learner.fit(labels, names, number, held_out, progress)
-        right = [
-            one["predicted"] == given[one["id"]] for one in state["proposed"] if one["predicted"] and one["id"] in given
-        ]
+        fit = self.learner.score(self.learner.fit(labels, names, number, progress), held_out, progress)
+        right = [one.predicted == given[one.id] for one in state.proposed if one.predicted and one.id in given]
         round_ = SessionRound(
             number=number,
             time=now(),
             ids=list(labels),
             labels=list(labels.values()),
             class_names=list(names),
-            proposed=[one["id"] for one in state["proposed"]],
+            proposed=[one.id for one in state.proposed],
             held_out=fit.held_out,
             metrics=fit.metrics,
             guessed=len(right),
@@ -332,19 +327,19 @@ class Session(Answers):
             events=len(self.log.events()),
         )
 
-        def add(state: dict[str, Any]) -> dict[str, Any]:
+        def add(state: SessionState) -> SessionState:
             # Somebody else may have fitted meanwhile: no round is lost, this one comes after it.
-            last = asdict(round_) | {"number": len(state["rounds"])}
-            return state | {"proposed": [], "rounds": [*state["rounds"], last]}
+            last = dataclasses.replace(round_, number=len(state.rounds))
+            return dataclasses.replace(state, proposed=[], rounds=[*state.rounds, last])
 
-        stored = self.file.change(add)["rounds"][-1]
-        if stored["number"] == number:
+        stored = self.file.change(add).rounds[-1]
+        if stored.number == number:
             self._fit = number, fit
-        return SessionRound(**stored)
+        return stored
 
     def rounds(self) -> list[SessionRound]:
         """All fits so far."""
-        return self.file.rounds()
+        return self.file.read().rounds
 
     @memory_explained()
     def model(self, progress: Progress = silent) -> Classifier:
@@ -359,10 +354,7 @@ class Session(Answers):
         rounds = self.rounds()
         if not rounds:
             raise ConfigError(f"the session in {self.folder} has no fit yet. Label some images and fit first.")
-        last = rounds[-1]
-        return self.learner.model(
-            dict(zip(last.ids, last.labels, strict=True)), last.class_names, last.number, progress
-        )
+        return self._refitted(rounds[-1], progress).classifier()
 
     def curve(self) -> pd.DataFrame:
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""

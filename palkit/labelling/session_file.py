@@ -1,32 +1,22 @@
-"""`session.json`: what was proposed in a labelling session, and its rounds; labels are not in it."""
+"""The file `session.json`: what was proposed in a labelling session, and its rounds; labels are not in it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ConfigDict, Field, model_validator
 
 from palkit.errors import ConfigError, DataError, brief
-from palkit.storage.checks import checked, normal
+from palkit.labelling.records import Count, Name, Number, Text, record
+from palkit.storage.checks import normal
 from palkit.storage.files import locked, read_json, write_json
 
 CURVE = ("round", "labels", "held_out", "accuracy", "balanced_accuracy", "first_guess", "guessed", "seconds")
-
-
-# What JSON makes of the fields of a round, and of what is proposed.
-TEXTS = tuple[str, ...]
-ROUND = {
-    "number": int, "time": str, "ids": TEXTS, "labels": TEXTS, "class_names": TEXTS, "proposed": TEXTS, "held_out": int,
-    "metrics": Mapping[str, Any], "guessed": int, "first_guess": float | None, "seconds": float,
-    "config": Mapping[str, Any], "provenance": Mapping[str, Any], "events": int,
-}  # fmt: skip
-PROPOSED = {
-    "id": str, "rank": int, "predicted": str, "probability": float | None, "purpose": str, "time": str, "events": int,
-}  # fmt: skip
-OPTIONAL = {"events"}  # older files lack it
+SHARES = ("accuracy", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
@@ -49,20 +39,79 @@ class SessionRound:
         events: length of the log of answers when it was fitted.
     """
 
-    number: int
-    time: str
-    ids: list[str]
-    labels: list[str]
-    class_names: list[str]
-    proposed: list[str]
-    held_out: int
-    metrics: dict[str, float]
-    guessed: int
-    first_guess: float | None
-    seconds: float
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    number: Count
+    time: Text
+    ids: Annotated[list[Name], Field(min_length=1)]
+    labels: list[Name]
+    class_names: list[Name]
+    proposed: list[Name]
+    held_out: Count
+    metrics: dict[str, Annotated[float, Field(strict=True)]]
+    guessed: Count
+    first_guess: Number | None
+    seconds: Number
     config: dict[str, Any]
     provenance: dict[str, Any]
-    events: int = 0
+    events: Count = 0  # older files lack it
+
+    @model_validator(mode="after")
+    def _fits(self) -> "SessionRound":
+        if len(self.ids) != len(self.labels):
+            raise ValueError(f"round {self.number} has {len(self.ids)} ids and {len(self.labels)} labels")
+        if not all(0 <= self.metrics.get(name, 0) <= 1 for name in SHARES):
+            raise ValueError(f"round {self.number} has the metrics {brief(self.metrics)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """An image that somebody is to label.
+
+    Attributes:
+        id: of the image.
+        rank: in its batch, from 1.
+        predicted: class name, "" before the first fit.
+        probability: of that class.
+        purpose: "train" or "held out".
+        time: when it was proposed, ISO 8601.
+        events: length of the log of answers then.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: Name
+    rank: Count
+    predicted: Name
+    probability: Number | None
+    purpose: Text
+    time: Text
+    events: Count = 0
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """All that the file holds.
+
+    Attributes:
+        dataset: whose labels these are.
+        held_out: ids of images set aside.
+        proposed: since the last fit.
+        rounds: all fits, in order.
+    """
+
+    dataset: Text
+    held_out: list[Name]
+    proposed: list[Proposed]
+    rounds: list[SessionRound]
+
+    @model_validator(mode="after")
+    def _counted(self) -> "SessionState":
+        for number, one in enumerate(self.rounds):
+            if one.number != number:
+                raise ValueError(f"round {number} has the number {one.number}")
+        return self
 
 
 def curve_of(rounds: Sequence[SessionRound]) -> pd.DataFrame:
@@ -73,12 +122,11 @@ def curve_of(rounds: Sequence[SessionRound]) -> pd.DataFrame:
         guessed, seconds.
     """
     rows = [
-        (one.number, len(one.ids), one.held_out, one.metrics.get("accuracy"), one.metrics.get("balanced_accuracy"),
-         one.first_guess, one.guessed, one.seconds)
+        (one.number, len(one.ids), one.held_out, *map(one.metrics.get, SHARES), one.first_guess, one.guessed,
+         one.seconds)
         for one in rounds
     ]  # fmt: skip
-    shares = ("accuracy", "balanced_accuracy", "first_guess")
-    return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys(shares, np.float64))
+    return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys((*SHARES, "first_guess"), np.float64))
 
 
 class SessionFile:
@@ -106,8 +154,8 @@ class SessionFile:
         """
         with self._lock():
             if not self.path.exists():
-                self._write({"dataset": dataset, "held_out": list(held_out), "proposed": [], "rounds": []})
-        stored = self.read()["dataset"]
+                self._write(SessionState(dataset, list(held_out), [], []))
+        stored = self.read().dataset
         if normal(stored) != normal(dataset):
             raise ConfigError(
                 f"folder {self.path.parent} holds labels of data set {stored!r}, not of {dataset!r}. "
@@ -115,79 +163,33 @@ class SessionFile:
                 "with the labels that are there."
             )
 
-    def read(self) -> dict[str, Any]:
-        """Keys dataset, held_out (ids), proposed (since the last fit: id, rank, predicted, probability, purpose) and
-        rounds.
+    def read(self) -> SessionState:
+        """What is stored.
 
         Raises:
-            DataError: neither it nor its copy can be read.
+            DataError: neither the file nor its copy can be read.
         """
         try:
-            return _state(self.path)
+            return record(SessionState, read_json(self.path))
         except (OSError, ValueError) as error:
             try:
-                return _state(self.copy)
+                return record(SessionState, read_json(self.copy))
             except (OSError, ValueError):
-                raise self._unreadable(error) from error
+                raise DataError(
+                    f"{self.path} cannot be read ({error}). The labels are in labels.jsonl beside it: move this file "
+                    "away to begin again with them."
+                ) from error
 
-    def _unreadable(self, error: Exception) -> DataError:
-        return DataError(
-            f"{self.path} cannot be read ({error}). The labels are in labels.jsonl beside it: move this file away to "
-            "begin again with them."
-        )
-
-    def rounds(self) -> list[SessionRound]:
-        """All rounds, in order."""
-        try:
-            return [_round(number, one) for number, one in enumerate(self.read()["rounds"])]
-        except ValueError as error:
-            raise self._unreadable(error) from error
-
-    def change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    def change(self, change: Callable[[SessionState], SessionState]) -> SessionState:
         """Replace what is stored by what `change` makes of it; returns that."""
         with self._lock():
             return self._write(change(self.read()))
 
-    def _write(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _write(self, state: SessionState) -> SessionState:
         # The copy comes first: a kill in between leaves the file as it was, which is read first.
-        write_json(self.copy, state)
-        write_json(self.path, state)
+        write_json(self.copy, asdict(state))
+        write_json(self.path, asdict(state))
         return state
 
     def _lock(self) -> AbstractContextManager[None]:
         return locked(Path(f"{self.path}.lock"))
-
-
-def _state(path: Path) -> dict[str, Any]:
-    state = read_json(path)
-    if not {"dataset", "held_out", "proposed", "rounds"} <= state.keys():
-        raise ValueError(f"it has only {', '.join(state)}")
-    checked("dataset", state["dataset"], str)
-    checked("held_out", state["held_out"], tuple[str, ...])
-    for name in ("proposed", "rounds"):
-        checked(name, state[name], list)
-    for one in state["proposed"]:
-        _check_record("proposed", one, PROPOSED)
-        one |= {"id": normal(one["id"]), "predicted": normal(one["predicted"])}
-    return state | {"held_out": [normal(name) for name in state["held_out"]]}
-
-
-def _round(number: int, stored: Any) -> SessionRound:
-    """A round as it was stored; ValueError if it cannot have been."""
-    _check_record(f"round {number}", stored, ROUND)
-    texts = {name: [normal(text) for text in stored[name]] for name in ("ids", "labels", "class_names", "proposed")}
-    one = SessionRound(**stored | texts)
-    if one.number != number or not one.ids or len(one.ids) != len(one.labels):
-        raise ValueError(f"round {number} has the number {one.number}, {len(one.ids)} ids and {len(one.labels)} labels")
-    numbers = all(isinstance(value, int | float) for value in one.metrics.values())
-    if not numbers or not all(0 <= one.metrics.get(name, 0) <= 1 for name in ("accuracy", "balanced_accuracy")):
-        raise ValueError(f"round {number} has the metrics {brief(one.metrics)}")
-    return one
-
-
-def _check_record(what: str, record: Any, fields: Mapping[str, Any]) -> None:
-    """ValueError if something is no object of these fields, or of others too."""
-    if not isinstance(record, dict) or not fields.keys() - OPTIONAL <= record.keys() <= fields.keys() | OPTIONAL:
-        raise ValueError(f"{what} must have {', '.join(fields)}, and is {brief(record)}")
-    for name, value in record.items():
-        checked(f"{what}: {name}", value, fields[name])

@@ -1,4 +1,4 @@
-"""The model side of a labelling session: from labels by name to scores, metrics and the next batch. No files."""
+"""The model side of a labelling session: from labels by name to scores, metrics and the next batch; no files."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,18 +12,39 @@ from palkit.config import ExperimentConfig, plain
 from palkit.data import UNLABELLED, ImagePool
 from palkit.errors import ConfigError
 from palkit.experiments.classifier import Classifier
-from palkit.experiments.experiment import Learner, seed_of
+from palkit.experiments.experiment import Learner
 from palkit.experiments.setting import setting, settle
-from palkit.models.adapters import merge
+from palkit.models.adapters import AdaptedModel, merge
 from palkit.models.metrics import evaluate
 from palkit.progress import Progress
 from palkit.storage.checks import normal
-from palkit.strategies import get_strategy, select
+from palkit.strategies import get_strategy
 from palkit.strategies.kernels import Rows, View
-from palkit.strategies.scores import LabelledSet, PoolScores
+from palkit.strategies.scores import PoolScores
 from palkit.strategies.ties import Keys
 
 BATCH = 10  # labels per round where there are no classes yet to go by
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A model fitted to labels that people gave.
+
+    Attributes:
+        learner: that fitted it, and knows its labels.
+        model: ready to score.
+        class_names: what its outputs mean.
+        number: of the round.
+    """
+
+    learner: Learner
+    model: AdaptedModel
+    class_names: tuple[str, ...]
+    number: int
+
+    def classifier(self) -> Classifier:
+        """The model alone, to predict other images with."""
+        return Classifier(self.learner.config, self.class_names, self.learner.here.backbone, self.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +62,11 @@ class Fit:
     class_names: tuple[str, ...]
     metrics: dict[str, float]
     held_out: int
+
+    def guess(self, position: int) -> tuple[str, float]:
+        """Most probable class of an image of the pool, and its probability."""
+        probability, code = self.scores.probs[position].max(0)
+        return self.class_names[int(code)], float(probability)
 
 
 class SessionLearner:
@@ -76,21 +102,13 @@ class SessionLearner:
         assert self._learner is not None, "nothing has been computed"
         return plain(self._learner.config) | {"weights_sha256": self._learner.here.backbone.checksum}
 
-    def fit(
-        self,
-        labels: Mapping[str, str],
-        class_names: Sequence[str],
-        number: int,
-        held_out: Mapping[str, str],
-        progress: Progress,
-    ) -> Fit:
-        """Fit a model, score the pool, evaluate.
+    def fit(self, labels: Mapping[str, str], class_names: Sequence[str], number: int, progress: Progress) -> Fitted:
+        """Fit a model.
 
         Args:
             labels: image -> class name, in order of labelling.
             class_names: all classes.
             number: of the round, from 0.
-            held_out: image -> class name, to evaluate on where the data set has no labelled evaluation split.
             progress: see `palkit.experiments.experiment.rounds`.
 
         Raises:
@@ -98,24 +116,26 @@ class SessionLearner:
             DivergenceError: the loss is not finite.
         """
         learner = self._relabelled(labels, class_names, progress)
-        model = learner.fit(self._positions(labels), number, progress)
-        scores = learner.score_pool(model, number, progress)
+        return Fitted(learner, learner.fit(self._positions(labels), number, progress), tuple(class_names), number)
+
+    def score(self, fitted: Fitted, held_out: Mapping[str, str], progress: Progress) -> Fit:
+        """Score the pool, and evaluate.
+
+        Args:
+            fitted: by the last call of `fit`.
+            held_out: image -> class name, to evaluate on where the data set has no labelled evaluation split.
+            progress: see `palkit.experiments.experiment.rounds`.
+        """
+        learner, class_names = fitted.learner, fitted.class_names
+        scores = learner.score_pool(fitted.model, fitted.number, progress)
         truth, names = learner.eval_labels, learner.eval_names
         if len(truth):
-            probs = learner.evaluate(merge(model), progress)
+            probs = learner.evaluate(merge(fitted.model), progress)
         else:
             held = torch.from_numpy(self._positions(held_out))
             probs, names = scores.probs[held], Keys(learner.names.rows[held], learner.names.classes)
-            truth = torch.tensor([list(class_names).index(label) for label in held_out.values()], dtype=torch.int64)
-        return Fit(scores, tuple(class_names), evaluate(probs, truth, names) if len(truth) else {}, len(truth))
-
-    def model(
-        self, labels: Mapping[str, str], class_names: Sequence[str], number: int, progress: Progress
-    ) -> Classifier:
-        """The model alone, to predict other images with. Arguments as of `fit`."""
-        learner = self._relabelled(labels, class_names, progress)
-        model = learner.fit(self._positions(labels), number, progress)
-        return Classifier(learner.config, tuple(class_names), learner.here.backbone, model)
+            truth = torch.tensor([class_names.index(label) for label in held_out.values()], dtype=torch.int64)
+        return Fit(scores, class_names, evaluate(probs, truth, names) if len(truth) else {}, len(truth))
 
     def choose(
         self,
@@ -143,20 +163,13 @@ class SessionLearner:
         if left.sum() == len(labels):
             return []
         learner = self._relabelled(labels, class_names, progress)
-        config = learner.config
-        keep = torch.from_numpy(np.flatnonzero(left))
-        scores = _restrict(fit.scores if fit else learner.unscored(), keep, learner.names)
-        bought = torch.from_numpy(self._positions(labels))
-        picks = select(
-            config.strategy if fit else config.initial,
-            scores,
-            LabelledSet(torch.searchsorted(keep, bought), learner.pool_labels[bought]),
-            batch_size,
-            torch.Generator().manual_seed(seed_of(config.seed, "select" if fit else "initial", number)),
-            balance=config.balance if fit else None,
-            **(learner.options if fit else {}),
-        )
-        return keep[picks].tolist()
+        bought, keep = self._positions(labels), torch.from_numpy(np.flatnonzero(left))
+        if fit is None:
+            scores = _restrict(learner.unscored(), keep, learner.names)
+            initial = learner.config.initial
+            return learner.buy(initial, scores, bought, batch_size, number, purpose="initial", rows=keep).tolist()
+        scores = _restrict(fit.scores, keep, learner.names)
+        return learner.next_batch(scores, bought, batch_size, number, keep).tolist()
 
     def _positions(self, names: Iterable[str]) -> np.ndarray:
         return np.array([self.position[name] for name in names if name in self.position], dtype=np.int64)

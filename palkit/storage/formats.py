@@ -133,7 +133,7 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
         text = "\n" + text[said.end() :]
     used = said[1] if said else separator(text, known)
-    records = list(_records(path, text, used))
+    records = list(csv_records(path, text, used))
     if not records:
         raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
     first, header = records[0]
@@ -179,7 +179,7 @@ def separator(text: str, known: Collection[str]) -> str:
     return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
 
 
-def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def csv_records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of every row that is not blank."""
     reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
     try:

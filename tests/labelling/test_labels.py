@@ -320,11 +320,14 @@ def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> Non
     ("line", "reason"),
     [
         (b"not json", "Expecting value"),
-        (b"[1]", "mapping"),
-        (b'{"time": "2026-01-01", "annotator": "a", "action": "fly"}', "fly"),
-        (b'{"time": "today", "annotator": "a", "action": "undo"}', "today"),
-        (b'{"time": "2026-01-01", "annotator": 3, "action": "undo"}', "text"),
-        (b'{"time": "2026-01-01", "annotator": "a", "action": "undo", "who": ""}', "who"),
+        (b"[1]", "must be an object"),
+        (b'{"time": "2026-01-01T12:00:00+00:00", "annotator": "a", "action": "fly"}', "unknown action 'fly'"),
+        (b'{"time": "today", "annotator": "a", "action": "undo"}', "the time 'today' is not ISO 8601"),
+        (b'{"time": "2026-01-01T12:00:00+00:00", "annotator": 3, "action": "undo"}', "the annotator 3 must be text"),
+        (
+            b'{"time": "2026-01-01T12:00:00+00:00", "annotator": "a", "action": "undo", "who": ""}',
+            "unknown field 'who'",
+        ),
         (b"\xff\xfe", "Expecting value"),
     ],
 )

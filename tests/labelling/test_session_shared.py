@@ -57,7 +57,7 @@ def test_two_who_propose_at_once_get_one_batch(
     batch = ana.propose()["id"].tolist()
     assert len(batch) == len(set(batch)) == 4
     assert ben.open()["id"].tolist() == batch
-    assert len(ana.file.read()["proposed"]) == 4
+    assert len(ana.file.read().proposed) == 4
 
 
 def test_an_image_that_went_after_it_was_labelled_is_left_out(tmp_path: Path, fields: dict[str, Any]) -> None:

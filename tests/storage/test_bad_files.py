@@ -103,7 +103,7 @@ def test_an_archive_of_arrays_is_no_shard(tmp_path: Path) -> None:
         ({"action": "label", "label": ""}, "needs label"),
         ({"action": "skip", "id": ""}, "needs id"),
         ({"annotator": ""}, "needs annotator"),
-        ({"time": "2026-01-31T12:00:00"}, "no offset"),
+        ({"time": "2026-01-31T12:00:00"}, "with an offset"),
     ],
 )
 def test_an_event_that_nobody_can_have_written_is_named(changes: dict[str, str], named: str, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_task_whose_address_is_none_is_named(tmp_path: Path) -> None:
     result = {"from_name": "label", "type": "choices", "value": {"choices": ["cat"]}}
     task = {"id": 7, "data": {"image": "http://[::1"}, "annotations": [{"result": [result]}]}
     (tmp_path / "l.json").write_text(json.dumps([task]))
-    with pytest.raises(DataError, match=r"l\.json, task 1 \(id 7\): not as Label Studio exports tasks"):
+    with pytest.raises(DataError, match=r"l\.json, task 1 \(id 7\): Invalid IPv6 URL"):
         read_label_studio(tmp_path / "l.json")
 
 
