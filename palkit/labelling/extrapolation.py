@@ -1,4 +1,4 @@
-"""What another round of labels would bring: learning curves of few, noisy points carried on, with honest intervals.
+"""A forecast of what more labels would bring: learning curves of few, noisy points carried on, with intervals.
 
 The mean of a curve is one of two laws with three parameters that fit learning curves well [1, 2],
 
@@ -21,16 +21,29 @@ performance, BMC Medical Informatics and Decision Making 2012.
 """
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import AfterValidator, Field
 from scipy import linalg, special, stats
 
 from palkit.errors import ConfigError, brief
-from palkit.storage.checks import checked
+from palkit.labelling.records import Share, explained, record
 
 MOST = 2**53  # up to here floats tell whole numbers apart
+Images = Annotated[int, Field(ge=1, le=MOST)]
+Probability = Annotated[float, Field(strict=True, gt=0, lt=1)]
 POINTS = 2  # fewer say nothing about how fast a curve rises
+
+
+def _increasing(counts: list[int]) -> list[int]:
+    if sorted(set(counts)) != counts:
+        raise ValueError("label counts increase from one to the next")
+    return counts
+
+
+LabelCounts = Annotated[list[Annotated[int, Field(ge=1, le=MOST)]], AfterValidator(_increasing)]
 
 # The constants below were chosen on digits only, for the mean log-likelihood of the next two rounds.
 RISES = np.linspace(0.02, 0.98, 25)
@@ -117,37 +130,23 @@ def forecast(
 def _checked(
     labels: ArrayLike, accuracy: ArrayLike, held_out: ArrayLike, at: ArrayLike, coverage: float
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    known, values, asked = _numbers("labels", labels), _numbers("accuracy", accuracy), _numbers("at", at)
-    counts = {"labels": known, "at": asked}
-    for name, array in {**counts, "accuracy": values}.items():
-        if array.ndim != 1 or not np.isfinite(array).all():
-            raise ConfigError(f"{name}: one finite number per round is needed, got {brief(array.tolist())}.")
-    for name, array in counts.items():
-        if (array < 1).any() or (array > MOST).any() or (array % 1 != 0).any() or (np.diff(array) <= 0).any():
-            raise ConfigError(f"{name}: label counts are whole, positive and increase, got {brief(array.tolist())}.")
+    known, asked = _numbers("labels", LabelCounts, labels), _numbers("at", LabelCounts, at)
+    values = _numbers("accuracy", list[Share], accuracy)
+    images = _numbers("held_out", list[Images] | Images, held_out)
+    _numbers("coverage", Probability, coverage)
     if len(known) != len(values):
         raise ConfigError(f"accuracy: one value per label count is needed, got {len(values)} for {len(known)}.")
-    if ((values < 0) | (values > 1)).any():
-        raise ConfigError(f"accuracy: values lie between 0 and 1, got {brief(values.tolist())}.")
+    if images.shape not in ((), values.shape):
+        raise ConfigError(f"held_out: one number, or one per round is needed, got {brief(images.tolist())}.")
     if len(known) and (not len(asked) or asked[0] <= known[-1]):
         more = f"got {brief(asked.tolist())} after {brief(known.tolist())}"
         raise ConfigError(f"at: ask about more labels than there are, {more}.")
-    images = _numbers("held_out", held_out)
-    if images.shape not in ((), values.shape):
-        raise ConfigError(f"held_out: one number, or one per round is needed, got {brief(images.tolist())}.")
-    if not (images >= 1).all() or (images % 1 != 0).any() or (images > MOST).any():
-        given = brief(images.tolist())
-        raise ConfigError(f"held_out: the number of held-out images is whole and 1 or more, got {given}.")
-    if not 0 < checked("coverage:", coverage, float) < 1:
-        raise ConfigError(f"coverage: a probability between 0 and 1 is needed, got {coverage}.")
     return known, values, np.broadcast_to(images, values.shape), asked
 
 
-def _numbers(name: str, values: ArrayLike) -> NDArray:
-    try:
-        return np.asarray(values, dtype=float)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{name}: numbers are needed, got {brief(values)}.") from error
+def _numbers(name: str, kind: Any, values: ArrayLike) -> NDArray:
+    with explained(name, "See `palkit.labelling.extrapolation.forecast`.", ConfigError):
+        return np.asarray(record(kind, np.asarray(values).tolist()), dtype=float)
 
 
 def _too_few(points: int) -> str:

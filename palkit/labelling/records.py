@@ -80,6 +80,7 @@ def _reason(error: ValidationError, kind: Any) -> str:
     """The first of pydantic's findings in our words."""
     first = error.errors(include_url=False)[0]
     path, what, value = ".".join(map(str, first["loc"])), first["type"], first["input"]
+    path = f"value {int(path) + 1}" if path.isdecimal() else path  # of a list
     if what == "missing":
         return f"the field {path!r} is missing"
     if what in ("unexpected_keyword_argument", "extra_forbidden"):
