@@ -13,14 +13,14 @@ from palkit.labelling.explore import Exploration, Question, summary
 from palkit.labelling.proposals import Answer
 from palkit.progress import Progress, silent
 from palkit.studies.plots import pick_maps, pick_strips
-from palkit.widgets.frontend import is_live
+from palkit.widgets.frontend import Display
 from palkit.widgets.thumbnails import fit_square, picture_bytes
 
 STRIP = 10  # proposals of each strategy in a picture
 STRIP_SIDE = 56
 
 
-class Explorer:
+class Explorer(Display):
     """Choose data, adapter and strategies; see their next batches side by side, on a map, and why.
 
     Where a page can show widgets it is one; elsewhere it is a picture of the same answer. `answer` is for programs.
@@ -97,12 +97,9 @@ class Explorer:
         points = self.exploration.projection(self.question)
         return pick_strips(strips, titles), pick_maps(points, answer.labelled, picks)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        if not is_live():
-            return {"text/plain": repr(self), "image/png": stacked(self.figures())}
-        bundle = {**self.widget._repr_mimebundle_(), "text/plain": repr(self)}
+    def _still(self, live: bool) -> dict[str, bytes]:
         # A page must not wait for the first answer to have its picture.
-        return bundle if self._answered is None else {**bundle, "image/png": stacked(self.figures())}
+        return {} if live and self._answered is None else {"image/png": stacked(self.figures())}
 
 
 def question_of(values: dict[str, Any]) -> Question:

@@ -1,6 +1,6 @@
 """Thousands of images as pages of thumbnails, sortable by what is known about them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from math import ceil
@@ -17,7 +17,7 @@ from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.progress import Progress, silent
 from palkit.studies.plots import image_grid
-from palkit.widgets.frontend import is_live
+from palkit.widgets.frontend import ImageDisplay
 from palkit.widgets.jobs import Cancelled, Jobs
 from palkit.widgets.thumbnails import COLUMNS, Thumbnails, picture_bytes, sheet
 
@@ -40,7 +40,7 @@ class GridWidget(anywidget.AnyWidget):
     problem = traitlets.Unicode().tag(sync=True)
 
 
-class ImageGrid:
+class ImageGrid(ImageDisplay):
     """Thousands of images as pages of thumbnails, sortable by any column of a table.
 
     Where a page can show widgets it is one; elsewhere (papermill, a script) it is a picture of its first page.
@@ -87,15 +87,14 @@ class ImageGrid:
         Raises:
             ConfigError: an unknown column, a row that `images` lacks, a bar outside [0, 1], or a size below 1.
         """
+        super().__init__()
         for name, value in (("page_size", page_size), ("side", side)):
             if value < 1:
                 raise ConfigError(f"image grid: {name} {value} must be at least 1.")
         self.caption, self.bar, self.page_size, self.label = tuple(caption), bar, page_size, label
         self._rows = len(images)
         self._thumbnails, self._jobs = Thumbnails(images, side), Jobs()
-        self._listeners: list[Callable[[int], None]] = []
         self._generation = 0
-        self.selected: int | None = None
         self.table = self._checked(table)
         if sort is not None and sort not in self.columns:
             raise unknown_name("column to sort by", sort, self.columns)
@@ -132,16 +131,8 @@ class ImageGrid:
         """
         self.table = self._checked(table)
         self._generation += 1
-        self._choose(None)
+        self.select(None)
         self._turn(self.sort if self.sort in self.columns else None, self.ascending, 1)
-
-    def on_select(self, listener: Callable[[int], None]) -> None:
-        """Have `listener(position)` called with the position in the table of an image that is clicked or chosen by key.
-
-        Args:
-            listener: must be quick, as the page waits.
-        """
-        self._listeners.append(listener)
 
     def picture(self, limit: int = 48, columns: int = 8) -> Figure:
         """The first images in the present order as a figure.
@@ -167,16 +158,14 @@ class ImageGrid:
         ]
         return image_grid(list(pixels), titles if any(titles) else None, columns)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle: dict[str, Any] = {"text/plain": repr(self)}
-        if not is_live():
-            return {**bundle, "image/png": picture_bytes(self.picture(self.page_size))}
+    def _still(self, live: bool) -> dict[str, bytes]:
+        if not live:
+            return {"image/png": picture_bytes(self.picture(self.page_size))}
         # A notebook that is saved in JupyterLab shows this on a code host. A figure would take most of a second.
         first = self.table["row"].to_numpy()[self.positions(1)]
         with suppress(PalkitError):  # the widget itself says which image cannot be read
-            bundle |= {"image/jpeg": sheet(self._thumbnails.take(first))} if len(first) else {}
-        view, _ = self.widget._repr_mimebundle_() or ({}, {})
-        return {**view, **bundle}
+            return {"image/jpeg": sheet(self._thumbnails.take(first))} if len(first) else {}
+        return {}
 
     @cached_property
     def widget(self) -> GridWidget:
@@ -185,10 +174,6 @@ class ImageGrid:
         widget.on_msg(lambda _widget, content, _buffers: self._told(content))
         self._render(widget)
         return widget
-
-    @property
-    def _live(self) -> GridWidget | None:
-        return self.__dict__.get("widget")  # without making it
 
     def _checked(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table, numbered from 0, if it can be shown."""
@@ -289,14 +274,7 @@ class ImageGrid:
                 self._turn(column, ascending, 1)
             # Of another generation it is an image of a table that was replaced while the message was under way.
             case {"type": "select", "position": int(position), "generation": self._generation}:
-                self._choose(position)
-                for listener in self._listeners:
-                    listener(position)
-
-    def _choose(self, position: int | None) -> None:
-        self.selected = position
-        if self._live is not None:
-            self._live.selected = position
+                self._chosen(position)
 
 
 def sorted_positions(table: pd.DataFrame, sort: str | None, ascending: bool) -> np.ndarray:

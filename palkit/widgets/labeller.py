@@ -23,7 +23,7 @@ from palkit.labelling.exchange import read_label_studio, read_labels_csv, write_
 from palkit.labelling.session import Session
 from palkit.progress import Progress
 from palkit.studies.plots import image_grid, session_curve
-from palkit.widgets.frontend import is_live
+from palkit.widgets.frontend import Display
 from palkit.widgets.jobs import Cancelled, Jobs
 from palkit.widgets.thumbnails import picture_bytes
 
@@ -68,7 +68,7 @@ class LabellerWidget(anywidget.AnyWidget):
     curve = traitlets.Bytes().tag(sync=True)
 
 
-class Labeller:
+class Labeller(Display):
     """Label what a session proposes, watch its curve, and ask for the next round.
 
     Where no page can show widgets (papermill, a script) it is a picture of what is to be labelled.
@@ -97,12 +97,9 @@ class Labeller:
     def __repr__(self) -> str:
         return f"Labeller of {self.session.config.dataset!r} by {self.session.annotator}"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        live = is_live()
+    def _still(self, live: bool) -> dict[str, bytes]:
         # While somebody waits for the page, nothing is computed for a picture of it.
-        picture = {} if live and self.session.open().empty else {"image/png": picture_bytes(self.picture())}
-        view, _ = (self.widget._repr_mimebundle_() or ({}, {})) if live else ({}, {})
-        return {**view, "text/plain": repr(self), **picture}
+        return {} if live and self.session.open().empty else {"image/png": picture_bytes(self.picture())}
 
     def picture(self) -> Figure:
         """What is to be labelled now, best first; the curve once nothing is left."""

@@ -15,10 +15,8 @@ from PIL import Image
 from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError
 from palkit.studies.plots import pick_maps
-from palkit.widgets.frontend import is_live
+from palkit.widgets.frontend import ImageDisplay
 from palkit.widgets.thumbnails import Thumbnails, picture_bytes
-
-Listener = Callable[[int], None]
 
 HERE = Path(__file__).parent
 SIDE = 72  # of the image beside the pointer, in pixels
@@ -40,7 +38,7 @@ class ProjectionWidget(anywidget.AnyWidget):
     selected = traitlets.Int(None, allow_none=True).tag(sync=True)
 
 
-class Projection:
+class Projection(ImageDisplay):
     """Points of a pool in a plane, told apart by colour, shape and size; hovering shows an image, a click selects it.
 
     Drawn on a plain canvas: no WebGL, which remote desktops and locked-down machines lack. Grey points are written as
@@ -72,9 +70,8 @@ class Projection:
         Raises:
             ConfigError: shapes that do not fit, no picks, or a position outside the pool.
         """
+        super().__init__()
         self.label = label
-        self.selected: int | None = None
-        self._listeners: list[Listener] = []
         self.show(images, rows, points, labelled, picks, describe=describe)
 
     def __repr__(self) -> str:
@@ -113,26 +110,8 @@ class Projection:
         self._describe = describe
         self._thumbnails = Thumbnails(images, SIDE)
         self.selected = None
-        if "widget" in self.__dict__:
-            self._send(self.widget)
-
-    def on_select(self, listener: Listener) -> None:
-        """Call `listener(position)` whenever a point is clicked, or chosen by keyboard.
-
-        Args:
-            listener: called by the event loop; it must be quick.
-        """
-        self._listeners.append(listener)
-
-    def select(self, position: int | None) -> None:
-        """Ring a point, or none; listeners are not called.
-
-        Args:
-            position: of the pool.
-        """
-        self.selected = position
-        if "widget" in self.__dict__:
-            self.widget.selected = position
+        if self._live is not None:
+            self._send(self._live)
 
     def states(self) -> np.ndarray:
         """(N,) uint8 of 0 rest, 1 labelled, 2 proposed by the first strategy alone, 3 by the second, 4 by both."""
@@ -146,12 +125,8 @@ class Projection:
         """The map as a figure, one panel per strategy."""
         return pick_maps(self.points, self.labelled, self.picks)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        picture = {"text/plain": repr(self), "image/png": picture_bytes(self.picture())}
-        if not is_live():
-            return picture
-        live: Any = self.widget._repr_mimebundle_()
-        return {**live[0], **picture}
+    def _still(self, live: bool) -> dict[str, bytes]:
+        return {"image/png": picture_bytes(self.picture())}
 
     @cached_property
     def widget(self) -> ProjectionWidget:
@@ -179,9 +154,7 @@ class Projection:
         if not isinstance(position, int) or not 0 <= position < len(self.rows):
             return
         if kind == "select":
-            self.select(position)
-            for listener in self._listeners:
-                listener(position)
+            self._chosen(position)
         if kind == "hover":
             text, image = self._describe(position), b""
             try:
