@@ -1,4 +1,4 @@
-"""What people say of the images of a pool: labels, doubts, second thoughts, and where they disagree.
+"""Answers of people about the images of a pool: labels, doubts, second thoughts, and where they disagree.
 
 Names of images, classes and annotators are compared by `palkit.storage.checks.normal`: those that look the same are the
 same.
@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -100,24 +101,20 @@ class Answers:
             ConfigError: an image or a class that is not there (see `add_class`), or numbers that differ.
             DataError: the file cannot be written.
         """
-        names, wanted = _listed("ids", ids), _listed("labels", labels)
-        if len(names) != len(wanted):
-            raise ConfigError(f"{len(wanted)} labels for {len(names)} images; give one each.")
+        wanted = _listed("labels", labels)
         known = self.class_names
         for label in wanted:
             if label not in known:
                 raise unknown_name("class", label, known)
-        self._answer("label", names, wanted)
+        self._answer("label", ids, wanted)
 
     def unsure(self, ids: str | Sequence[str]) -> None:
         """Record that no label can be given; the images are not proposed again."""
-        names = _listed("ids", ids)
-        self._answer("unsure", names, [""] * len(names))
+        self._answer("unsure", ids)
 
     def skip(self, ids: str | Sequence[str]) -> None:
         """Leave images for later: they may be proposed again after the next fit."""
-        names = _listed("ids", ids)
-        self._answer("skip", names, [""] * len(names))
+        self._answer("skip", ids)
 
     def undo(self) -> Event | None:
         """Take back the last answer of this annotator that still stands; returns it, or None if there is none."""
@@ -141,14 +138,17 @@ class Answers:
                 raise ConfigError(f"class {name!r} looks like {other!r} and differs in {difference}. Use that one.")
         self.log.append([Event(now(), self.annotator, "class", label=new)])
 
-    def _answer(self, action: str, ids: Sequence[str], labels: Sequence[str]) -> None:
-        for name in ids:
+    def _answer(self, action: str, ids: str | Sequence[str], labels: Sequence[str] | None = None) -> None:
+        names = _listed("ids", ids)
+        labels = [""] * len(names) if labels is None else labels
+        if len(names) != len(labels):
+            raise ConfigError(f"{len(labels)} labels for {len(names)} images; give one each.")
+        for name in names:
             if name not in self.row_of:
                 raise ConfigError(f"there is no image {brief(name)} in the pool of {self.pool.name!r}.")
         moment = now()
-        self.log.append(
-            [Event(moment, self.annotator, action, name, label) for name, label in zip(ids, labels, strict=True)]
-        )
+        answers = zip(names, labels, strict=True)
+        self.log.append([Event(moment, self.annotator, action, name, label) for name, label in answers])
 
     def label_table(self) -> pd.DataFrame:
         """Everybody's labels, for `palkit.labelling.exchange`. Columns id, label, annotator, time."""
@@ -172,27 +172,20 @@ class Answers:
             ConfigError: no table of labels, or an image or a class that is not there or that several could be;
                 nothing is taken over then.
         """
-        check_labels(table, distinct=False)
-        table = table[table["label"] != ""]
-        images = located(table["id"].tolist(), self.row_of, self.pool.name)
-        known, standing_ = self.class_names, self.label_table()
-        there = set(zip(standing_["id"], standing_["label"], standing_["annotator"], strict=True))
-        answers = self.answers()
-        times = [datetime.fromisoformat(time) for time in answers["time"]]
-        said = dict(zip(zip(answers["id"], answers["annotator"], strict=True), times, strict=True))
-        moment, events = now(), []
-        for one in table.to_dict("records"):
-            image, label, annotator = (
-                images[one["id"]],
-                normal(one["label"]),
-                normal(one["annotator"]) or self.annotator,
-            )
+        rows = [row for row in check_labels(table, distinct=False) if row.label]
+        images = located([row.id for row in rows], self.row_of, self.pool.name)
+        known, moment, events = self.class_names, now(), []
+        answers: dict[Any, Any] = {(one.id, one.annotator): one for one in self.answers().itertuples()}
+        for row in rows:
+            image, label, annotator = images[row.id], normal(row.label), normal(row.annotator) or self.annotator
             if label not in known and not add_classes:
                 raise unknown_name("class", label, known)
-            since = said.get((image, annotator)) if one["time"] else None
-            outdated = since is not None and since > datetime.fromisoformat(one["time"])
-            if (image, label, annotator) not in there and not outdated:
-                events.append(Event(one["time"] or moment, annotator, "label", image, label))
+            stands = answers.get((image, annotator))
+            if stands is None or (
+                (stands.answer, stands.label) != ("label", label)
+                and not (row.time and datetime.fromisoformat(stands.time) > datetime.fromisoformat(row.time))
+            ):
+                events.append(Event(row.time or moment, annotator, "label", image, label))
         self.log.append(events)
         return len(events)
 
@@ -208,9 +201,8 @@ class Answers:
 def _listed(what: str, values: str | Sequence[str]) -> list[str]:
     if not isinstance(values, Iterable):
         raise ConfigError(f"{what}: one text or several are needed, got {brief(values)}.")
-    return (
-        [normal(values)] if isinstance(values, str) else [normal(v) if isinstance(v, str) else brief(v) for v in values]
-    )
+    texts = [values] if isinstance(values, str) else values
+    return [normal(text) if isinstance(text, str) else brief(text) for text in texts]
 
 
 def named(what: str, value: str) -> str:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 import pandas as pd
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import BeforeValidator
 
 from palkit.errors import ConfigError, DataError, PalkitError, brief, hidden_difference
 from palkit.labelling.records import FilledText, Share, Text, Time, explained, record
@@ -67,12 +67,6 @@ def _person(who: Any) -> Any:
     return "" if who is None else _as_text(who)
 
 
-def _with_own_id(data: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(data.get(ID), str | int | None):
-        raise ValueError(f"have no text as {ID!r}")
-    return data
-
-
 Person = Annotated[Text, BeforeValidator(_person)]
 TimeOrNone = Annotated[Time, BeforeValidator(lambda time: time or "")]
 
@@ -87,18 +81,13 @@ class _Prediction:
 
 
 @dataclass(frozen=True)
-class _Meta:
-    palkit_annotator: Annotated[Text, BeforeValidator(_as_text)] | None = None
-
-
-@dataclass(frozen=True)
 class _Result:
     """What an annotator did with one control."""
 
     type: Text
     from_name: Text = ""
     value: dict[str, Any] = field(default_factory=dict)
-    meta: _Meta = field(default_factory=_Meta)
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ class _Annotation:
 class _Task:
     """A task of Label Studio's JSON."""
 
-    data: Annotated[dict[str, Any], AfterValidator(_with_own_id)]
+    data: dict[str, Any]
     annotations: list[_Annotation] | None = None
 
 
@@ -374,7 +363,7 @@ def _controls(task: _Task | Mapping[str, Any]) -> set[str]:
 
 def _could_be_chosen(value: Any) -> bool:
     if isinstance(value, str):
-        return not IS_ADDRESS.fullmatch(value) and "://" not in value
+        return not _is_address(value) and "://" not in value
     return isinstance(value, list) or (isinstance(value, Mapping) and "choices" in value)
 
 
@@ -396,22 +385,19 @@ def _chosen_controls(
         DataError: the one that is wanted is not there, or there are several and none is.
     """
     names = set().union(*found)
-    if wanted is not None:
-        if wanted not in names:
-            listed = ", ".join(map(repr, sorted(names))) or "none"
-            raise DataError(
-                f"{path}: there are no choices of a control {wanted!r}. Controls that could be meant: {listed}."
-            )
-        return (wanted,)
     placed = {name for task, own in zip(tasks, found, strict=True) for name in _placed(task) if name in own}
-    certain = placed or all("data" in task for task in tasks)
-    likely = placed or names
+    likely = {wanted} if wanted is not None else placed or names
+    listed = ", ".join(map(repr, sorted(names if wanted is not None else likely))) or "none"
+    if wanted is not None and wanted not in names:
+        raise DataError(
+            f"{path}: there are no choices of a control {wanted!r}. Controls that could be meant: {listed}."
+        )
     usual = tuple(name for name in USUAL_CONTROLS if name in likely)
-    both = any(own.issuperset(USUAL_CONTROLS) for own in found) and len(usual) > 1
-    if usual and not both and (certain or likely <= {*usual}):
+    both = len(usual) > 1 and any(own.issuperset(usual) for own in found)
+    certain = placed or likely <= {*usual} or all("data" in task for task in tasks)
+    if usual and certain and not both:
         return usual
     if len(likely) > 1:
-        listed = ", ".join(map(repr, sorted(likely)))
         raise DataError(f"{path}: the classes could be in {listed}. Say which by control=.")
     return tuple(likely)
 
@@ -464,15 +450,14 @@ def _row(data: Mapping[str, Any], annotation: _Annotation, controls: Sequence[st
             f"an image here has one class, but this annotation has {chosen!r:.200}. Correct it in Label Studio, and "
             'set choice="single" in the labelling configuration'
         )
-    said = results[0].meta.palkit_annotator
-    annotator = annotation.completed_by if said is None else said
-    return Row(_name(data, root), chosen[0], annotator, annotation.updated_at or annotation.created_at)
+    values = {"id": _name(data, root), "label": chosen[0], "time": annotation.updated_at or annotation.created_at}
+    return record(Row, values | {"annotator": _as_text(results[0].meta.get(ANNOTATOR, annotation.completed_by))})
 
 
-def _name(data: Mapping[str, Any], root: str) -> str:
+def _name(data: Mapping[str, Any], root: str) -> Any:
     """Id of the image: ours, or else the path in its address, below the root."""
     if data.get(ID):
-        return str(data[ID])
+        return _as_text(data[ID])
     addresses = [data[IMAGE]] if data.get(IMAGE) else [value for value in data.values() if _is_address(value)]
     if len(addresses) != 1 or not isinstance(addresses[0], str):
         raise ValueError(
@@ -606,8 +591,7 @@ def _check_known(values: Iterable[str], known: Collection[str], field: str) -> N
 
 
 def _table(rows: Iterable[Row]) -> pd.DataFrame:
-    cells = [(row.id, row.label, row.annotator, row.time) for row in rows]
-    return pd.DataFrame(cells, columns=COLUMNS, dtype=object)
+    return pd.DataFrame(list(rows), columns=COLUMNS, dtype=object)
 
 
 def _write(path: Path, text: str) -> None:
