@@ -102,10 +102,7 @@ class Answers:
             DataError: the file cannot be written.
         """
         wanted = _listed("labels", labels)
-        known = self.class_names
-        for label in wanted:
-            if label not in known:
-                raise unknown_name("class", label, known)
+        self._check_classes(wanted)
         self._answer("label", ids, wanted)
 
     def unsure(self, ids: str | Sequence[str]) -> None:
@@ -137,6 +134,12 @@ class Answers:
             if seen(new) == seen(other):
                 raise ConfigError(f"class {name!r} looks like {other!r} and differs in {difference}. Use that one.")
         self.log.append([Event(now(), self.annotator, "class", label=new)])
+
+    def _check_classes(self, labels: Iterable[str]) -> None:
+        known = self.class_names
+        for label in labels:
+            if label not in known:
+                raise unknown_name("class", label, known)
 
     def _answer(self, action: str, ids: str | Sequence[str], labels: Sequence[str] | None = None) -> None:
         names = _listed("ids", ids)
@@ -174,12 +177,12 @@ class Answers:
         """
         rows = [row for row in check_labels(table, distinct=False) if row.label]
         images = located([row.id for row in rows], self.row_of, self.pool.name)
-        known, moment, events = self.class_names, now(), []
+        if not add_classes:
+            self._check_classes(normal(row.label) for row in rows)
+        moment, events = now(), []
         answers: dict[Any, Any] = {(one.id, one.annotator): one for one in self.answers().itertuples()}
         for row in rows:
             image, label, annotator = images[row.id], normal(row.label), normal(row.annotator) or self.annotator
-            if label not in known and not add_classes:
-                raise unknown_name("class", label, known)
             stands = answers.get((image, annotator))
             if stands is None or (
                 (stands.answer, stands.label) != ("label", label)

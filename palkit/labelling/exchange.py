@@ -538,8 +538,10 @@ def _ending(name: str, ids: Collection[str], ends: Mapping[str, Sequence[str]], 
     """The one image whose path ends as a name does, or that a name ends as."""
     path = normal(name).replace("\\", "/")  # of Windows
     parts = path.split("/")
-    candidates = [tail for tail in ("/".join(parts[start:]) for start in range(len(parts))) if tail in ids]
-    candidates = candidates or [one for one in ends.get(parts[-1], ()) if one.endswith(f"/{path}")]
+    same = ends.get(parts[-1], ())
+    candidates = [one for one in same if f"/{path}".endswith(f"/{one}")] or [
+        one for one in same if one.endswith(f"/{path}")
+    ]
     if not candidates and len(parts) == 1:  # Label Studio keeps of an uploaded file the last part of its name
         candidates = [one for last, images in ends.items() if _uploaded(last) == path for one in images]
     if len(candidates) == 1 or path in candidates:

@@ -1,4 +1,4 @@
-"""What strategies would label next, and why: the explorer without its widgets, recomputing only what a change needs."""
+"""Answers to what strategies would label next: the explorer without its widgets; a change recomputes what it must."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What strategies propose to label next, how much they agree, and why an image was proposed."""
+"""Proposals of strategies, how much two of them agree, and why an image was proposed."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -14,7 +14,7 @@ from palkit.errors import PalkitError
 from palkit.labelling.explore import HISTORIES, MAPS, Exploration, Question, summary
 from palkit.labelling.proposals import Answer, Proposal, overlap_sentence
 from palkit.models.adapters import ADAPTERS, AdapterConfig
-from palkit.progress import Progress, silent
+from palkit.progress import Progress
 from palkit.strategies import STRATEGIES
 from palkit.strategies.balance import BALANCES
 from palkit.widgets.grid import ImageGrid
@@ -84,7 +84,7 @@ class ExplorerView:
             def refuse(progress: Progress) -> None:
                 raise refused
 
-            self._jobs.submit(refuse, lambda result: None, self._failed, silent)  # ends what runs
+            self._jobs.submit(refuse, failed=self._failed)  # ends what runs
 
     def _ask(self, question: Question) -> None:
         exploration = self.exploration
@@ -146,28 +146,22 @@ class ExplorerView:
         self._tell_why()
         self.status.say(f"Shown: {summary(question)}; {len(answer.labelled)} labels.")
         if _beside():  # what comes next is got ready while the user looks
-            self._jobs.submit(lambda progress: self.exploration.prepare(question, progress), *_nothing())
+            self._jobs.submit(partial(self.exploration.prepare, question))
 
     def _show_grids(self, answer: Answer, same_pool: bool) -> None:
-        if not same_pool or len(self.grids) != len(answer.proposals):
-            self.grids = []
-        columns = []
+        if same_pool and len(self.grids) == len(answer.proposals):
+            for number, (grid, proposal) in enumerate(zip(self.grids, answer.proposals, strict=True)):
+                grid.label = heading(number, proposal)
+                grid.show(proposal.table)
+            return
+        self.grids = []
         for number, proposal in enumerate(answer.proposals):
             label = heading(number, proposal)
-            if number == len(self.grids):
-                grid = ImageGrid(answer.pool.images, proposal.table, caption=CAPTION, bar="probability", label=label)
-                grid.on_select(partial(self._chosen, number))
-                self.grids.append(grid)
-            else:
-                self.grids[number].label = label
-                self.grids[number].show(proposal.table)
-            columns.append(
-                ipywidgets.VBox(
-                    [self.grids[number].widget], layout=ipywidgets.Layout(flex="1 1 420px", min_width="320px")
-                )
-            )
-        if len(columns) != len(self._grids.children) or not same_pool:
-            self._grids.children = tuple(columns)
+            grid = ImageGrid(answer.pool.images, proposal.table, caption=CAPTION, bar="probability", label=label)
+            grid.on_select(partial(self._chosen, number))
+            self.grids.append(grid)
+        layout = ipywidgets.Layout(flex="1 1 420px", min_width="320px")
+        self._grids.children = tuple(ipywidgets.VBox([grid.widget], layout=layout) for grid in self.grids)
 
     def _show_map(self) -> None:
         answer = self.answer
@@ -324,8 +318,3 @@ def _beside() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _nothing() -> tuple[Any, Any, Progress]:
-    """Listeners to work that nobody waits for: if it fails, the question that needs it says why."""
-    return (lambda result: None), (lambda error: None), silent

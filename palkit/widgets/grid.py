@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError, unknown_name
-from palkit.progress import Progress, silent
+from palkit.progress import Progress
 from palkit.studies.plots import image_grid
 from palkit.widgets.frontend import ImageDisplay
 from palkit.widgets.jobs import Cancelled, Jobs
@@ -187,17 +187,19 @@ class ImageGrid(ImageDisplay):
                 raise unknown_name(f"column of the {kind}", column, names)
         if table.empty:
             return table
-        rows = table["row"]
-        if not pd.api.types.is_integer_dtype(rows):
-            raise ConfigError(f"image grid: the column 'row' holds {rows.dtype}; give integers.")
-        for row in rows[(rows < 0) | (rows >= self._rows)][:1]:
-            raise ConfigError(f"image grid: the column 'row' holds {row}, but there are {self._rows} images.")
+        rows, whole = table["row"], pd.api.types.is_integer_dtype(table["row"])
+        wrong = rows[~rows.between(0, self._rows - 1)].tolist() if whole else [rows.dtype]
+        if wrong:
+            raise ConfigError(
+                f"image grid: the column 'row' holds {wrong[0]}, but there are {self._rows} images: give integers from "
+                f"0 to {self._rows - 1}."
+            )
         if self.bar is not None:
             values = table[self.bar]
-            inside = pd.to_numeric(values, errors="coerce").between(0, 1)
-            for value in values[values.notna() & ~inside][:1]:
+            outside = values[values.notna() & ~pd.to_numeric(values, errors="coerce").between(0, 1)].tolist()
+            if outside:
                 raise ConfigError(
-                    f"image grid: the column {self.bar!r} of the bar holds {value}; give values in [0, 1]."
+                    f"image grid: the column {self.bar!r} of the bar holds {outside[0]}; give values in [0, 1]."
                 )
         return table
 
@@ -205,9 +207,8 @@ class ImageGrid(ImageDisplay):
         """Of each image its position, the values of its caption as text, and the length of its bar."""
         part = self.table.iloc[positions]
         texts = [[caption_text(value) for value in part[name]] for name in self.caption]
-        bars = (
-            [None] * len(part) if self.bar is None else [None if pd.isna(bar) else float(bar) for bar in part[self.bar]]
-        )
+        values = [None] * len(part) if self.bar is None else part[self.bar]
+        bars = [None if value is None or pd.isna(value) else float(value) for value in values]
         return [
             {"position": int(position), "caption": [text[i] for text in texts], "bar": bars[i]}
             for i, position in enumerate(positions)
@@ -255,13 +256,13 @@ class ImageGrid(ImageDisplay):
         def made(image: bytes) -> None:
             with widget.hold_sync():  # one message
                 widget.page, widget.sheet, widget.problem = page, image, ""
-            self._jobs.submit(ahead, lambda _: None, lambda _: None, silent)
+            self._jobs.submit(ahead)
 
         def failed(error: Exception) -> None:
             if not isinstance(error, Cancelled):
                 widget.problem = f"This page cannot be shown: {error}"
 
-        self._jobs.submit(make, made, failed, silent)
+        self._jobs.submit(make, made, failed)
 
     def _told(self, message: Mapping[str, Any]) -> None:
         """Do what the browser asks for; see `GridWidget`."""

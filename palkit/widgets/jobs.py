@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
 
-from palkit.progress import Progress
+from palkit.progress import Progress, silent
 
 Result = TypeVar("Result")
 
@@ -16,6 +16,10 @@ REPORT_EVERY = 0.1  # seconds between two reports of progress: a browser need no
 
 class Cancelled(Exception):
     """The work was cancelled, or a newer request replaced it."""
+
+
+def _nobody(result: object) -> None:
+    """A listener to work that nobody waits for: if it fails, the next request that needs it says why."""
 
 
 class Jobs:
@@ -33,9 +37,9 @@ class Jobs:
     def submit(
         self,
         work: Callable[[Progress], Result],
-        done: Callable[[Result], None],
-        failed: Callable[[Exception], None],
-        progress: Progress,
+        done: Callable[[Result], None] = _nobody,
+        failed: Callable[[Exception], None] = _nobody,
+        progress: Progress = silent,
     ) -> None:
         """Compute `work(progress)` and hand its result to `done`.
 

@@ -1,4 +1,4 @@
-"""Label a pool in a notebook, by keyboard: what a session proposes, one image at a time or as a grid."""
+"""The page on which somebody labels a pool by keyboard: what a session proposes, one by one or as a grid."""
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping
@@ -267,7 +267,7 @@ class Labeller(Display):
                 made[name] = kept.get(name) or picture_of(pool, int(row))
             return made
 
-        self._drawing.submit(make, self._show_pictures, self._failed, lambda stage, done, total: None)
+        self._drawing.submit(make, self._show_pictures, self._failed)
 
     def _show_pictures(self, pictures: dict[str, Picture]) -> None:
         self._pictures = pictures

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import anywidget
 import numpy as np
 import traitlets
 from matplotlib.figure import Figure
-from PIL import Image
 
 from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError
 from palkit.studies.plots import pick_maps
 from palkit.widgets.frontend import ImageDisplay
-from palkit.widgets.thumbnails import Thumbnails, picture_bytes
+from palkit.widgets.thumbnails import Thumbnails, picture_bytes, png_bytes
 
 HERE = Path(__file__).parent
 SIDE = 72  # of the image beside the pointer, in pixels
@@ -158,7 +156,7 @@ class Projection(ImageDisplay):
         if kind == "hover":
             text, image = self._describe(position), b""
             try:
-                image = _png(self._thumbnails.take(self.rows[[position]])[0])
+                image = png_bytes(self._thumbnails.take(self.rows[[position]])[0])
             except PalkitError as error:
                 text = f"{text} ({error})"
             answer = {"position": position, "text": text, "generation": widget.generation}
@@ -175,9 +173,3 @@ def scaled(points: np.ndarray) -> np.ndarray:
     middle, span = (low + high) / 2, max(float((high - low).max()), 1e-12)
     unit = (points - middle) / span * (1 - 2 * MARGIN) * [1, -1] + 0.5
     return np.ascontiguousarray(unit, dtype=np.float32)
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

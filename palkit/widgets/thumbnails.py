@@ -116,6 +116,13 @@ def sheet(thumbnails: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def png_bytes(image: np.ndarray) -> bytes:
+    """An image (side, side, 3) as a PNG that is made quickly."""
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def picture_bytes(figure: Figure) -> bytes:
     """A figure as a small PNG: the same figure always gives the same bytes."""
     drawn, stored = BytesIO(), BytesIO()

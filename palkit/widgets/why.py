@@ -1,18 +1,16 @@
-"""Why this one: what is known about one image of a pool, in words, bars and neighbours."""
+"""The panel "Why this one?": what is known about one image of a pool, in words, bars and neighbours."""
 
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
-from io import BytesIO
 
 import ipywidgets
 import numpy as np
-from PIL import Image
 
 from palkit.data import ImagePool
 from palkit.errors import PalkitError
 from palkit.labelling.proposals import Answer, Why
-from palkit.widgets.thumbnails import fit_square
+from palkit.widgets.thumbnails import fit_square, png_bytes
 
 SIDE = 112  # of the image itself, in pixels
 NEAR_SIDE = 56
@@ -118,9 +116,7 @@ def image_tag(pool: ImagePool, row: int, side: int) -> str:
         row: of the pool.
         side: in pixels.
     """
-    buffer = BytesIO()
     square = fit_square(pool.images.decode(np.array([row]), side), side)[0]
-    Image.fromarray(square).save(buffer, "PNG", compress_level=1)
-    data = b64encode(buffer.getvalue()).decode()
+    data = b64encode(png_bytes(square)).decode()
     name = escape(str(pool.ids[row]), quote=True)
     return f"<img alt='{name}' width='{side}' height='{side}' src='data:image/png;base64,{data}'>"
