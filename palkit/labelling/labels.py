@@ -29,6 +29,7 @@ from palkit.storage.files import write_text
 ANSWERS = ("label", "unsure", "skip")
 NEEDED = {"label": ("id", "label"), "unsure": ("id",), "skip": ("id",), "undo": (), "class": ("label",)}
 INCOMPLETE = b" (incomplete)"  # ends a line whose writer was killed in the middle of it
+ENDS = (b"}\n", b")\n")  # of what palkit writes: an event, or an incomplete one
 CHECKSUM = "crc"  # of a line, by which a damaged one is told
 SIZE = ".size"  # what the name of the file ends in that says how many bytes have been written
 FILE_NAMES = "surrogateescape"  # a file's name may be any bytes
@@ -101,7 +102,8 @@ class LabelLog:
         self.path = path
         self._reading = threading.Lock()
         self._state: tuple[int, int] | None = None  # size and time of change of the file that was read last
-        self._content = b""
+        self._content = b""  # its complete lines
+        self._complete: list[Event] = []  # their events
         self._events: list[Event] = []
 
     def append(self, events: Sequence[Event]) -> None:
@@ -141,14 +143,17 @@ class LabelLog:
             state = (stat.st_size, stat.st_mtime_ns) if stat else (0, 0)
             if state != self._state:
                 content = self._read()
-                self._refuse_wide(content)
-                if not self._content or not content.startswith(self._content):
-                    self._warn_of_editor(content[: content.rfind(b"\n") + 1])
-                *lines, last = _lines(content)
+                known = len(self._content) if content.startswith(self._content) else 0
+                *lines, last = _lines(content[known:])
+                if not known:
+                    self._refuse_wide(content)
+                    self._warn_of_editor(content[: len(content) - len(last)])
+                numbered = enumerate(lines, content[:known].count(b"\n") + 1)
+                new = [self._event(line, number) for number, line in numbered if _is_event(line)]
+                self._complete = [*self._complete, *new] if known else new
                 # What follows the last line break may still be being written, or an editor took the line end away.
-                lines += [last] * _is_whole(last)
-                self._events = [self._event(line, number) for number, line in enumerate(lines, 1) if _is_event(line)]
-                self._state, self._content = state, content
+                self._events = [*self._complete, _parsed(last)[0]] if _is_whole(last) else self._complete
+                self._state, self._content = state, content[: len(content) - len(last)]
             return self._events
 
     def check(self) -> None:
@@ -166,6 +171,8 @@ class LabelLog:
         """
         self._refuse_wide(content)
         written = self._written()
+        if len(content) == written and content.endswith(ENDS):
+            return 0
         *lines, last = _lines(content)
         whole = _is_whole(last)
         kept = sum(map(_written_size, [*lines, *[last] * whole]))
