@@ -34,7 +34,8 @@ def _with_offset(time: str) -> str:
 
 
 Text = Annotated[str, Field(strict=True)]
-Name = Annotated[Text, AfterValidator(normal)]  # in the form in which names are compared
+# In the form in which names are compared; ASCII is, and a session file may hold many thousands of names.
+Name = Annotated[Text, AfterValidator(lambda text: text if text.isascii() else normal(text))]
 FilledText = Annotated[Text, AfterValidator(_filled)]
 Moment = Annotated[Text, AfterValidator(_with_offset)]
 Time = Annotated[Text, AfterValidator(lambda time: time and _with_offset(time))]  # "" where it is not known
