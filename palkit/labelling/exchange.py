@@ -150,7 +150,7 @@ def read_labels_csv(path: Path) -> pd.DataFrame:
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> tuple[str, list[str], list[tuple[str, list[str]]]]:
     """Place and cells of the header, and those of every row."""
-    records = [(f"{path}, line {line}", cells) for line, cells in csv_records(path, text, delimiter)]
+    records = [(f"{path}, line {line}", cells) for line, cells in csv_records(path, text, delimiter).items()]
     if not records:
         raise DataError(f"{path}: the file is empty. Its first line must be the header {','.join(COLUMNS)}.")
     (place, header), *rows = records

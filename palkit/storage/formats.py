@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
     if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
         text = "\n" + text[said.end() :]
     used = said[1] if said else separator(text, known)
-    records = list(csv_records(path, text, used))
+    records = list(csv_records(path, text, used).items())
     if not records:
         raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
     first, header = records[0]
@@ -179,13 +179,14 @@ def separator(text: str, known: Collection[str]) -> str:
     return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
 
 
-def csv_records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of every row that is not blank."""
-    reader, line = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
+def csv_records(path: Path, text: str, sign: str) -> dict[int, list[str]]:
+    """Cells of every row that is not blank, by the line that it begins in."""
+    reader, line, records = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True), 1, {}
     try:
         for cells in reader:
             if cells:
-                yield line, cells
+                records[line] = cells
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as a table (line {line}: {error}). Save it again as CSV.") from error
+    return records

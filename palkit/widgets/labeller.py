@@ -53,6 +53,9 @@ class Picture:
     problem: str = ""
 
 
+LOADING, NOT_ANSWERED = Picture(b"", problem="loading"), {"answer": "", "label": ""}
+
+
 class LabellerWidget(anywidget.AnyWidget):
     """What the browser sees of a `Labeller`.
 
@@ -280,7 +283,7 @@ class Labeller(Display):
 
     def _show(self) -> None:
         session, answers = self.session, self.session.answers()
-        mine = answers[answers["annotator"] == session.annotator].set_index("id")
+        mine = answers[answers["annotator"] == session.annotator].set_index("id").to_dict("index")
         items = [self._item(one, mine) for one in self._items.to_dict("records")]
         self.widget.view = {
             "batch": self._batch,
@@ -300,20 +303,19 @@ class Labeller(Display):
             "agreement": _agreement(session),
         }
 
-    def _item(self, one: Mapping[Hashable, Any], mine: pd.DataFrame) -> dict[str, Any]:
+    def _item(self, one: Mapping[Hashable, Any], mine: Mapping[Hashable, Any]) -> dict[str, Any]:
         name = one["id"]
-        answered = mine.loc[name] if name in mine.index else None
-        picture = self._pictures.get(name)
+        answered, picture = mine.get(name, NOT_ANSWERED), self._pictures.get(name, LOADING)
         return {
             "id": name,
             "purpose": one.get("purpose", ""),
             "predicted": one.get("predicted", ""),
             "probability": one.get("probability", 0.0) if one.get("predicted") else 0.0,
             "said": one.get("said", ""),
-            "answer": "" if answered is None else str(answered["answer"]),
-            "label": "" if answered is None else str(answered["label"]),
-            "small": picture is not None and picture.small,
-            "problem": "loading" if picture is None else picture.problem,
+            "answer": answered["answer"],
+            "label": answered["label"],
+            "small": picture.small,
+            "problem": picture.problem,
         }
 
     def _show_curve(self) -> None:
