@@ -1,4 +1,4 @@
-"""Adapter folders: what was learnt, as safetensors, in peft's own format where peft has the method."""
+"""Adapter folders, which hold what was learnt as safetensors, in peft's own format where peft has the method."""
 
 import hashlib
 import json
@@ -142,7 +142,7 @@ def _load_peft(model: AdaptedModel, folder: Path) -> None:
     try:
         saved = read_json(folder / PEFT_CONFIG)
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / PEFT_CONFIG} is damaged: {error}. Delete {folder} and fit again.") from error
+        raise _damaged(folder / PEFT_CONFIG, error) from error
     expected = _peft_config(model)
     _refuse(folder, [key for key in saved.keys() & expected.keys() - NOT_COMPARED if saved[key] != expected[key]])
     peft: Any = model.tuner.peft
@@ -191,7 +191,8 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
 def _refuse(folder: Path, differences: list[str]) -> None:
     if differences:
         raise WeightsError(
-            f"{folder} was saved from another adapter or backbone: {', '.join(sorted(differences)[:3])} do not match."
+            f"{folder} was saved from another adapter or backbone: {', '.join(sorted(differences)[:3])} differ or "
+            "are missing."
         )
 
 
@@ -208,26 +209,29 @@ def _packed(state: dict[str, Tensor]) -> bytes:
 
 def _verify(folder: Path) -> None:
     """Compare every file with its checksum, if there are checksums: older folders have none."""
-    if not (folder / CHECKSUMS).exists():
-        return
     path = folder / CHECKSUMS
+    if not path.exists():
+        return
     try:
         for name, expected in read_json(path).items():
             path = folder / name
             if sha256(path) != expected:
                 raise ValueError("its checksum does not fit its content")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {error}. Delete {folder} and fit again.") from error
+        raise _damaged(path, error) from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
-    if not (folder / name).is_file():
-        raise WeightsError(f"{folder} was saved from another adapter or backbone: it has no {name}.")
+    _refuse(folder, [] if (folder / name).is_file() else [name])
     try:
         state = load_file(folder / name)
-    except SafetensorError as error:
-        raise WeightsError(f"{folder / name} is damaged: {error}. Delete {folder} and fit again.") from error
-    for key, tensor in state.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise WeightsError(f"{folder / name} is damaged: {key} is not finite. Delete {folder} and fit again.")
+        for key, tensor in state.items():
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{key} is not finite")
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(folder / name, error) from error
     return state
+
+
+def _damaged(path: Path, reason: Exception) -> WeightsError:
+    return WeightsError(f"{path} is damaged: {reason}. Delete {path.parent} and fit again.")
