@@ -228,16 +228,17 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
     except Exception as error:  # a damaged file may raise anything in the libraries that read it
         if is_out_of_memory(error):
             raise
+        message = (
+            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
+            "Check that the checkpoint was saved from this timm model, and copied whole."
+        )
         if file is None and isinstance(error, OSError):
-            raise WeightsError(
+            message = (
                 f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
                 "Connect to a network, or download the file elsewhere and give backbone.checkpoint=PATH, "
                 f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
-            ) from error
-        raise WeightsError(
-            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
-            "Check that the checkpoint was saved from this timm model, and copied whole."
-        ) from error
+            )
+        raise WeightsError(message) from error
     return model, _state_checksum(model) if file is None else sha256(Path(file))
 
 

@@ -442,10 +442,8 @@ class _Loop:
             return
         guessing = math.log(logits.shape[1])  # among all classes, also those that no label is of yet
         if error > DIVERGED * guessing:
-            raise DivergenceError(
-                f"training ended at a loss of {error:.3g}, where guessing has {guessing:.3g}, {_rates(groups)}. "
-                + LOWER_RATES
-            )
+            losses = f"a loss of {error:.3g}, where guessing has {guessing:.3g}"
+            raise DivergenceError(f"training ended at {losses}, {_rates(groups)}. {LOWER_RATES}")
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         weight = None if self.weight is None else self.weight.to(logits)
@@ -464,10 +462,7 @@ class _Loop:
 
     def _check(self, value: Tensor, what: str, epoch: int, groups: Groups) -> None:
         if not torch.isfinite(value):
-            raise DivergenceError(
-                f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. "
-                "Lower the learning rates or lengthen warmup_epochs."
-            )
+            raise DivergenceError(f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. {LOWER_RATES}")
 
 
 def _rates(groups: Groups) -> str:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,8 @@ def _load_peft(model: AdaptedModel, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     state = _read(folder, PEFT_WEIGHTS)
-    try:
+    with _undamaged(folder / PEFT_CONFIG):
         saved = read_json(folder / PEFT_CONFIG)
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / PEFT_CONFIG, error) from error
     expected = _peft_config(model)
     _refuse(folder, [key for key in saved.keys() & expected.keys() - NOT_COMPARED if saved[key] != expected[key]])
     peft: Any = model.tuner.peft
@@ -209,29 +208,30 @@ def _packed(state: dict[str, Tensor]) -> bytes:
 
 def _verify(folder: Path) -> None:
     """Compare every file with its checksum, if there are checksums: older folders have none."""
-    path = folder / CHECKSUMS
-    if not path.exists():
+    if not (folder / CHECKSUMS).exists():
         return
-    try:
-        for name, expected in read_json(path).items():
-            path = folder / name
-            if sha256(path) != expected:
+    with _undamaged(folder / CHECKSUMS):
+        checksums = read_json(folder / CHECKSUMS)
+    for name, expected in checksums.items():
+        with _undamaged(folder / name):
+            if sha256(folder / name) != expected:
                 raise ValueError("its checksum does not fit its content")
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
     _refuse(folder, [] if (folder / name).is_file() else [name])
-    try:
+    with _undamaged(folder / name):
         state = load_file(folder / name)
         for key, tensor in state.items():
             if not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise ValueError(f"{key} is not finite")
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(folder / name, error) from error
     return state
 
 
-def _damaged(path: Path, reason: Exception) -> WeightsError:
-    return WeightsError(f"{path} is damaged: {reason}. Delete {path.parent} and fit again.")
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Context that reads a file; says that it is damaged where that fails."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged: {error}. Delete {path.parent} and fit again.") from error
