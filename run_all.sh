@@ -77,7 +77,11 @@ run() {
 }
 
 docs() {
-  NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+  # Afresh, since what was read before would warn of nothing, and moved when done, so that site/ holds no older page.
+  rm -rf .cache/docs
+  .venv/bin/sphinx-build --quiet --fail-on-warning --keep-going -d .cache/docs/pages docs .cache/docs/site
+  rm -rf site
+  mv .cache/docs/site site
   echo "documentation: site/index.html"
 }
 

@@ -133,7 +133,7 @@ def pooled_reliability(tables: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error: |accuracy - confidence|, averaged over the samples' bins.
+    """Expected calibration error: `|accuracy - confidence|`, averaged over the samples' bins.
 
     torchmetrics gives confidences of exactly 1 a sixteenth bin and sums in float32; this follows the definition.
 
