@@ -94,7 +94,9 @@ check() {
   docs
   say "tests and notebook regression"
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
+  # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+    --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 campaign() {
