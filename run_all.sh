@@ -77,7 +77,11 @@ run() {
 }
 
 docs() {
-  NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+  # Afresh, since what was read before would warn of nothing, and moved when done, so that site/ holds no older page.
+  rm -rf .cache/docs
+  .venv/bin/sphinx-build --quiet --fail-on-warning --keep-going -d .cache/docs/pages docs .cache/docs/site
+  rm -rf site
+  mv .cache/docs/site site
   echo "documentation: site/index.html"
 }
 
@@ -90,7 +94,9 @@ check() {
   docs
   say "tests and notebook regression"
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg "$@"
+  # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+    --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 campaign() {

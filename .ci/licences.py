@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "dependencies.md"
 # Terms that spread to what is combined with them. LGPL and MPL do not for a program that only imports the package.
 STRONG = re.compile(r"(?<!L)GPL|(?<!Lesser )General Public License|non-?commercial|CC.BY.NC", re.IGNORECASE)
-# Where the metadata of a package is silent. The toolkit only names other packages of NVIDIA.
-BY_HAND = {"cuda-toolkit": "NVIDIA Proprietary Software"}
+# Where the metadata of a package is silent, as of the toolkit, which only names other packages of NVIDIA, or says more
+# than is installed: docutils' one file under the GPL, a mode for Emacs, is not.
+BY_HAND = {"cuda-toolkit": "NVIDIA Proprietary Software", "docutils": "Public Domain and BSD License"}
 HEAD = """# Dependencies
 
 Every package of `requirements.lock` that is installed on Linux, with the licence its metadata states. The lock has a

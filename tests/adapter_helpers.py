@@ -62,14 +62,14 @@ def train(model: AdaptedModel, backbone: Backbone, steps: int, lr: float = 1e-2)
     inputs, labels = inputs_of(model, backbone), torch.tensor([0, 1, 2, 0])
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=lr, weight_decay=0.0)
     torch.nn.init.normal_(model.head.weight, std=0.1)  # a zero head passes no gradient on
-    model.begin(steps)
+    model.tuner.begin(steps)
     losses = []
     for step in range(steps):
         loss = F.cross_entropy(model(inputs)[1], labels)
         losses.append(loss.item())
-        penalty = model.penalty()
+        penalty = model.tuner.penalty()
         (loss if penalty is None else loss + penalty).backward()
-        model.after_backward(step)
+        model.tuner.after_backward(step)
         optimizer.step()
         optimizer.zero_grad()
     return losses

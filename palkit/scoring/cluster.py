@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from logging import ERROR
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import DEFAULT, patch
 
 import torch
 
@@ -59,22 +59,17 @@ def compute_on_ray(
     """
     if workers < 1 or not 0 <= gpus <= 1:
         raise ConfigError(f"workers={workers}, gpus={gpus}: needs at least one worker and a GPU share from 0 to 1.")
-    ray = _ray()
     threads, device = torch.get_num_threads(), "cuda" if gpus else "cpu"
     shipped = replace(embedding, backbone=deepcopy(embedding.backbone).cpu())
     ranges, total = shipped.ranges, len(shipped.images)  # cut here, so that workers get this cut with it
     done = total - sum(len(ranges[number]) for number in missing)
-
-    def submit(number: int) -> Any:
-        return task.remote([reference], number, threads, device)
-
     with cluster(address, workers * threads):
-        _check_nodes(threads, gpus)
-        # By default (max_calls=1) Ray ends a worker with a GPU after each task, and the backbone with it.
-        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(_compute)
-        reference = ray.put(shipped)
-        for number, _ in _results(submit, missing, workers, "shard"):
-            done += len(ranges[number])
+        # A reference in a tuple is one that Ray hands over as it is, not fetched for each task anew.
+        reference = _ray().put(shipped)
+        tasks = [(reference, number, threads, device) for number in missing]
+        names = [f"shard {number}" for number in missing]
+        for position, _ in over_ray(_compute, tasks, workers=workers, cpus=threads, gpus=gpus, names=names):
+            done += len(ranges[missing[position]])
             progress("embedding", done, total)
 
 
@@ -86,6 +81,7 @@ def over_ray(
     cpus: int,
     gpus: float = 0.0,
     address: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Number and result of `function` for each item, as they come, each in a Ray task.
 
@@ -98,6 +94,7 @@ def over_ray(
         cpus: of one task.
         gpus: share of a GPU of one task, as 1 or 0.25.
         address: as for `compute_on_ray`.
+        names: of the items, for an error.
 
     Raises:
         ConfigError: Ray is not installed or not reachable, or no node has what a task needs.
@@ -106,8 +103,25 @@ def over_ray(
     ray = _ray()
     with cluster(address, workers * cpus):
         _check_nodes(cpus, gpus)
+        # By default (max_calls=1) Ray ends a worker with a GPU after each task, and the backbone with it.
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=0)(function)
-        yield from _results(lambda number: task.remote(items[number]), range(len(items)), workers, "item")
+        waiting, running = iter(enumerate(items)), dict[Any, int]()
+        try:
+            while True:
+                running |= {task.remote(item): number for number, item in islice(waiting, workers - len(running))}
+                if not running:
+                    return
+                (reference,), _ = ray.wait(list(running))
+                number = running[reference]
+                result = _result(reference, names[number] if names else f"item {number}")
+                del running[reference]
+                yield number, result
+        except Exception:
+            # Let the others finish what they are at. ray.cancel is no choice: now and then it aborts this whole process
+            # ("Tried to complete task that was not pending", Ray 2.60).
+            for reference in running:
+                ray.wait([reference])
+            raise
 
 
 def _ray() -> Any:
@@ -123,7 +137,7 @@ def _ray() -> Any:
 
 @contextmanager
 def cluster(address: str | None, cpus: int) -> Iterator[None]:
-    """Inside the block, be in a cluster: the one this process is in already, or else one that it leaves at the end.
+    """Context in a cluster: the one this process is in already, or else one that it leaves at the end.
 
     Args:
         address: of a running cluster or "auto"; None starts Ray on this machine, not reachable from others.
@@ -153,10 +167,12 @@ def _start(cpus: int) -> None:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     limits = {"task_oom_retries": RETRIES}  # endless otherwise
-    # Ray 2.60 has no setting for either of these. It listens on all interfaces, whatever address it is given; and
-    # its dashboard, though switched off and not reporting, asks the network which cloud this is.
+    # Ray 2.60 has no public means for either of these. It listens on all interfaces, whatever address it is given,
+    # unless RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 is set before anyone imports Ray, and then `ray start` inherits it.
     loopback = patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    helpers = patch.multiple(Node, start_api_server=_nothing, start_monitor=_nothing, start_log_monitor=_nothing)
+    # With include_dashboard=False a dashboard process starts all the same, to report usage; with reports off it still
+    # asks the network which cloud this is. Autoscaler and log monitor have nothing to do, and slow the start.
+    helpers = patch.multiple(Node, start_api_server=DEFAULT, start_monitor=DEFAULT, start_log_monitor=DEFAULT)
     with loopback, helpers:
         try:
             ray.init("local", num_cpus=cpus, include_dashboard=False, _system_config=limits, **QUIET)
@@ -166,10 +182,6 @@ def _start(cpus: int) -> None:
                 f"{tempfile.gettempdir()}, whose path may have about 35 characters. Set TMPDIR, or RAY_TMPDIR, to a "
                 "short one that this user may write to, as /tmp."
             ) from error
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """In place of a helper process that serves the dashboard, autoscaling or the log, which are all off."""
 
 
 def _join(address: str) -> None:
@@ -200,32 +212,8 @@ def _check_nodes(cpus: int, gpus: float) -> None:
         )
 
 
-def _results(
-    submit: Callable[[int], Any], numbers: Sequence[int], workers: int, what: str
-) -> Iterator[tuple[int, Any]]:
-    """Number and result of each task as they come, `workers` of them at a time."""
-    import ray
-
-    waiting = iter(numbers)
-    running: dict[Any, int] = {}
-    try:
-        while True:
-            running |= {submit(number): number for number in islice(waiting, workers - len(running))}
-            if not running:
-                return
-            (reference,), _ = ray.wait(list(running))
-            result = _result(reference, f"{what} {running[reference]}")
-            yield running.pop(reference), result
-    except Exception:
-        # Let the others finish what they are at. ray.cancel is no choice: now and then it aborts this whole process
-        # ("Tried to complete task that was not pending", Ray 2.60).
-        for reference in running:
-            ray.wait([reference])
-        raise
-
-
 def _result(reference: Any, what: str) -> Any:
-    """What a task returned; raises what it raised, as it was."""
+    """Return what a task returned, or raise what it raised."""
     import ray
 
     try:
@@ -239,9 +227,10 @@ def _result(reference: Any, what: str) -> Any:
         ) from error
 
 
-def _compute(references: list[Any], number: int, threads: int, device: str) -> None:
-    """The task. A reference in a list is one that Ray hands over as it is, not fetched for each task anew."""
-    _received(references[0], threads, device).compute(number)
+def _compute(task: tuple[Any, int, int, str]) -> None:
+    """Compute one shard in a worker. Args: the embedding's reference, the shard's number, threads, device."""
+    reference, number, threads, device = task
+    _received(reference, threads, device).compute(number)
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,4 @@
-"""What every pass over many rows shares: reading ahead, batches that survive out-of-memory, precision."""
+"""Tools of every pass over many rows: reading ahead, and batches that get smaller where memory runs out."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -66,8 +66,7 @@ def ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            thread.shutdown(cancel_futures=True)
 
 
 class Halving:
@@ -95,6 +94,7 @@ class Halving:
             part = slice(begin, min(begin + self.size, rows))
             try:
                 work(part)
+                begin = part.stop
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -104,10 +104,7 @@ class Halving:
                         "precision bfloat16, or free memory on the device."
                     ) from error
                 self.size = (min(self.size, rows) + 1) // 2
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                continue
-            begin = part.stop
+                torch.cuda.empty_cache()  # of no consequence without CUDA
 
 
 def pinned(rows: Tensor, device: torch.device) -> Tensor:

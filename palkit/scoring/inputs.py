@@ -1,4 +1,4 @@
-"""What a model takes as input, computed once: decoded pixels, tokens behind the frozen blocks, augmented views."""
+"""Inputs of models, computed once: decoded pixels, tokens behind the frozen blocks, augmented views."""
 
 import copy
 import hashlib
@@ -133,16 +133,15 @@ class Embedding:
 
 def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -> None:
     """Compute the missing shards one after the other in this process."""
-    ranges = embedding.ranges
-    total = len(embedding.images)
+    ranges, total = embedding.ranges, len(embedding.images)
     before = total - sum(len(ranges[number]) for number in missing)
+
+    def report(done: int) -> None:
+        progress("embedding", before + done, total)
+
     for number in missing:
-        embedding.compute(number, partial(_report, progress, before, total))
+        embedding.compute(number, report)
         before += len(ranges[number])
-
-
-def _report(progress: Progress, before: int, total: int, done: int) -> None:
-    progress("embedding", before + done, total)
 
 
 Executor = Callable[[Embedding, list[int], Progress], None]
@@ -214,15 +213,14 @@ class InputCache:
         return filled(folder, self._made_from(start_block), fill)
 
     def folder(self, start_block: int) -> Path:
-        """Where the inputs of all rows are, or will be."""
+        """Folder of the inputs of all rows, there or not."""
         return cache_dir() / "inputs" / _key(self._made_from(start_block))
 
     def images(self) -> Decoder:
         """The pool's images, decoded once if they lie in files and the disk has room."""
-        size = self.backbone.config.image_size
         if not isinstance(self.pool.images, FileImages):
             return self.pool.images
-        return decoded(self.pool.images, size, self.pixels_checksum, self.progress)
+        return decoded(self.pool.images, self.backbone.config.image_size, self.pixels_checksum, self.progress)
 
     def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
         """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
@@ -305,7 +303,7 @@ def _decoded_from(checksum: str, size: int) -> dict[str, Any]:
 
 
 def decoded_folder(checksum: str, size: int) -> Path:
-    """Where the images of a pool are, or will be, once they are decoded to `size` x `size`."""
+    """Folder of a pool's images decoded to `size` x `size`, there or not."""
     return cache_dir() / "images" / _key(_decoded_from(checksum, size))
 
 

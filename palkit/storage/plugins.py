@@ -1,6 +1,6 @@
 """Strategies, adapters and data sets from outside: modules that register them, named in a config or installed.
 
-A package offers its modules under the entry point group `palkit`:
+A package offers its modules under the entry point group `palkit`::
 
     [project.entry-points.palkit]
     anything = "my_package.my_strategies"

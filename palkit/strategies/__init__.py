@@ -1,6 +1,6 @@
 """Acquisition strategies: which pool rows should the expert label next?
 
-A strategy is one function with one signature, registered under its field name:
+A strategy is one function with one signature, registered under its field name::
 
     @strategy("entropy", measure=entropy_scores, style=("#E69F00", "o"))
     def entropy(scores, labelled, batch_size, rng):

@@ -65,7 +65,7 @@ def alfamix(
     """(B,) k-means into B clusters of the rows whose prediction flips when mixed with a class anchor.
 
     A row h is mixed with the mean z of the labelled rows of each class, by the step that raises the loss
-    of its prediction most, in closed form: h + eps / sqrt(D) * |z - h| * g / |g| with the loss gradient g
+    of its prediction most, in closed form: `h + eps / sqrt(D) * |z - h| * g / |g|` with the loss gradient g
     (Parvaneh et al., CVPR 2022). As in the authors' code, a class without labels is anchored at the mean of
     all labelled rows, and eps is doubled, tripled and so on until more than B predictions flip or it has
     reached 1. The row nearest to each centre is picked, of features scaled to unit length; if too few

@@ -40,7 +40,7 @@ def falcun(
     """(B,) rows drawn by uncertainty plus distance to the batch, both of probabilities alone.
 
     (Gilhuber et al., ECML PKDD 2024.) Each row is drawn with probability proportional to (u + d)^exponent,
-    where u = 1 - (p1 - p2) and d, at first u, becomes min(d, |p - q|_1) after a pick q, scaled to [0, 1].
+    where u = 1 - (p1 - p2) and d, at first u, becomes `min(d, |p - q|_1)` after a pick q, scaled to [0, 1].
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.

@@ -139,7 +139,7 @@ def square_gaps(a: Tensor, a_square: Tensor, b: Tensor, b_square: Tensor) -> Ten
 def nearest(rows: Rows, references: Tensor) -> tuple[Tensor, Tensor]:
     """Exact nearest neighbour of every row among a few references.
 
-    The neighbour is found by the expansion |x|^2 - 2 x.r + |r|^2 in float64 after centring, the distance
+    The neighbour is found by the expansion `|x|^2 - 2 x.r + |r|^2` in float64 after centring, the distance
     is then taken from the difference of the two vectors as they are: equal rows are at distance exactly 0 and
     equal differences tie exactly, whatever the chunking and wherever the centre lies.
 

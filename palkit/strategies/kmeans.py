@@ -14,7 +14,7 @@ SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many p
 def outer_kmeanspp(left: Tensor, right: Rows, candidates: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """k-means++ seeding on the outer products g_i = left_i x right_i, which are never formed.
 
-    |g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i.a_j)(h_i.h_j): two matrix-vector products
+    `|g_i - g_j|^2 = |a_i|^2 |h_i|^2 + |a_j|^2 |h_j|^2 - 2 (a_i.a_j)(h_i.h_j)`: two matrix-vector products
     per pick and O(N) memory. As in the authors' code of BADGE (Ash 2020) the first pick has the largest
     norm and each next one is drawn with probability proportional to its squared distance to the nearest
     pick. Products are float32: squared distances are good to 1e-6 of the norms' sum, and anything below

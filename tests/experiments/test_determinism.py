@@ -9,14 +9,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from rich.console import Console
 
+from palkit.experiments.dispatch import DispatchConfig, run_sweep
+from palkit.experiments.sweep import load_sweep
 from palkit.storage.files import REPOSITORY
 
 RUN = """
@@ -35,7 +41,10 @@ Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Tables]:
-    """Rounds, selections and predictions of the same ten configs, computed in several ways, each from empty caches."""
+    """Rounds, selections and predictions of the same six configs, computed in several ways, each from empty caches.
+
+    What needs no process of its own is computed in this one, as processes take longer to start than to compute.
+    """
     folder = tmp_path_factory.mktemp("determinism")
     ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
         "first": (1, 1, 64, "float32", {}),
@@ -61,24 +70,37 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
         }
         grid = {"adapter.name": ["linear_probe", "lora"], "strategy": list(STRATEGIES)}
         sweep.write_text(yaml.safe_dump({"base": base, "grid": grid}))
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "PYTHONHASHSEED": str(len(found)),
-            "PALKIT_CACHE": str(place / "cache"),
-            "PALKIT_RUNS": str(place / "runs"),
-            "PALKIT_DEVICE": "cpu",
-            **instructions,
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, sweep, str(processes)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=REPOSITORY,
-        )
-        assert done.returncode == 0, done.stderr
+        folders = {"PALKIT_CACHE": str(place / "cache"), "PALKIT_RUNS": str(place / "runs"), "PALKIT_DEVICE": "cpu"}
+        if (processes, threads, instructions) == (1, 1, {}):
+            with pytest.MonkeyPatch.context() as patch, one_thread():
+                for variable, value in folders.items():
+                    patch.setenv(variable, value)
+                config = DispatchConfig(jobs=1, notebooks=False)
+                outcomes = run_sweep(load_sweep(sweep), config, console=Console(quiet=True))
+            assert [outcome.error for outcome in outcomes] == [None] * 6
+        else:
+            done = subprocess.run(
+                [sys.executable, "-c", RUN, sweep, str(processes)],
+                env=os.environ
+                | {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(len(found)), **folders, **instructions},
+                capture_output=True,
+                text=True,
+                cwd=REPOSITORY,
+            )
+            assert done.returncode == 0, done.stderr
         found[name] = tables(place / "runs")
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As with OMP_NUM_THREADS=1, whatever pytest was started with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tables(runs: Path) -> Tables:

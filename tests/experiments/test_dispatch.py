@@ -91,12 +91,12 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("seeds", "notebooks", "kill_at"),
     [
-        (6, False, [3, 9, 15]),
-        (2, True, [2, 4]),
+        (2, False, [1, 4]),
+        (1, True, [1, 2]),
         pytest.param(50, False, [10, 50, 90, 130], marks=pytest.mark.campaign),
         pytest.param(6, True, [2, 8, 14], marks=pytest.mark.campaign),
     ],
-    ids=["24 runs without notebooks", "8 notebooks", "200 runs without notebooks", "24 notebooks"],
+    ids=["8 runs without notebooks", "4 notebooks", "200 runs without notebooks", "24 notebooks"],
 )
 def test_no_run_is_lost_or_doubled_while_processes_are_killed(
     stub_run: dict[str, Any],
@@ -142,7 +142,7 @@ def test_no_run_is_lost_or_doubled_while_processes_are_killed(
     assert not any(task.attempts.exists() for task in tasks)
 
     monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "undisturbed"))
-    undisturbed = run_sweep(sweep, DispatchConfig(jobs=2, notebooks=False), console=QUIET)
+    undisturbed = run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=QUIET)
     assert [outcome.error for outcome in undisturbed] == [None] * len(tasks)
     assert_frame_equal(comparable(collect(sweep)["rounds"]), comparable(table), check_exact=True)
 
@@ -212,7 +212,7 @@ def test_the_time_limit_ends_a_run_for_good_and_keeps_its_rounds(stub_run: dict[
     sweep = Sweep("slow", stub_run, variants={"slow": slow, "quick": {}})
     (slow_task, _) = plan(sweep)
     # Long enough for the quick one on a busy machine; the slow one would take hours.
-    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=60 if notebooks else 15)
+    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=30 if notebooks else 10)
     slow_run, quick_run = run_sweep(sweep, config, console=QUIET)
     assert "TimeLimitError: stopped after the time limit" in str(slow_run.error)
     assert quick_run.error is None

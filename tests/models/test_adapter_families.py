@@ -222,10 +222,11 @@ def test_blocks_of_another_make_are_refused_with_what_they_have() -> None:
     attached(backbone, AdapterConfig("lora", start_block=0, targets=("attns.0.attn.qkv",)))
 
 
-def test_peft_saying_no_becomes_a_config_error(backbones: dict[str, Backbone]) -> None:
+def test_peft_saying_no_becomes_a_config_error(backbones: dict[str, Backbone], monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
         def __init__(self, **options: object) -> None:
             raise ValueError("the reason")
 
+    monkeypatch.setattr("peft.LoraConfig", Refusing)
     with pytest.raises(ConfigError, match=r"adapter 'lora' does not fit 'vit_small_patch14_dinov2': the reason"):
-        peft_layers.inject(copy.deepcopy(backbones["dinov2"]), AdapterConfig("lora", start_block=1), Refusing)
+        peft_layers.inject(copy.deepcopy(backbones["dinov2"]), AdapterConfig("lora", start_block=1), "LoraConfig")

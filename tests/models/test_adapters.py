@@ -160,7 +160,7 @@ def test_penalty_is_adaloras_distance_from_orthogonality(backbone: Backbone) -> 
         for key, parameter in adapter_parameters(model).items():
             if "lora_A" in key or "lora_B" in key:
                 torch.nn.init.orthogonal_(parameter)
-    penalty = model.penalty()
+    penalty = model.tuner.penalty()
     assert penalty is not None
     assert penalty.item() == pytest.approx(0, abs=1e-4)
     assert penalty.requires_grad
@@ -168,8 +168,8 @@ def test_penalty_is_adaloras_distance_from_orthogonality(backbone: Backbone) -> 
         for key, parameter in adapter_parameters(model).items():
             if "lora_A" in key:
                 parameter *= 2**0.5  # A A^T = 2 I, of rank 6: distance sqrt(6); B stays
-    assert model.penalty().item() == pytest.approx(0.5 * 6**0.5 / 2, rel=1e-3)
-    assert attached(backbone, config_of("lora")).penalty() is None
+    assert model.tuner.penalty().item() == pytest.approx(0.5 * 6**0.5 / 2, rel=1e-3)
+    assert attached(backbone, config_of("lora")).tuner.penalty() is None
 
 
 @pytest.mark.parametrize("name", adapters.WITH_DROPOUT)

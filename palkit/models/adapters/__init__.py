@@ -1,4 +1,4 @@
-"""Adapters: which backbone parameters may learn. `attach` makes the model; merging and dropout go with it."""
+"""Adapters, the backbone parameters that may learn: attaching, merging and dropout."""
 
 import copy
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ __all__ = [
     "AdaptedModel",
     "AdapterConfig",
     "Method",
+    "Tuner",
     "adapted_blocks",
     "adapter_dropout",
     "adapter_parameters",
@@ -38,7 +39,7 @@ class AdaptedModel(nn.Module):
         start_block: tokens that enter this block are the model's input; the whole depth for a linear probe,
             whose input is the pooled feature vector itself.
         temperature: scalar that divides the logits; 1 until something is calibrated.
-        tuner: peft's view of the backbone.
+        tuner: peft's view of the backbone, and what the method does at each step of training.
     """
 
     feature_mean: Tensor
@@ -81,18 +82,6 @@ class AdaptedModel(nn.Module):
         features = self.features(inputs)
         return features, self.logits(features)
 
-    def begin(self, total_steps: int) -> None:
-        """Tell the adapter how many steps it will be trained for. Before the first one."""
-        self.tuner.begin(total_steps)
-
-    def penalty(self) -> Tensor | None:
-        """Scalar that the adapter wants added to the loss, or None."""
-        return self.tuner.penalty()
-
-    def after_backward(self, step: int) -> None:
-        """Let the adapter see the gradients of `step`, counted from 0. Between `backward` and `zero_grad`."""
-        self.tuner.after_backward(step)
-
 
 def attach(
     backbone: Backbone,
@@ -114,7 +103,6 @@ def attach(
     Raises:
         ConfigError: an adapter that does not fit the backbone.
     """
-    first_trained_block(config, backbone.depth)
     adapted = copy.deepcopy(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,7 +122,7 @@ def adapter_parameters(model: AdaptedModel) -> dict[str, nn.Parameter]:
 
 
 def trainable_count(model: AdaptedModel) -> int:
-    """How many numbers of the backbone learn, the head not counted."""
+    """Number of trainable values in the backbone, the head not counted."""
     return sum(parameter.numel() for parameter in adapter_parameters(model).values())
 
 
@@ -157,7 +145,7 @@ def merge(model: AdaptedModel) -> AdaptedModel:
 
 @contextmanager
 def adapter_dropout(model: AdaptedModel, rate: float) -> Iterator[None]:
-    """Inside, the low-rank path drops its inputs and all else is in eval mode; afterwards all is as it was.
+    """Context in which the low-rank path drops its inputs and all else is in eval mode; restores both afterwards.
 
     Masks come from torch's global generator, as in training.
 
@@ -177,8 +165,6 @@ def adapter_dropout(model: AdaptedModel, rate: float) -> Iterator[None]:
             f"dropout of adapter {model.config.name!r}: it {state}. Methods that can, before merging: "
             f"{', '.join(WITH_DROPOUT)}."
         )
-    if not 0 <= rate < 1:
-        raise ConfigError(f"adapter dropout rate {rate}: must be at least 0 and less than 1.")
     drops = [layer.vera_dropout if model.config.name == "vera" else layer.lora_dropout for layer in layers]
     configured = [dict(drop) for drop in drops]
     modes = {module: module.training for module in model.modules()}

@@ -1,8 +1,9 @@
-"""Adapter folders: what was learnt, as safetensors, in peft's own format where peft has the method."""
+"""Adapter folders, which hold what was learnt as safetensors, in peft's own format where peft has the method."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,8 @@ def _load_peft(model: AdaptedModel, folder: Path) -> None:
     from peft import set_peft_model_state_dict
 
     state = _read(folder, PEFT_WEIGHTS)
-    try:
+    with _undamaged(folder / PEFT_CONFIG):
         saved = read_json(folder / PEFT_CONFIG)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder / PEFT_CONFIG} is damaged: {error}. Delete {folder} and fit again.") from error
     expected = _peft_config(model)
     _refuse(folder, [key for key in saved.keys() & expected.keys() - NOT_COMPARED if saved[key] != expected[key]])
     peft: Any = model.tuner.peft
@@ -191,7 +190,8 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
 def _refuse(folder: Path, differences: list[str]) -> None:
     if differences:
         raise WeightsError(
-            f"{folder} was saved from another adapter or backbone: {', '.join(sorted(differences)[:3])} do not match."
+            f"{folder} was saved from another adapter or backbone: {', '.join(sorted(differences)[:3])} differ or "
+            "are missing."
         )
 
 
@@ -210,24 +210,28 @@ def _verify(folder: Path) -> None:
     """Compare every file with its checksum, if there are checksums: older folders have none."""
     if not (folder / CHECKSUMS).exists():
         return
-    path = folder / CHECKSUMS
-    try:
-        for name, expected in read_json(path).items():
-            path = folder / name
-            if sha256(path) != expected:
+    with _undamaged(folder / CHECKSUMS):
+        checksums = read_json(folder / CHECKSUMS)
+    for name, expected in checksums.items():
+        with _undamaged(folder / name):
+            if sha256(folder / name) != expected:
                 raise ValueError("its checksum does not fit its content")
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged: {error}. Delete {folder} and fit again.") from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
-    if not (folder / name).is_file():
-        raise WeightsError(f"{folder} was saved from another adapter or backbone: it has no {name}.")
-    try:
+    _refuse(folder, [] if (folder / name).is_file() else [name])
+    with _undamaged(folder / name):
         state = load_file(folder / name)
-    except SafetensorError as error:
-        raise WeightsError(f"{folder / name} is damaged: {error}. Delete {folder} and fit again.") from error
-    for key, tensor in state.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise WeightsError(f"{folder / name} is damaged: {key} is not finite. Delete {folder} and fit again.")
+        for key, tensor in state.items():
+            if not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise ValueError(f"{key} is not finite")
     return state
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Context that reads a file; says that it is damaged where that fails."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path} is damaged: {error}. Delete {path.parent} and fit again.") from error

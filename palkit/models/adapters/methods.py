@@ -1,4 +1,4 @@
-"""The registered methods: each makes some parameters of a frozen backbone trainable."""
+"""The registered methods, each of which makes some parameters of a frozen backbone trainable."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +44,13 @@ def _bitfit(backbone: Backbone, config: AdapterConfig) -> Tuner:
 @adapter("layernorm", adapter_lr=2.5e-4)
 def _layernorm(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Norms of the adapted blocks, and the final norm if they reach the end (Zhao et al. 2023, arXiv 2312.11420)."""
-    from peft import LNTuningConfig
-
     names = [
         f"{prefix}.{name}".strip(".")
         for prefix, parent in _adapted_modules(backbone, config)
         for name, module in parent.named_modules()
         if isinstance(module, NORMS)
     ]
-    return Tuner(inject(backbone, config, LNTuningConfig, names))
+    return Tuner(inject(backbone, config, "LNTuningConfig", names))
 
 
 @adapter("vpt", adapter_lr=2.5e-3)
@@ -101,74 +99,52 @@ def _pissa(backbone: Backbone, config: AdapterConfig) -> Tuner:
 @adapter("adalora", adapter_lr=2e-2)
 def _adalora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Singular triplets, pruned from 1.5 times to `rank` on average (Zhang et al. 2023, arXiv 2303.10512)."""
-    from peft import AdaLoraConfig
-
-    return AdaLora(
-        inject(
-            backbone,
-            config,
-            AdaLoraConfig,
-            init_r=config.rank + (config.rank + 1) // 2,
-            target_r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            total_step=1,  # the schedule is set in `begin`
-        )
-    )
+    ranks = {"init_r": config.rank + (config.rank + 1) // 2, "target_r": config.rank}
+    size: dict[str, Any] = {**ranks, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
+    return AdaLora(inject(backbone, config, "AdaLoraConfig", **size, total_step=1))  # `begin` sets the schedule
 
 
 @adapter("vera", adapter_lr=5e-3)
 def _vera(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Learned scales of shared random projections (Kopiczko et al. 2024, arXiv 2310.11454)."""
-    from peft import VeraConfig
-
-    return Tuner(inject(backbone, config, VeraConfig, r=config.rank, vera_dropout=config.dropout))
+    return Tuner(inject(backbone, config, "VeraConfig", r=config.rank, vera_dropout=config.dropout))
 
 
 @adapter("ia3", adapter_lr=1e-2)
 def _ia3(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Learned scales of the targets' outputs, of the inputs for `mlp.fc2` (Liu et al. 2022, arXiv 2205.05638)."""
-    from peft import IA3Config
-
     inputs = [name for name, _ in target_layers(backbone, config) if name.endswith(".mlp.fc2")]
-    return Tuner(inject(backbone, config, IA3Config, feedforward_modules=pattern(inputs) or []))
+    return Tuner(inject(backbone, config, "IA3Config", feedforward_modules=pattern(inputs) or []))
 
 
 @adapter("loha", adapter_lr=2e-3)
 def _loha(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Hadamard product of two low-rank updates (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098)."""
-    from peft import LoHaConfig
-
-    return Tuner(inject(backbone, config, LoHaConfig, r=config.rank, alpha=config.alpha))
+    return Tuner(inject(backbone, config, "LoHaConfig", r=config.rank, alpha=config.alpha))
 
 
 @adapter("lokr", adapter_lr=8e-3)
 def _lokr(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Kronecker product of small matrices (Yeh et al. 2024, LyCORIS, arXiv 2309.14859)."""
-    from peft import LoKrConfig
-
-    return Tuner(inject(backbone, config, LoKrConfig, r=config.rank, alpha=config.alpha))
+    return Tuner(inject(backbone, config, "LoKrConfig", r=config.rank, alpha=config.alpha))
 
 
 @adapter("oft", adapter_lr=4e-3)
 def _oft(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Block-diagonal rotation of the targets' inputs, exact Cayley map (Qiu et al. 2023, arXiv 2306.07280)."""
-    from peft import OFTConfig
-
     _check_rotation(backbone, config)
-    return Tuner(inject(backbone, config, OFTConfig, oft_block_size=config.rank, use_cayley_neumann=False))
+    return Tuner(inject(backbone, config, "OFTConfig", oft_block_size=config.rank, use_cayley_neumann=False))
 
 
 @adapter("boft", adapter_lr=1e-3)
 def _boft(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Rotation as in oft and a learned scale per output, one butterfly factor (Liu et al. 2024, arXiv 2311.06243)."""
-    from peft import BOFTConfig
     from peft.tuners.boft import layer as boft_layer
 
     _check_rotation(backbone, config)
     # Otherwise peft tries to compile a CUDA kernel for every layer, and prints so. It only saves time.
     vars(boft_layer)["_FBD_CUDA"] = False
-    return Tuner(inject(backbone, config, BOFTConfig, boft_block_size=config.rank))
+    return Tuner(inject(backbone, config, "BOFTConfig", boft_block_size=config.rank))
 
 
 def _adapted_modules(backbone: Backbone, config: AdapterConfig) -> list[tuple[str, nn.Module]]:
@@ -188,7 +164,5 @@ def _check_rotation(backbone: Backbone, config: AdapterConfig) -> None:
 
 
 def _inject_lora(backbone: Backbone, config: AdapterConfig, **variant: Any) -> "PeftModel":
-    from peft import LoraConfig
-
     size: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
-    return inject(backbone, config, LoraConfig, **size, **variant)
+    return inject(backbone, config, "LoraConfig", **size, **variant)

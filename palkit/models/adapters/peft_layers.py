@@ -28,30 +28,30 @@ def target_layers(backbone: Backbone, config: AdapterConfig) -> list[tuple[str, 
 
 
 def inject(
-    backbone: Backbone, config: AdapterConfig, kind: type, names: Iterable[str] | None = None, **options: Any
+    backbone: Backbone, config: AdapterConfig, kind: str, names: Iterable[str] | None = None, **options: Any
 ) -> "PeftModel":
     """Wrap layers of the backbone in place, by default the targets.
 
     Args:
         backbone: frozen.
         config: blocks and targets.
-        kind: of peft's config.
+        kind: name of peft's class of configs.
         names: of the layers.
         options: of peft's config.
 
     Raises:
         ConfigError: peft refuses the combination, or the network does not call a wrapped layer.
     """
-    from peft import PeftModel
+    import peft  # takes seconds
 
     names = [name for name, _ in target_layers(backbone, config)] if names is None else names
     with quiet_peft():
         try:
-            peft = PeftModel(backbone.vit, kind(target_modules=pattern(names), **options))
+            model = peft.PeftModel(backbone.vit, getattr(peft, kind)(target_modules=pattern(names), **options))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"adapter {config.name!r} does not fit {backbone.config.name!r}: {error}") from error
     _check_called(backbone, config)
-    return peft
+    return model
 
 
 def pattern(names: Iterable[str]) -> str:
@@ -82,7 +82,7 @@ def _check_called(backbone: Backbone, config: AdapterConfig) -> None:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the warnings of peft that are about nothing here."""
+    """Silence the warnings of peft that do not matter here."""
     with warnings.catch_warnings():
         # Norms have no in and out features; peft looks for them and never uses them.
         warnings.filterwarnings("ignore", r"Unsupported layer type '<class 'timm\.layers\.norm")

@@ -1,4 +1,4 @@
-"""What an adapter is: its configuration, the blocks it changes, and the registry of methods."""
+"""Configuration of an adapter, the blocks it changes, and the registry of methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,7 +88,7 @@ def first_trained_block(config: AdapterConfig, depth: int) -> int:
 
 @dataclass
 class Tuner:
-    """What a method is besides parameters: peft's view of the network, and steps of training; for most, nothing.
+    """State of a method besides its parameters, and hooks into training, which do nothing for most methods.
 
     Attributes:
         peft: wraps the same timm model that the backbone holds; None for methods without peft.
@@ -99,17 +99,17 @@ class Tuner:
     initial: dict[str, Tensor] = field(default_factory=dict)
 
     def begin(self, total_steps: int) -> None:
-        """Before the first step."""
+        """Hook before the first step."""
 
     def penalty(self) -> Tensor | None:
         """Scalar to add to the loss, or None."""
         return None
 
     def after_backward(self, step: int) -> None:
-        """While the gradients of `step` are there."""
+        """Hook while the gradients of `step`, counted from 0, are still there."""
 
     def finish(self) -> None:
-        """Before the model is merged or saved."""
+        """Hook before the model is merged or saved."""
 
 
 Attach = Callable[[Backbone, AdapterConfig], Tuner]

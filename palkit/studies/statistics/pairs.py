@@ -21,7 +21,7 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
     first is shared, no strategy has chosen anything yet) i beats j if a two-sided paired t-test over the
     seeds that both have rejects at `confidence`; that adds 1 / (label counts of the setting) to the entry,
     so an entry lies between 0 and the number of settings. Lower column means are better. The paper has
-    n = 5 seeds and p < 0.05, |t| > 2.776; with n = 3 seeds the same level needs |t| > 4.303, so expect few
+    n = 5 seeds and p < 0.05, `|t| > 2.776`; with n = 3 seeds the same level needs `|t| > 4.303`, so expect few
     wins. Unlike the paper, every label count enters (there only budgets doubling from the first, and none
     where random is within 1 % of its final accuracy).
 

@@ -39,7 +39,7 @@ def label_saving(
     noise lifts its end, as of a reference that has reached all it can, the saving is too large. A curve that is beyond
     a target from its first round on counts its first labels, so the saving is then a bound. The saving is the geometric
     mean over targets of the reference's labels over the group's. Its logarithm t has a t interval from the jackknife
-    over paired seeds; with e half of its width at 68 %, the estimate is t * (1 - (e / t)^2), and 0 if e > |t|.
+    over paired seeds; with e half of its width at 68 %, the estimate is `t * (1 - (e / t)^2)`, and 0 if `e > |t|`.
 
     Args:
         rounds: the table of rounds.
