@@ -151,11 +151,11 @@ def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str]
     is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
     if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
         return from_manifest(path, group, classes)
-    if os.path.exists(path):
+    if os.path.isdir(path):
         return from_folder(path, group, unlabelled, classes)
     if is_registered(name, DATASETS):
         return DATASETS[name]()
-    if len(path.parts) > 1 or is_manifest:
+    if len(path.parts) > 1 or is_manifest or os.path.exists(path):
         raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")
     raise unknown_name("dataset", name, DATASETS)
 
@@ -164,7 +164,7 @@ def readable(pool: ImagePool) -> ImagePool:
     """The data set without files that cannot be read; a warning counts them and names the first.
 
     Raises:
-        DataError: what is left is no data set, see `palkit.data.pool.make_pool`.
+        DataError: what is left is no data set, see `palkit.data.pool.usable`.
     """
     if not isinstance(pool.images, FileImages):
         return pool

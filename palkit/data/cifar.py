@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from palkit.data.download import Remote, dataset_dir, unpacked
-from palkit.data.pool import ArrayImages, ImagePool, carve, make_pool
+from palkit.data.pool import ArrayImages, ImagePool, carve, usable
 from palkit.errors import DataError
 
 SIDE = 32  # pixels; a record is its labels, one byte each, and the image as channels x rows x columns
@@ -91,7 +91,7 @@ def _read(name: str, source: Cifar) -> ImagePool:
     pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     ids = np.array([f"{part}-{n:05d}" for part, rows in (("train", train), ("test", test)) for n in range(len(rows))])
     split = np.concatenate([carve(labels[: len(train)], ids[: len(train)]), np.full(len(test), "test")])
-    return make_pool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, names)
+    return usable(ImagePool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, tuple(names)))
 
 
 def _records(path: Path, labels: int) -> np.ndarray:

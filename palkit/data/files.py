@@ -1,7 +1,7 @@
 """Images in files: each decoded as it was when the data set was loaded, and those that cannot be read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -66,10 +66,10 @@ class FileImages:
             "Start again, in a notebook from the cell that loads the data: the image that it is now will be used."
         )
 
-    def ranged(self, ranges: Mapping[int, tuple[float, float]]) -> "FileImages":
-        """The same images, of which some have the range of values that somebody recorded for them."""
-        facts = [_ranged(one, *ranges[row]) if row in ranges else one for row, one in enumerate(self.facts)]
-        return FileImages(self.paths, tuple(facts))
+    def ranged(self, ranges: np.ndarray) -> "FileImages":
+        """The same images with the ranges of values (N, 2) that somebody recorded, NaN for those that stay."""
+        given = zip(self.facts, ranges.tolist(), strict=True)
+        return FileImages(self.paths, tuple(f if np.isnan(pair).any() else _ranged(f, *pair) for f, pair in given))
 
     def take(self, rows: np.ndarray) -> "FileImages":
         return FileImages(tuple(self.paths[row] for row in rows), tuple(self.facts[row] for row in rows))

@@ -4,21 +4,19 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from palkit.data.download import console, dataset_dir
 from palkit.data.files import explain
 from palkit.data.own import from_table
 from palkit.data.pool import UNLABELLED, ImagePool, carve
 from palkit.errors import DataError
-from palkit.storage.files import TEMPORARY, move_folder_into_place
+from palkit.storage.files import atomic_folder, locked
 
 PREFIX = "hf:"
 VALIDATION = ("validation", "val", "valid", "dev")
@@ -37,8 +35,7 @@ def from_hub(name: str) -> ImagePool:
     """
     folder = _folder(name.removeprefix(PREFIX))
     table = folder / "images" / "table.parquet"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         if not table.exists():
             _export(name, _loaded(name, folder / "arrow"), folder)
         if (folder / "arrow").exists():
@@ -48,7 +45,7 @@ def from_hub(name: str) -> ImagePool:
         names = list(rows.pop("classes")[0])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
         raise DataError(f"{table} is damaged ({explain(error)}). Delete {folder} to have it made again.") from error
-    return from_table(name, rows, table, class_names=names)
+    return from_table(name, rows, table.parent, names)
 
 
 def _folder(source: str) -> Path:
@@ -83,35 +80,28 @@ def _loaded(name: str, cache: Path) -> Mapping[str, Any]:
 
 def _export(name: str, splits: Mapping[str, Any], folder: Path) -> None:
     """Write `folder / "images"`: a file per image, and table.parquet with path, label, split and the classes."""
+    import datasets
+
     image, label = _columns(name, next(iter(splits.values())).features)
     labels = {part: _labels(rows, label) for part, rows in splits.items()}
     class_names = _class_names(next(iter(splits.values())).features[label], labels)
     code = {text: number for number, text in enumerate(class_names)} | {"": UNLABELLED}
     places = _places(name, {part: np.array([code[text] for text in found]) for part, found in labels.items()})
-    for left in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(left)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=TEMPORARY))
-    written = []
-    for part, split in places.items():
-        (temporary / part).mkdir()
-        encoded = splits[part].select_columns([image]).cast_column(image, _encoded())
-        for row, (record, text) in enumerate(zip(encoded, labels[part], strict=True)):
-            path = f"{part}/{row:07d}{Path(record[image]['path'] or '').suffix.lower()}"
-            content = record[image]["bytes"]
-            (temporary / path).write_bytes(Path(record[image]["path"]).read_bytes() if content is None else content)
-            written.append((path, text, split if isinstance(split, str) else split[row]))
-    table = pd.DataFrame(written, columns=["path", "label", "split"])
-    if len(places) == 1:
-        table = table.drop(columns="split")  # nothing official: split like a folder
-    table["classes"] = [class_names] * len(table)
-    table.to_parquet(temporary / "table.parquet")
-    move_folder_into_place(temporary, folder / "images")
-
-
-def _encoded() -> Any:
-    import datasets
-
-    return datasets.Image(decode=False)
+    with atomic_folder(folder / "images") as temporary:
+        written = []
+        for part, split in places.items():
+            (temporary / part).mkdir()
+            encoded = splits[part].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            for row, (record, text) in enumerate(zip(encoded, labels[part], strict=True)):
+                path = f"{part}/{row:07d}{Path(record[image]['path'] or '').suffix.lower()}"
+                content = record[image]["bytes"]
+                (temporary / path).write_bytes(Path(record[image]["path"]).read_bytes() if content is None else content)
+                written.append((path, text, split if isinstance(split, str) else split[row]))
+        table = pd.DataFrame(written, columns=["path", "label", "split"])
+        if len(places) == 1:
+            table = table.drop(columns="split")  # nothing official: split like a folder
+        table["classes"] = [class_names] * len(table)
+        table.to_parquet(temporary / "table.parquet")
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from palkit.data.download import Remote, dataset_dir, fetched, unpacked
 from palkit.data.files import FileImages, StoredImages
-from palkit.data.pool import SPLITS, ImagePool, carve, make_pool
+from palkit.data.pool import SPLITS, ImagePool, carve, usable
 from palkit.errors import DataError
 from palkit.storage.files import atomic_path
 from palkit.storage.formats import new_array
@@ -87,7 +87,7 @@ def _file_pool(name: str, root: Path, parts: list[Any], splits: Any, class_names
     labels = np.concatenate([part._labels for part in parts])
     split = np.concatenate([np.broadcast_to(each, len(part)) for each, part in zip(splits, parts, strict=True)])
     ids = np.array([path.relative_to(root).as_posix() for path in paths])
-    return make_pool(name, FileImages(tuple(paths)), labels, split, ids, class_names)
+    return usable(ImagePool(name, FileImages(tuple(paths)), labels, split, ids, tuple(class_names)))
 
 
 def medmnist(name: str, flag: str, size: int) -> ImagePool:
@@ -122,8 +122,8 @@ def medmnist(name: str, flag: str, size: int) -> ImagePool:
         labels, split = file["labels"], file["split"]
     ids = np.concatenate([[f"{part}-{row:06d}" for row in range((split == i).sum())] for i, part in enumerate(PARTS)])
     images = StoredImages(stored, np.arange(len(labels)))
-    class_names = [info["label"][str(number)] for number in range(len(info["label"]))]
-    return make_pool(name, images, labels, np.array(SPLITS)[split], ids, class_names)
+    class_names = tuple(info["label"][str(number)] for number in range(len(info["label"])))
+    return usable(ImagePool(name, images, labels, np.array(SPLITS)[split], ids, class_names))
 
 
 def _copy_images(archive: Path, target: Path) -> None:

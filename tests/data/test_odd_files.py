@@ -133,7 +133,7 @@ def test_splits_without_a_test_set_and_images_beside_classes_are_refused(tmp_pat
     for name in ("train", "test"):
         two_classes(tmp_path / "b" / name)
     write(tmp_path / "b" / "test" / "x.png")
-    with pytest.raises(DataError, match=r"x\.png lies in the folder of a split"):
+    with pytest.raises(DataError, match=r"both beside and inside its class folders \(beside: test/x\.png\)"):
         load_dataset(str(tmp_path / "b"))
 
 
