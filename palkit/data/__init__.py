@@ -59,24 +59,12 @@ __all__ = [
     "usual_size",
 ]
 
-DATASETS: dict[str, Callable[[], ImagePool]] = {
-    "fashion_mnist": fashion_mnist,
-    "fashion_mnist_lt": fashion_mnist_lt,
-    "digits": digits,
-    "digits_lt": digits_lt,
-    "eurosat": eurosat,
-    "histology": histology,
-    "aptos2019": aptos2019,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "food101": food101,
-    "dtd": dtd,
-    "flowers102": flowers102,
-    **MEDMNIST_SETS,
-}
-
-
 Loader = Callable[[], ImagePool]
+NAMED = (
+    fashion_mnist, fashion_mnist_lt, digits, digits_lt, eurosat, histology, aptos2019, cifar10, cifar100, food101, dtd,
+    flowers102,
+)  # fmt: skip
+DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
 
 
 def dataset(name: str) -> Callable[[Loader], Loader]:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from palkit.data.download import Remote, dataset_dir, unpacked
+from palkit.data.download import Remote, dataset_dir, reading, unpacked
 from palkit.data.pool import ArrayImages, ImagePool, carve, usable
-from palkit.errors import DataError
 
 SIDE = 32  # pixels; a record is its labels, one byte each, and the image as channels x rows x columns
 
@@ -78,14 +77,9 @@ def cifar100() -> ImagePool:
 
 def _read(name: str, source: Cifar) -> ImagePool:
     folder = unpacked(source.remote, dataset_dir(name), "unpacked") / source.folder
-    try:
+    with reading(name, folder):
         parts = [[_records(folder / file, source.labels) for file in files] for files in (source.train, [source.test])]
         names = (folder / source.names).read_text(encoding="ascii").split()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"data set {name!r} in {folder} is damaged or incomplete ({error}). "
-            f"Delete {dataset_dir(name)} to have it downloaded again."
-        ) from error
     train, test = (np.concatenate(part) for part in parts)
     labels = np.concatenate([train, test])[:, source.labels - 1].astype(np.int64)
     pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
@@ -95,12 +89,5 @@ def _read(name: str, source: Cifar) -> ImagePool:
 
 
 def _records(path: Path, labels: int) -> np.ndarray:
-    """(N, labels + 3072) uint8.
-
-    Raises:
-        ValueError: the file does not hold whole records.
-    """
-    content = np.fromfile(path, np.uint8)
-    if len(content) % (labels + 3 * SIDE**2):
-        raise ValueError(f"{path.name} has {len(content)} bytes, which are no whole records")
-    return content.reshape(-1, labels + 3 * SIDE**2)
+    """(N, labels + 3072) uint8."""
+    return np.fromfile(path, np.uint8).reshape(-1, labels + 3 * SIDE**2)

@@ -50,15 +50,20 @@ class Header:
     """What a file says of its image without all of its pixels.
 
     Attributes:
-        frames: pages or frames; 1 if it cannot be opened.
+        frames: pages or frames; 1 if it cannot be opened, 0 if nobody has looked.
         kind: of values that are not unsigned bytes: "16-bit", "integer" or "floating-point"; "" if there are none.
-        low, high: range of such values, see `value_range`; NaN if there are none.
+        low, high: range of such values, see `range_of`; NaN if there are none.
     """
 
     frames: int = 1
     kind: str = ""
     low: float = np.nan
     high: float = np.nan
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Range of values that is scaled to 8 bits; None if the values have 8 bits."""
+        return (self.low, self.high) if self.kind else None
 
 
 @dataclass(frozen=True)

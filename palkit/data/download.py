@@ -7,7 +7,8 @@ import stat
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,22 @@ def unpacked(remote: Remote, folder: Path, name: str) -> Path:
     """
     target = folder / name
     return target if target.exists() else unpack(fetched(remote, folder), target)
+
+
+@contextmanager
+def reading(name: str, folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a downloaded data set is read into an error that says what to do.
+
+    Raises:
+        DataError: in place of an error of the block.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"data set {name!r} in {folder} is damaged or incomplete ({error}). "
+            f"Delete {dataset_dir(name)} to have it downloaded again."
+        ) from error
 
 
 def unpack(archive: Path, target: Path) -> Path:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -54,7 +54,7 @@ class FileImages:
         try:
             content = path.read_bytes()
             if facts.sha256 == sha256(content).hexdigest():
-                return read_image(BytesIO(content), value_range(facts))
+                return read_image(BytesIO(content), facts.header.value_range)
         except Exception as error:  # a format's parser may raise anything when it stumbles
             raise DataError(
                 f"{path} cannot be read as an image ({explain(error)}). Replace or remove it. "
@@ -69,7 +69,7 @@ class FileImages:
     def ranged(self, ranges: np.ndarray) -> "FileImages":
         """The same images with the ranges of values (N, 2) that somebody recorded, NaN for those that stay."""
         given = zip(self.facts, ranges.tolist(), strict=True)
-        return FileImages(self.paths, tuple(f if np.isnan(pair).any() else _ranged(f, *pair) for f, pair in given))
+        return FileImages(self.paths, tuple(f if np.isnan(pair).any() else f.ranged(*pair) for f, pair in given))
 
     def take(self, rows: np.ndarray) -> "FileImages":
         return FileImages(tuple(self.paths[row] for row in rows), tuple(self.facts[row] for row in rows))
@@ -78,7 +78,7 @@ class FileImages:
         total = sha256(f"decoding {DECODING}".encode())
         for digest, facts in zip(self.checksums(), self.facts, strict=True):
             total.update(bytes.fromhex(digest))
-            total.update(repr(value_range(facts)).encode() if facts.header and facts.header.kind else b"")
+            total.update(repr(facts.header.value_range).encode() if facts.header.kind else b"")
         return total.hexdigest()
 
     def checksums(self) -> list[str]:
@@ -92,19 +92,13 @@ class FileImages:
         return [facts.sha256 for facts in file_facts(self.paths)] == [facts.sha256 for facts in self.facts]
 
 
-def value_range(facts: FileFacts) -> tuple[float, float] | None:
-    """Range of values that is scaled to 8 bits; None if the values have 8 bits."""
-    return (facts.header.low, facts.header.high) if facts.header is not None and facts.header.kind else None
-
-
 def with_one_range(facts: Sequence[FileFacts]) -> list[FileFacts]:
     """Facts in which all images of a data set with values of one kind have one range, so that they stay comparable."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in facts:
-        if one.header is not None and one.header.kind:
-            found.setdefault(one.header.kind, []).append((one.header.low, one.header.high))
+        found.setdefault(one.header.kind, []).append((one.header.low, one.header.high))
     ranges = {kind: _common_range(np.array(rows)) for kind, rows in found.items()}
-    return [_ranged(one, *ranges[one.header.kind]) if one.header and one.header.kind else one for one in facts]
+    return [one.ranged(*ranges[one.header.kind]) for one in facts]
 
 
 def _common_range(ranges: np.ndarray) -> tuple[float, float]:
@@ -118,13 +112,6 @@ def _common_range(ranges: np.ndarray) -> tuple[float, float]:
     low, high = np.median(ranges, axis=0)
     width = high - low if high > low else np.inf
     return float(max(ranges[:, 0].min(), low - width)), float(min(ranges[:, 1].max(), high + width))
-
-
-def _ranged(facts: FileFacts, low: float, high: float) -> FileFacts:
-    """Facts of an image whose values are scaled from a given range, if it has values that are scaled."""
-    if facts.header is None or not facts.header.kind:
-        return facts
-    return replace(facts, header=replace(facts.header, low=low, high=high))
 
 
 @dataclass(frozen=True)

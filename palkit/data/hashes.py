@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256 as of_text
 from pathlib import Path
 
@@ -33,15 +33,19 @@ class FileFacts:
 
     Attributes:
         sha256: of its content; "" if it could not be read.
-        header: of the image; None if nobody asked.
+        header: of the image.
         stamp: the system's record of it.
         settled: whether the record would tell a change since then.
     """
 
     sha256: str
-    header: Header | None
+    header: Header
     stamp: Stamp
     settled: bool
+
+    def ranged(self, low: float, high: float) -> "FileFacts":
+        """The same, its values scaled from another range if it has values that are scaled."""
+        return replace(self, header=replace(self.header, low=low, high=high)) if self.header.kind else self
 
 
 def file_hashes(paths: Sequence[Path]) -> list[str]:
@@ -85,7 +89,7 @@ def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]
         new = [
             path
             for path, stamp in wanted.items()
-            if path not in known or known[path].stamp != stamp or (images and known[path].header is None)
+            if path not in known or known[path].stamp != stamp or (images and not known[path].header.frames)
         ]
         if new:
             with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -109,8 +113,10 @@ def _look(path: str, stamp: Stamp, images: bool) -> FileFacts:
     try:
         digest = sha256(Path(path))
     except OSError:
-        return FileFacts("", None, stamp, False)
-    return FileFacts(digest, inspect(Path(path)) if images else None, stamp, now - max(stamp[1:3]) > RACY_NS)
+        return FileFacts("", Header(), stamp, False)
+    return FileFacts(
+        digest, inspect(Path(path)) if images else Header(frames=0), stamp, now - max(stamp[1:3]) > RACY_NS
+    )
 
 
 def _read(table: Path) -> dict[str, FileFacts]:
@@ -120,7 +126,7 @@ def _read(table: Path) -> dict[str, FileFacts]:
         if not (columns["version"] == VERSION).all():
             return {}
         stamps = zip(*(columns[name].tolist() for name in STAMP), strict=True)
-        headers = [Header(*cells) if cells[0] else None for cells in zip(*(columns[n] for n in HEADER), strict=True)]
+        headers = (Header(*cells) for cells in zip(*(columns[name].tolist() for name in HEADER), strict=True))
         rows = zip(columns["path"], columns["sha256"], headers, stamps, strict=True)
         return {path: FileFacts(digest, header, stamp, True) for path, digest, header, stamp in rows}
     except (OSError, ValueError, KeyError):
@@ -128,8 +134,5 @@ def _read(table: Path) -> dict[str, FileFacts]:
 
 
 def _write(table: Path, known: dict[str, FileFacts]) -> None:
-    rows = [
-        (path, *facts.stamp, facts.sha256, *astuple(facts.header or Header(frames=0)), VERSION)
-        for path, facts in known.items()
-    ]
+    rows = [(path, *facts.stamp, facts.sha256, *astuple(facts.header), VERSION) for path, facts in known.items()]
     write_table(pd.DataFrame(rows, columns=["path", *STAMP, "sha256", *HEADER, "version"]), table)

@@ -3,25 +3,26 @@
 Their own downloads start again after a cut connection; ours put the files where the libraries look for them.
 """
 
-import math
+import shutil
 import zipfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palkit.data.download import Remote, dataset_dir, fetched, unpacked
+from palkit.data.download import Remote, dataset_dir, fetched, reading, unpacked
 from palkit.data.files import FileImages, StoredImages
 from palkit.data.pool import SPLITS, ImagePool, carve, usable
 from palkit.errors import DataError
 from palkit.storage.files import atomic_path
-from palkit.storage.formats import new_array
 
 PARTS = ("train", "val", "test")  # what both libraries call SPLITS
 MEDMNIST = ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
 MEDMNIST_SIZES = (28, 64, 128, 224)
 COPY_BYTES = 2**24
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def food101() -> ImagePool:
@@ -72,13 +73,8 @@ def flowers102() -> ImagePool:
 
 def _read(name: str, root: Path, source: Any, **options: Any) -> Any:
     """A part of a data set as torchvision reads it from `root`."""
-    try:
+    with reading(name, root):
         return source(root, **options)
-    except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"data set {name!r} in {root} is damaged or incomplete ({error}). "
-            f"Delete {dataset_dir(name)} to have it downloaded again."
-        ) from error
 
 
 def _file_pool(name: str, root: Path, parts: list[Any], splits: Any, class_names: list[str]) -> ImagePool:
@@ -128,34 +124,17 @@ def medmnist(name: str, flag: str, size: int) -> ImagePool:
 
 def _copy_images(archive: Path, target: Path) -> None:
     """Write the images of all parts of an `.npz` file into one `.npy` file, piece by piece."""
-    with zipfile.ZipFile(archive) as file:
-        shapes = [_shape(file, part) for part in PARTS]
-        with atomic_path(target) as temporary:
-            rows = sum(shape[0] for shape in shapes)
-            output = new_array(temporary, np.uint8, (rows, *shapes[0][1:]))
-            flat, position = output.reshape(-1), 0
-            for part, shape in zip(PARTS, shapes, strict=True):
-                with file.open(f"{part}_images.npy") as member:
-                    _header(member)
-                    end = position + math.prod(shape)
-                    while position < end:
-                        piece = np.frombuffer(member.read(min(COPY_BYTES, end - position)), np.uint8)
-                        flat[position : position + len(piece)] = piece
-                        position += len(piece)
-            output.flush()
-
-
-def _shape(file: zipfile.ZipFile, part: str) -> tuple[int, ...]:
-    with file.open(f"{part}_images.npy") as member:
-        shape, fortran, dtype = _header(member)
-    if fortran or dtype != np.uint8:
-        raise DataError(f"{file.filename}: {part}_images holds {dtype} instead of uint8 in C order. Delete the file.")
-    return shape
-
-
-def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    return readers[np.lib.format.read_magic(member)](member)
+    with ExitStack() as stack:
+        file = stack.enter_context(zipfile.ZipFile(archive))
+        members = [stack.enter_context(file.open(f"{part}_images.npy")) for part in PARTS]
+        headers = [HEADERS[np.lib.format.read_magic(member)](member) for member in members]
+        if any(fortran or dtype != np.uint8 for _, fortran, dtype in headers):
+            raise DataError(f"{archive}: images are no arrays of uint8 in C order. Delete the file.")
+        shape = (sum(shape[0] for shape, *_ in headers), *headers[0][0][1:])
+        output = stack.enter_context(open(stack.enter_context(atomic_path(target)), "wb"))
+        np.lib.format.write_array_header_1_0(output, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for member in members:
+            shutil.copyfileobj(member, output, COPY_BYTES)
 
 
 MEDMNIST_SETS = {

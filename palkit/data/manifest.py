@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palkit.data.files import FileImages, unreadable, value_range
+from palkit.data.files import FileImages, unreadable
 from palkit.data.own import MANIFEST_SUFFIXES, in_order, order_file
 from palkit.data.pool import ImagePool, take
 from palkit.errors import ConfigError
@@ -118,7 +118,7 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
             "group": groups,
         }
     )
-    ranges = [value_range(facts) for facts in pool.images.facts]
+    ranges = [facts.header.value_range for facts in pool.images.facts]
     if any(ranges):
         for place, column in enumerate(("low", "high")):
             table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
@@ -146,7 +146,5 @@ def check_suffix(path: Path) -> None:
 
 def _relative(image: Path, folder: Path) -> str:
     image, folder = image.absolute(), folder.absolute()
-    common = Path(os.path.commonpath([image, folder])) if image.anchor == folder.anchor else None
-    if common is None or common == Path(image.anchor):
-        return image.as_posix()
-    return Path(os.path.relpath(image, folder)).as_posix()
+    shared = image.anchor == folder.anchor and os.path.commonpath([image, folder]) != image.anchor
+    return Path(os.path.relpath(image, folder) if shared else image).as_posix()

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException, parquet
 
-from palkit.data.decoding import Header
 from palkit.data.files import FileImages
 from palkit.data.folders import Listing, list_folder
 from palkit.data.pool import SPLITS, UNLABELLED, ImagePool, carve, split_rows, usable
@@ -333,7 +332,7 @@ def _given_split(
 
 def _image_notes(images: FileImages) -> list[str]:
     """Sentences about images of several pages, and about values of more than 8 bits."""
-    headers = [facts.header or Header() for facts in images.facts]
+    headers = [facts.header for facts in images.facts]
     notes = []
     pages = [row for row, header in enumerate(headers) if header.frames > 1]
     if pages:

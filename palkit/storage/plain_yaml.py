@@ -43,8 +43,7 @@ def read_yaml(text: str, where: str) -> object:
     """
     try:
         return _Loader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {str(error)[:REASON]}") from error
     # Constructors of dates, numbers and other scalars let through whatever Python raises.
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where} is not valid YAML: {type(error).__name__}: {str(error)[:REASON]}") from error
+        kind = "" if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{where} is not valid YAML: {kind}{str(error)[:REASON]}") from error
