@@ -11,53 +11,21 @@ import numpy as np
 from palkit.data.cifar import cifar10, cifar100
 from palkit.data.decoding import IMAGE_SUFFIXES, read_image
 from palkit.data.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
-from palkit.data.files import DECODING, FileImages, StoredImages, unreadable
+from palkit.data.files import FileImages, StoredImages, unreadable
 from palkit.data.folders import list_folder
 from palkit.data.hub import PREFIX, from_hub
 from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
-from palkit.data.pool import (
-    SPLITS,
-    UNLABELLED,
-    ArrayImages,
-    Decoder,
-    ImagePool,
-    Images,
-    head,
-    long_tail,
-    take,
-    usual_size,
-)
+from palkit.data.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, head, long_tail, take, usual_size
 from palkit.data.published import aptos2019, eurosat, histology
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
 __all__ = [
-    "DATASETS",
-    "DECODING",
-    "IMAGE_SUFFIXES",
-    "LAYOUT",
-    "SPLITS",
-    "UNLABELLED",
-    "ArrayImages",
-    "Decoder",
-    "FileImages",
-    "ImagePool",
-    "Images",
-    "StoredImages",
-    "dataset",
-    "from_folder",
-    "from_manifest",
-    "head",
-    "list_folder",
-    "load_dataset",
-    "long_tail",
-    "read_image",
-    "readable",
-    "take",
-    "unreadable",
-    "usual_size",
-]
+    "DATASETS", "IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "ArrayImages", "Decoder", "FileImages", "ImagePool",
+    "StoredImages", "dataset", "from_folder", "from_manifest", "head", "list_folder", "load_dataset", "long_tail",
+    "read_image", "readable", "take", "unreadable", "usual_size",
+]  # fmt: skip
 
 Loader = Callable[[], ImagePool]
 NAMED = (

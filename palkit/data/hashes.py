@@ -1,4 +1,4 @@
-"""What is known of files by their content: SHA-256, and of images their header; looked up by path, size and times.
+"""Facts about files by their content: SHA-256, and of images their header; looked up by path, size and times.
 
 Content decides. The system's record of a file (size, times, inode) is a shortcut only where it is safe: not for a file
 that was changed so lately that it could change again within the same tick of the clock.
@@ -69,7 +69,7 @@ def checked_hash(path: Path, facts: FileFacts) -> str:
 
 
 def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]:
-    """What is known of each file; several threads look at what is new or has changed, the rest is known from before.
+    """Facts about each file; several threads look at what is new or has changed, the rest is known from before.
 
     It is kept in `cache_dir()/hashes`, one table per common folder. Processes that want the same wait for the first.
 

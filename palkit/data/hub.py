@@ -14,7 +14,7 @@ import pandas as pd
 from palkit.data.download import console, dataset_dir
 from palkit.data.files import explain
 from palkit.data.own import from_table
-from palkit.data.pool import UNLABELLED, ImagePool, carve
+from palkit.data.pool import ImagePool, carve
 from palkit.errors import DataError
 from palkit.storage.files import atomic_folder, locked
 
@@ -37,9 +37,8 @@ def from_hub(name: str) -> ImagePool:
     table = folder / "images" / "table.parquet"
     with locked(folder / ".lock"):
         if not table.exists():
-            _export(name, _loaded(name, folder / "arrow"), folder)
-        if (folder / "arrow").exists():
-            shutil.rmtree(folder / "arrow")  # the same images once more
+            _export(name, _loaded(name, folder / "arrow"), folder / "images")
+        shutil.rmtree(folder / "arrow", ignore_errors=True)  # the same images once more
     try:
         rows = pd.read_parquet(table)
         names = list(rows.pop("classes")[0])
@@ -79,15 +78,14 @@ def _loaded(name: str, cache: Path) -> Mapping[str, Any]:
 
 
 def _export(name: str, splits: Mapping[str, Any], folder: Path) -> None:
-    """Write `folder / "images"`: a file per image, and table.parquet with path, label, split and the classes."""
+    """Write a folder: a file per image, and table.parquet with path, label, split and the classes."""
     import datasets
 
     image, label = _columns(name, next(iter(splits.values())).features)
     labels = {part: _labels(rows, label) for part, rows in splits.items()}
     class_names = _class_names(next(iter(splits.values())).features[label], labels)
-    code = {text: number for number, text in enumerate(class_names)} | {"": UNLABELLED}
-    places = _places(name, {part: np.array([code[text] for text in found]) for part, found in labels.items()})
-    with atomic_folder(folder / "images") as temporary:
+    places = _places(name, labels, class_names)
+    with atomic_folder(folder) as temporary:
         written = []
         for part, split in places.items():
             (temporary / part).mkdir()
@@ -146,18 +144,18 @@ def _class_names(kind: Any, labels: Mapping[str, list[str]]) -> list[str]:
     return sorted(found, key=int if "int" in kind.dtype else str)
 
 
-def _places(name: str, labels: Mapping[str, np.ndarray]) -> dict[str, str | np.ndarray]:
-    """What each split of the Hub becomes: one of SPLITS, or one per image."""
-    known = {part: found for part, found in labels.items() if (found != UNLABELLED).any()}
+def _places(name: str, labels: Mapping[str, list[str]], class_names: list[str]) -> Mapping[str, str | np.ndarray]:
+    """The splits that are used, and what each becomes: one of SPLITS, or one per image."""
+    known = [part for part, found in labels.items() if any(found)]
     if len(known) == 1:
-        return {next(iter(known)): "pool"}
-    validation = [part for part in VALIDATION if part in known]
-    held_out = ["test"] * ("test" in known) + validation
+        return {known[0]: "pool"}
+    held_out = [part for part in ("test", *VALIDATION) if part in known]
     if "train" not in known or not held_out:
         raise DataError(
             f"data set {name!r} has the labelled splits {', '.join(known) or '(none)'}; expected is one, or train "
             f"with test or {' or '.join(VALIDATION)}. Save it as files with a CSV manifest that has a split column."
         )
-    if len(held_out) == 1:
-        return {"train": carve(known["train"], np.arange(len(known["train"])).astype(str)), held_out[0]: "test"}
-    return {"train": "pool", held_out[1]: "val", held_out[0]: "test"}
+    if len(held_out) > 1:
+        return {"train": "pool", held_out[1]: "val", held_out[0]: "test"}
+    train = pd.Categorical(labels["train"], class_names).codes
+    return {"train": carve(train, np.arange(len(train)).astype(str)), held_out[0]: "test"}

@@ -1,4 +1,4 @@
-"""What a check of a user's images finds, and the manifest that fixes it."""
+"""Checks of a user's images, and manifests without what they find."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from palkit.storage.files import atomic_path, write_text
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with the files of a data set.
+    """Problems with the files of a data set.
 
     Attributes:
         pool: the data set as it was loaded.

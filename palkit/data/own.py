@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,41 +55,35 @@ def from_folder(
     found = list_folder(folder)
     order = None if unlabelled else classes or _class_order(folder)
     notes = found.notes(folder, [CLASS_ORDER] if order is not None else [])
+    names = [] if unlabelled else sorted({path.parts[0] for path in found.images if len(path.parts) > 1})
+    splits = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    are_splits = len(splits) == len(names) and {*splits.values()} >= {"pool", "test"}
+    depth = 2 if are_splits else min(1, len(names))  # of the folders of classes
+    beside = [str(path) for path in found.images if len(path.parts) <= depth]
+    problem = ""
     if not found.images:
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise DataError(" ".join([f"{folder} holds no image where one is expected (found: {held}).", *notes, LAYOUT]))
+        problem = f"holds no image where one is expected (found: {held})."
+    elif not are_splits and (len(splits) == len(names) > 1 or {*SPLITS} & {name.lower() for name in names}):
+        some = f"some but not all of {', '.join(SPLITS)}, or others beside them"
+        problem = f"holds {', '.join(names)}: {some}. If these are classes, rename them or write a manifest."
+    elif beside:
+        problem = (
+            f"holds images both beside and inside its class folders (beside: {beside[0]}). Move those beside into a "
+            "class folder or away, or load all without labels (unlabelled=True)."
+        )
+    if problem:
+        raise DataError(" ".join([f"{folder} {problem}", *notes, LAYOUT]))
     paths = [str(path) for path in found.images]
     table = pd.DataFrame({"path": paths, "label": ""}, index=list(map(repr, paths)))
-    tops = sorted({path.parts[0] for path in found.images if len(path.parts) > 1})
-    if tops and not unlabelled:
-        splits = _split_folders(folder, tops)
-        depth = 2 if splits else 1  # of the folders of classes
-        beside = [path for path in found.images if len(path.parts) <= depth]
-        if beside:
-            raise DataError(
-                f"{folder} holds images both beside and inside its class folders (beside: {beside[0]}). Move those "
-                f"beside into a class folder or away, or load all without labels (unlabelled=True). {LAYOUT}"
-            )
+    if depth:
         table["label"] = [path.parts[depth - 1] for path in found.images]
-        if splits:
-            table["split"] = [splits[path.parts[0]] for path in found.images]
         notes += _structure_notes(folder, found, depth)
+    if are_splits:
+        table["split"] = [splits[path.parts[0]] for path in found.images]
     if group is not None:
-        table["group"] = path_groups(table["path"], group)
+        table["group"] = path_groups(paths, group)
     return from_table(str(folder), table, folder, order, notes)
-
-
-def _split_folders(folder: Path, names: Sequence[str]) -> Mapping[str, str]:
-    """The split that each folder at the top stands for, none if they are classes."""
-    splits = {name: SPLIT_NAMES.get(name.lower(), "") for name in names}
-    if set(splits.values()) >= {"pool", "test"} and all(splits.values()):
-        return splits
-    if (len(names) > 1 and all(splits.values())) or {name.lower() for name in names} & set(SPLITS):
-        raise DataError(
-            f"{folder} holds {', '.join(names)}: some but not all of {', '.join(SPLITS)}, or others beside them. If "
-            f"these are classes, rename them or write a manifest. {LAYOUT}"
-        )
-    return {}
 
 
 def _structure_notes(folder: Path, found: Listing, depth: int) -> list[str]:
@@ -135,7 +129,7 @@ def _distinct(names: Sequence[str], where: str, kind: type[PalkitError]) -> list
 
 
 def path_groups(paths: Iterable[str], pattern: str) -> list[str]:
-    """What a regular expression finds in each path: its first group, or all it matches if it has none.
+    """Matches of a regular expression in each path: its first group, or all it matches if it has none.
 
     Raises:
         ConfigError: it is no regular expression, or does not match a path.
@@ -232,7 +226,7 @@ def from_table(
 
 
 def _names(table: pd.DataFrame) -> list[str]:
-    """What images are called where nobody says: their paths, as they are compared."""
+    """Names of images where nobody gives them: their paths, as they are compared."""
     return [os.path.normpath(normal(path)) for path in table["path"]]
 
 

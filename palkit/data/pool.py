@@ -131,15 +131,8 @@ class ImagePool:
         Returns:
             Columns row, id, split, label ("" where not known) and checksum, which copies share.
         """
-        table = pd.DataFrame(
-            {
-                "row": np.arange(len(self)),
-                "id": self.ids,
-                "split": self.split,
-                "label": self.label_names(),
-                "checksum": self.images.checksums(),
-            }
-        )
+        columns = {"row": np.arange(len(self)), "id": self.ids, "split": self.split, "label": self.label_names()}
+        table = pd.DataFrame(columns).assign(checksum=self.images.checksums())
         copies = table[table["checksum"].duplicated(keep=False)]
         return copies.sort_values(["checksum", "row"], ignore_index=True)
 
@@ -343,10 +336,7 @@ def _fill_gaps(place: np.ndarray, has: np.ndarray, parts: Sequence[int]) -> None
 
 
 def split_rows(
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    ids: np.ndarray,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    labels: np.ndarray, groups: np.ndarray | None, ids: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
 ) -> np.ndarray:
     """(N,) of SPLITS where there are none: unlabelled images go to the pool, with all of their group.
 

@@ -163,7 +163,7 @@ def remove_leftovers(folder: Path, suffix: str = "") -> None:
 
 
 def owned(prefix: str) -> str:
-    """How the name of a folder begins that only this process uses: with machine and process."""
+    """Beginning of the name of a folder that only this process uses: with machine and process."""
     return f"{prefix}{platform.node()}-{os.getpid()}-"
 
 

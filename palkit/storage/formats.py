@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -178,20 +177,15 @@ def _problems(
 
 
 def separator(text: str, known: Collection[str]) -> str:
-    """What stands between cells, comma, semicolon or tab: the sign by which most of the known names are in the header.
+    """Sign between cells, comma, semicolon or tab: the one by which most of the known names are in the header.
 
     Args:
         text: of a table.
         known: names of columns, in lower case.
     """
-
-    def names(sign: str) -> list[str]:
-        with suppress(csv.Error):  # whoever reads all of it says what is wrong
-            header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
-            return [name.strip().lower() for name in header]
-        return []
-
-    return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
+    header = re.search(r"\S[^\r\n]*", text)
+    line = header[0].lower() if header else ""
+    return max(",;\t", key=lambda sign: len({*known} & {cell.strip('" \t') for cell in line.split(sign)}))
 
 
 def _records(path: Path, text: str, sign: str) -> dict[int, list[str]]:

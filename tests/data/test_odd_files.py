@@ -414,6 +414,16 @@ def test_grey_rises_with_the_values(tmp_path: Path, kind: type, white: bool) -> 
     assert len(np.unique(grey)) > 200
 
 
+def test_three_colours_in_sixteen_bits_are_read() -> None:
+    """A BMP of 5, 6 and 5 bits, which are no deep values."""
+    pixels = struct.pack("<4H", 0xF800, 0x07E0, 0x001F, 0xFFFF)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, -2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    start = struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66)
+    found = np.asarray(read_image(io.BytesIO(start + header + masks + pixels)))
+    assert found.reshape(-1, 3).tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+
+
 def test_complex_numbers_are_no_image_and_hide_no_other(tmp_path: Path) -> None:
     folder = two_classes(tmp_path / "s")
     tifffile.imwrite(folder / "tumour" / "k.tif", np.ones((32, 32), np.complex64))
