@@ -67,7 +67,7 @@ def cifar10() -> ImagePool:
 
 
 def cifar100() -> ImagePool:
-    """As `cifar10`, with 100 (fine) classes.
+    """The same as `cifar10` with 100 (fine) classes.
 
     Raises:
         DataError: see `palkit.data.download.fetched`.

@@ -191,7 +191,7 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
 
 
 def _rawmode(file: Image.Image) -> str:
-    """How Pillow names values of more than 8 bits, or with a sign, that a file holds; "" if it holds none."""
+    """Pillow's name of the values of more than 8 bits, or with a sign, that a file holds; "" if it holds none."""
     if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) == 8 and _tag(file, SAMPLE_FORMAT) == SIGNED:
         return SIGNED_BYTES
     if file.mode.startswith("I;16") or file.mode in ("I", "F"):

@@ -94,7 +94,7 @@ def fetched(remote: Remote, folder: Path) -> Path:
 
 
 def _mismatch(path: Path, remote: Remote, remedy: str) -> str:
-    """How the file differs from the published one and what to do, "" if it does not."""
+    """Difference between the file and the published one, and what to do about it; "" if there is none."""
     algorithm, expected = remote.checksum.split(":")
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, algorithm).hexdigest()

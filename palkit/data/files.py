@@ -14,7 +14,7 @@ from PIL import Image
 
 from palkit.data.decoding import explain, read_image
 from palkit.data.hashes import FileFacts, checked_hash, file_facts, file_hashes, stamp_of
-from palkit.data.pool import pixel_hash
+from palkit.data.pool import ArrayImages, pixel_hash
 from palkit.errors import DataError
 
 LONGEST = 100  # times its short side: what is further out is not looked at
@@ -125,8 +125,7 @@ class StoredImages:
         return len(self.rows)
 
     def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
-        images = np.load(self.path, mmap_mode="r")[self.rows[rows]]
-        return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+        return ArrayImages(np.load(self.path, mmap_mode="r")).decode(self.rows[rows], size)
 
     def take(self, rows: np.ndarray) -> "StoredImages":
         return StoredImages(self.path, self.rows[rows])

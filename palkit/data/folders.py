@@ -63,7 +63,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """All that is in a folder, at any depth, behind links too.
+    """List all that is in a folder, at any depth, behind links too.
 
     Raises:
         DataError: a folder inside cannot be opened.

@@ -24,7 +24,7 @@ RACY_NS = 2 * 10**9  # a file this young may change again within the same tick o
 VERSION = 1
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")  # the time of change of the record tells files that changed places
 HEADER = ("frames", "kind", "low", "high")
-Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,21 @@ def _look(path: str, stamp: Stamp, images: bool) -> FileFacts:
         digest = sha256(Path(path))
     except OSError:
         return FileFacts("", Header(), stamp, False)
-    return FileFacts(
-        digest, inspect(Path(path)) if images else Header(frames=0), stamp, now - max(stamp[1:3]) > RACY_NS
-    )
+    header = inspect(Path(path)) if images else Header(frames=0)
+    return FileFacts(digest, header, stamp, now - max(stamp[1:3]) > RACY_NS)
 
 
-def _read(table: Path) -> dict[str, FileFacts]:
-    """What is kept; nothing if the table is missing, older or damaged, since it can be made again."""
+def _read(path: Path) -> dict[str, FileFacts]:
+    """Facts that are kept; none if the table is missing, older or damaged, since it can be made again."""
     try:
-        columns = read_table(table)
-        if not (columns["version"] == VERSION).all():
+        table = read_table(path)
+        rows = table[["path", "sha256", *HEADER, *STAMP]].itertuples(index=False, name=None)
+        if not (table["version"] == VERSION).all():
             return {}
-        stamps = zip(*(columns[name].tolist() for name in STAMP), strict=True)
-        headers = (Header(*cells) for cells in zip(*(columns[name].tolist() for name in HEADER), strict=True))
-        rows = zip(columns["path"], columns["sha256"], headers, stamps, strict=True)
-        return {path: FileFacts(digest, header, stamp, True) for path, digest, header, stamp in rows}
     except (OSError, ValueError, KeyError):
         return {}
+    end = 2 + len(HEADER)
+    return {row[0]: FileFacts(row[1], Header(*row[2:end]), row[end:], True) for row in rows}
 
 
 def _write(table: Path, known: dict[str, FileFacts]) -> None:

@@ -48,7 +48,7 @@ def from_hub(name: str) -> ImagePool:
 
 
 def _folder(source: str) -> Path:
-    """Of the exported images: a readable name and a checksum, of the name or of what a local folder holds."""
+    """Folder of the exported images: a readable name and a checksum, of the name or of a local folder's files."""
     identity, local = source, Path(source.partition("@")[0])
     if os.path.isdir(local):
         files = sorted(path for path in local.rglob("*") if path.is_file())

@@ -167,7 +167,7 @@ def usable(pool: ImagePool) -> ImagePool:
 
 
 def _problems(pool: ImagePool) -> Iterator[str]:
-    """What is wrong with a data set, and what to do about it."""
+    """Problems of a data set, and what to do about each."""
     if pool.groups is not None:
         table = pd.DataFrame({"group": pool.groups, "split": pool.split})
         splits = table[table["group"] != ""].groupby("group")["split"].unique()
