@@ -106,18 +106,15 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     """The image column and the label column: the one ClassLabel, or else the one of text or whole numbers."""
     import datasets
 
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    plain = [
-        column
-        for column, kind in features.items()
-        if isinstance(kind, datasets.Value) and kind.dtype.startswith(("int", "uint", "string", "large_string", "bool"))
-    ]
-    labels = classes or ([column for column in plain if column in {"label", "labels", "class"}] or plain)
+    def of(kind: type) -> list[str]:
+        return [column for column, found in features.items() if isinstance(found, kind)]
+
+    texts = ("int", "uint", "string", "large_string", "bool")
+    images, plain = of(datasets.Image), [one for one in of(datasets.Value) if features[one].dtype.startswith(texts)]
+    labels = of(datasets.ClassLabel) or [one for one in plain if one in {"label", "labels", "class"}] or plain
     if len(images) != 1 or len(labels) != 1:
-        listed = ", ".join(
-            f"{column} ({type(kind).__name__} {getattr(kind, 'dtype', '')})" for column, kind in features.items()
-        )
+        kinds = {column: f"{type(kind).__name__} {getattr(kind, 'dtype', '')}" for column, kind in features.items()}
+        listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
         raise DataError(
             f"data set {name!r} has {len(images)} image columns and {len(labels)} columns that may be the label; "
             f"exactly one of each is needed. Its columns: {listed}. Save what you need as files with a CSV manifest."

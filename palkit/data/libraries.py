@@ -19,8 +19,6 @@ from palkit.errors import DataError
 from palkit.storage.files import atomic_path
 
 PARTS = ("train", "val", "test")  # what both libraries call SPLITS
-MEDMNIST = ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
-MEDMNIST_SIZES = (28, 64, 128, 224)
 COPY_BYTES = 2**24
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -86,33 +84,31 @@ def _file_pool(name: str, root: Path, parts: list[Any], splits: Any, class_names
     return usable(ImagePool(name, FileImages(tuple(paths)), labels, split, ids, tuple(class_names)))
 
 
-def medmnist(name: str, flag: str, size: int) -> ImagePool:
+def medmnist(flag: str, suffix: str) -> ImagePool:
     """A set of MedMNIST v2 with its official splits.
 
     The images are copied once into a `.npy` file, because the largest (15 GB) would not fit into memory.
 
     Args:
-        name: of the data set.
-        flag: what MedMNIST calls it.
-        size: 28, 64, 128 or 224 pixels.
+        flag: MedMNIST's name of it.
+        suffix: of its name and files by the size of images: "" for 28 pixels, "_64", "_128" or "_224".
 
     Raises:
         DataError: see `palkit.data.download.fetched`.
     """
     from medmnist.info import INFO
 
-    info, suffix = INFO[flag], "" if size == 28 else f"_{size}"
+    info, name = INFO[flag], f"{flag}{suffix}"
     folder = dataset_dir(name)
     stored, table = folder / "images.npy", folder / "labels.npz"
     if not stored.exists():
-        remote = Remote(info[f"url{suffix}"], f"md5:{info[f'MD5{suffix}']}", f"{flag}{suffix}.npz")
+        remote = Remote(info[f"url{suffix}"], f"md5:{info[f'MD5{suffix}']}", f"{name}.npz")
         archive = fetched(remote, folder)
         with np.load(archive) as file:
             labels = [file[f"{part}_labels"].ravel().astype(np.int64) for part in PARTS]
+        split = np.repeat(range(3), [len(part) for part in labels])
         with atomic_path(table) as temporary:
-            np.savez(
-                temporary, labels=np.concatenate(labels), split=np.repeat(range(3), [len(part) for part in labels])
-            )
+            np.savez(temporary, labels=np.concatenate(labels), split=split)
         _copy_images(archive, stored)  # last: it is what says that the set is complete
     with np.load(table) as file:
         labels, split = file["labels"], file["split"]
@@ -138,7 +134,7 @@ def _copy_images(archive: Path, target: Path) -> None:
 
 
 MEDMNIST_SETS = {
-    flag if size == 28 else f"{flag}_{size}": partial(medmnist, flag if size == 28 else f"{flag}_{size}", flag, size)
-    for flag in MEDMNIST
-    for size in MEDMNIST_SIZES
+    f"{flag}{suffix}": partial(medmnist, flag, suffix)
+    for flag in ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
+    for suffix in ("", "_64", "_128", "_224")
 }

@@ -22,15 +22,13 @@ TEMPORARY = ".writing-"  # how names of files begin that are not complete
 CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (CHECKOUT / "run_all.sh").is_file()  # else palkit was installed, and brings along what it needs of it
 REPOSITORY = CHECKOUT if IS_CHECKOUT else Path(__file__).resolve().parents[1] / "shipped"
-# What to do where a file cannot be written, if not to make room.
+WRITABLE = "Make it writable for this user (users who share a folder need umask 002)"
+LIMIT = "Raise the limit on this user's files"
+# Remedies where a file cannot be written, but for making room.
 REMEDIES = {
-    **dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM),
-        "Make it writable for this user (users who share a folder need umask 002)",
-    ),
-    **dict.fromkeys((errno.EFBIG, errno.EDQUOT), "Raise the limit on this user's files"),
+    errno.EROFS: WRITABLE, errno.EACCES: WRITABLE, errno.EPERM: WRITABLE, errno.EFBIG: LIMIT, errno.EDQUOT: LIMIT,
     errno.ENAMETOOLONG: "Give it a shorter name: most systems allow 255 bytes, fewer letters where they are not ASCII",
-}
+}  # fmt: skip
 
 
 def cache_dir() -> Path:

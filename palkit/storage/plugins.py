@@ -68,10 +68,9 @@ def refuse_taken(kind: str, name: str, there: Callable | None, function: Callabl
 @cache
 def _load_installed() -> None:
     for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else point.name
         try:
-            _load(
-                point.module, f"plugins: {point.module!r} of package {point.dist.name if point.dist else point.name!r}"
-            )
+            _load(point.module, f"plugins: {point.module!r} of package {package!r}")
         except ConfigError as error:  # nobody has asked for it
             warnings.warn(str(error), DataNotice, stacklevel=2)
 
