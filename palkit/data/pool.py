@@ -268,7 +268,7 @@ def stratified_split(
     A class with enough images has one in every wanted part, however small its share.
     """
     order = np.argsort(lots(ids), kind="stable")
-    split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
+    split = np.empty(len(labels), dtype=np.array(SPLITS).dtype)
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         wanted = [place for place, fraction in enumerate(fractions) if fraction > 0]
@@ -278,8 +278,7 @@ def stratified_split(
             if sizes[place] == 0:
                 sizes[sizes.argmax()] -= 1
                 sizes[place] = 1
-        for part, chosen in zip(SPLITS, np.split(rows, np.cumsum(sizes)[:2]), strict=True):
-            split[chosen] = part
+        split[rows] = np.repeat(SPLITS, sizes)
     return split
 
 
@@ -346,16 +345,14 @@ def split_rows(
         ids: (N,) names of the images.
         fractions: wanted of each split.
     """
-    split = np.full(len(labels), "pool", dtype=f"<U{max(map(len, SPLITS))}")
+    split = np.full(len(labels), "pool", dtype=np.array(SPLITS).dtype)
     known = labels != UNLABELLED
     if groups is not None:
         known &= ~np.isin(groups, np.setdiff1d(groups[~known], [""]))
-    if known.any():
-        split[known] = (
-            stratified_split(labels[known], ids[known], fractions)
-            if groups is None
-            else grouped_split(labels[known], groups[known], ids[known], fractions)
-        )
+    if groups is None:
+        split[known] = stratified_split(labels[known], ids[known], fractions)
+    elif known.any():
+        split[known] = grouped_split(labels[known], groups[known], ids[known], fractions)
     return split
 
 

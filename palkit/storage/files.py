@@ -144,14 +144,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StorageError: the file cannot be made.
     """
-    lock = FileLock(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
+        lock = FileLock(path).acquire()
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def remove_leftovers(folder: Path, suffix: str = "") -> None:
