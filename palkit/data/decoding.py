@@ -202,9 +202,7 @@ def _rawmode(file: Image.Image) -> str:
         raw = tile[3] if isinstance(tile[3], str) else next((a for a in tile[3] or () if isinstance(a, str)), "")
         if raw.endswith((";16B", ";16L", ";16N")):  # ";16" alone is three colours in 16 bits
             return raw
-    if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) > 8:
-        return "planes"
-    return ""
+    return "planes" if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) > 8 else ""
 
 
 def _tag(file: Image.Image, tag: int) -> int:

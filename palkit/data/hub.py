@@ -82,8 +82,7 @@ def _export(name: str, splits: Mapping[str, Any], folder: Path) -> None:
     import datasets
 
     image, label = _columns(name, next(iter(splits.values())).features)
-    labels = {part: _labels(rows, label) for part, rows in splits.items()}
-    class_names = _class_names(next(iter(splits.values())).features[label], labels)
+    labels, class_names = _labels(splits, label)
     places = _places(name, labels, class_names)
     with atomic_folder(folder) as temporary:
         written = []
@@ -122,23 +121,19 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _labels(rows: Any, column: str) -> list[str]:
-    """Label of each row as text, "" where there is none."""
-    kind = rows.features[column]
-    names = getattr(kind, "names", None)
-    values = rows.with_format(None)[column][:]
-    if names is None:
-        return ["" if value is None else str(value) for value in values]
-    return ["" if value is None or value < 0 else names[value] for value in values]
+def _labels(splits: Mapping[str, Any], column: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Labels of all rows of each split as text, "" where there is none; and the classes.
 
-
-def _class_names(kind: Any, labels: Mapping[str, list[str]]) -> list[str]:
-    """The published order, or for whole numbers the numerical and for text the alphabetical one."""
-    names = getattr(kind, "names", None)
-    if names is not None:
-        return list(names)
-    found = {text for part in labels.values() for text in part if text}
-    return sorted(found, key=int if "int" in kind.dtype else str)
+    These are in the published order, or for whole numbers in the numerical and for text in the alphabetical one.
+    """
+    kind = next(iter(splits.values())).features[column]
+    stored = {part: rows.with_format(None)[column][:] for part, rows in splits.items()}
+    if hasattr(kind, "names"):
+        known = dict(enumerate(kind.names))  # -1 is none of them
+        return {part: [known.get(value, "") for value in values] for part, values in stored.items()}, kind.names
+    labels = {part: ["" if value is None else str(value) for value in values] for part, values in stored.items()}
+    found = {text for texts in labels.values() for text in texts if text}
+    return labels, sorted(found, key=int if "int" in kind.dtype else str)
 
 
 def _places(name: str, labels: Mapping[str, list[str]], class_names: list[str]) -> Mapping[str, str | np.ndarray]:
