@@ -31,28 +31,24 @@ class Cifar:
     labels: int
 
 
+def _archive(file: str, checksum: str) -> Remote:
+    return Remote(f"https://www.cs.toronto.edu/~kriz/{file}", f"sha256:{checksum}", file)
+
+
 CIFAR10 = Cifar(
-    Remote(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        "cifar-10-binary.tar.gz",
-    ),
-    "cifar-10-batches-bin",
-    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    "test_batch.bin",
-    "batches.meta.txt",
+    _archive("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test="test_batch.bin",
+    names="batches.meta.txt",
     labels=1,
 )
 CIFAR100 = Cifar(
-    Remote(
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        "cifar-100-binary.tar.gz",
-    ),
-    "cifar-100-binary",
-    ("train.bin",),
-    "test.bin",
-    "fine_label_names.txt",
+    _archive("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+    folder="cifar-100-binary",
+    train=("train.bin",),
+    test="test.bin",
+    names="fine_label_names.txt",
     labels=2,
 )
 

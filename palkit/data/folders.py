@@ -90,9 +90,7 @@ def _walk(
         status = os.stat(here)
         entries = sorted(os.scandir(here), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(
-            f"{here} cannot be opened ({error.strerror}). Make it readable, correct its name, or move it away."
-        ) from error
+        raise DataError(f"{here} cannot be opened ({error.strerror}). Make it readable, or move it away.") from error
     above = (*above, (status.st_dev, status.st_ino))
     for entry in entries:
         name, path = entry.name.lower(), inside / entry.name

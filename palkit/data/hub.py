@@ -52,9 +52,8 @@ def _folder(source: str) -> Path:
     identity, local = source, Path(source.partition("@")[0])
     if os.path.isdir(local):
         files = sorted(path for path in local.rglob("*") if path.is_file())
-        identity = f"{local.resolve()}@{source}" + "".join(
-            f"{p}{p.stat().st_size}{p.stat().st_mtime_ns}" for p in files
-        )
+        stamps = [f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files]
+        identity = f"{local.resolve()}@{source}{''.join(stamps)}"
     readable = re.sub(r"[^\w.@-]+", "_", source)[:200]  # file systems take no more than 255 bytes
     return dataset_dir("hf") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 

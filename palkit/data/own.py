@@ -251,8 +251,8 @@ def _files(name: str, table: pd.DataFrame, folder: Path, ranges: np.ndarray) -> 
     files: list[Path] = []
     paths: dict[str, str] = {}
     owners: dict[str, str] = {}
-    rows = zip(table.index, _names(table), ranges, table.to_dict("records"), strict=True)
-    for place, key, (low, high), cells in rows:
+    known = table[[name for name in COLUMNS if name in table]].to_dict("records")
+    for place, key, (low, high), cells in zip(table.index, _names(table), ranges, known, strict=True):
         path, image_id, problem = cells["path"], normal(cells.get("image_id", key)), ""
         file = _located(folder, path)
         if not path.strip():
