@@ -138,8 +138,8 @@ def filled(folder: Path, made_from: Mapping[str, Any], fill: Callable[[], int]) 
     """
     if not are_whole(folder):
         with locked(folder / ".lock"):
-            if not are_whole(folder):
-                for path in _damaged(folder):
+            if damaged := _damaged(folder):
+                for path in damaged:
                     path.unlink(missing_ok=True)
                 shards = fill()
                 remove_leftovers(folder)
