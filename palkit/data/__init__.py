@@ -11,72 +11,28 @@ import numpy as np
 from palkit.data.cifar import cifar10, cifar100
 from palkit.data.decoding import IMAGE_SUFFIXES, read_image
 from palkit.data.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
-from palkit.data.files import DECODING, FileImages, StoredImages, unreadable
+from palkit.data.files import FileImages, StoredImages, unreadable
 from palkit.data.folders import list_folder
 from palkit.data.hub import PREFIX, from_hub
 from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
-from palkit.data.pool import (
-    SPLITS,
-    UNLABELLED,
-    ArrayImages,
-    Decoder,
-    ImagePool,
-    Images,
-    head,
-    long_tail,
-    take,
-    usual_size,
-)
+from palkit.data.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, head, long_tail, take, usual_size
 from palkit.data.published import aptos2019, eurosat, histology
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
 __all__ = [
-    "DATASETS",
-    "DECODING",
-    "IMAGE_SUFFIXES",
-    "LAYOUT",
-    "SPLITS",
-    "UNLABELLED",
-    "ArrayImages",
-    "Decoder",
-    "FileImages",
-    "ImagePool",
-    "Images",
-    "StoredImages",
-    "dataset",
-    "from_folder",
-    "from_manifest",
-    "head",
-    "list_folder",
-    "load_dataset",
-    "long_tail",
-    "read_image",
-    "readable",
-    "take",
-    "unreadable",
-    "usual_size",
-]
-
-DATASETS: dict[str, Callable[[], ImagePool]] = {
-    "fashion_mnist": fashion_mnist,
-    "fashion_mnist_lt": fashion_mnist_lt,
-    "digits": digits,
-    "digits_lt": digits_lt,
-    "eurosat": eurosat,
-    "histology": histology,
-    "aptos2019": aptos2019,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "food101": food101,
-    "dtd": dtd,
-    "flowers102": flowers102,
-    **MEDMNIST_SETS,
-}
-
+    "DATASETS", "IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "ArrayImages", "Decoder", "FileImages", "ImagePool",
+    "StoredImages", "dataset", "from_folder", "from_manifest", "head", "list_folder", "load_dataset", "long_tail",
+    "read_image", "readable", "take", "unreadable", "usual_size",
+]  # fmt: skip
 
 Loader = Callable[[], ImagePool]
+NAMED = (
+    fashion_mnist, fashion_mnist_lt, digits, digits_lt, eurosat, histology, aptos2019, cifar10, cifar100, food101, dtd,
+    flowers102,
+)  # fmt: skip
+DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
 
 
 def dataset(name: str) -> Callable[[Loader], Loader]:
@@ -151,11 +107,11 @@ def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str]
     is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
     if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
         return from_manifest(path, group, classes)
-    if os.path.exists(path):
+    if os.path.isdir(path):
         return from_folder(path, group, unlabelled, classes)
     if is_registered(name, DATASETS):
         return DATASETS[name]()
-    if len(path.parts) > 1 or is_manifest:
+    if len(path.parts) > 1 or is_manifest or os.path.exists(path):
         raise DataError(f"there is no folder or manifest {str(path)[:PATH_MAX]}. {LAYOUT}")
     raise unknown_name("dataset", name, DATASETS)
 
@@ -164,7 +120,7 @@ def readable(pool: ImagePool) -> ImagePool:
     """The data set without files that cannot be read; a warning counts them and names the first.
 
     Raises:
-        DataError: what is left is no data set, see `palkit.data.pool.make_pool`.
+        DataError: what is left is no data set, see `palkit.data.pool.usable`.
     """
     if not isinstance(pool.images, FileImages):
         return pool

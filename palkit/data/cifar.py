@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from palkit.data.download import Remote, dataset_dir, unpacked
-from palkit.data.pool import ArrayImages, ImagePool, carve, make_pool
-from palkit.errors import DataError
+from palkit.data.download import Remote, dataset_dir, reading, unpacked
+from palkit.data.pool import ArrayImages, ImagePool, carve, usable
 
 SIDE = 32  # pixels; a record is its labels, one byte each, and the image as channels x rows x columns
 
@@ -32,28 +31,24 @@ class Cifar:
     labels: int
 
 
+def _archive(file: str, checksum: str) -> Remote:
+    return Remote(f"https://www.cs.toronto.edu/~kriz/{file}", f"sha256:{checksum}", file)
+
+
 CIFAR10 = Cifar(
-    Remote(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        "cifar-10-binary.tar.gz",
-    ),
-    "cifar-10-batches-bin",
-    tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    "test_batch.bin",
-    "batches.meta.txt",
+    _archive("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    folder="cifar-10-batches-bin",
+    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    test="test_batch.bin",
+    names="batches.meta.txt",
     labels=1,
 )
 CIFAR100 = Cifar(
-    Remote(
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        "cifar-100-binary.tar.gz",
-    ),
-    "cifar-100-binary",
-    ("train.bin",),
-    "test.bin",
-    "fine_label_names.txt",
+    _archive("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+    folder="cifar-100-binary",
+    train=("train.bin",),
+    test="test.bin",
+    names="fine_label_names.txt",
     labels=2,
 )
 
@@ -68,7 +63,7 @@ def cifar10() -> ImagePool:
 
 
 def cifar100() -> ImagePool:
-    """As `cifar10`, with 100 (fine) classes.
+    """The same as `cifar10` with 100 (fine) classes.
 
     Raises:
         DataError: see `palkit.data.download.fetched`.
@@ -78,29 +73,17 @@ def cifar100() -> ImagePool:
 
 def _read(name: str, source: Cifar) -> ImagePool:
     folder = unpacked(source.remote, dataset_dir(name), "unpacked") / source.folder
-    try:
+    with reading(name, folder):
         parts = [[_records(folder / file, source.labels) for file in files] for files in (source.train, [source.test])]
         names = (folder / source.names).read_text(encoding="ascii").split()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"data set {name!r} in {folder} is damaged or incomplete ({error}). "
-            f"Delete {dataset_dir(name)} to have it downloaded again."
-        ) from error
     train, test = (np.concatenate(part) for part in parts)
     labels = np.concatenate([train, test])[:, source.labels - 1].astype(np.int64)
     pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     ids = np.array([f"{part}-{n:05d}" for part, rows in (("train", train), ("test", test)) for n in range(len(rows))])
     split = np.concatenate([carve(labels[: len(train)], ids[: len(train)]), np.full(len(test), "test")])
-    return make_pool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, names)
+    return usable(ImagePool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, tuple(names)))
 
 
 def _records(path: Path, labels: int) -> np.ndarray:
-    """(N, labels + 3072) uint8.
-
-    Raises:
-        ValueError: the file does not hold whole records.
-    """
-    content = np.fromfile(path, np.uint8)
-    if len(content) % (labels + 3 * SIDE**2):
-        raise ValueError(f"{path.name} has {len(content)} bytes, which are no whole records")
-    return content.reshape(-1, labels + 3 * SIDE**2)
+    """(N, labels + 3072) uint8."""
+    return np.fromfile(path, np.uint8).reshape(-1, labels + 3 * SIDE**2)

@@ -34,9 +34,8 @@ COLOURS = {"RGB", "RGBA", "LA"}
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED, SIGNED_BYTES = 0, 2, "signed bytes"
 BYTE_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # the other one of each
-OUTERMOST = (
-    0.001  # share of an image's pixels beyond its range on each side: one hot pixel must not make the rest black
-)
+# Share of an image's pixels beyond its range on each side: one hot pixel must not make the rest black.
+OUTERMOST = 0.001
 NO_DATA = 1e30  # what is as far from 0 as that marks places that were not measured
 BLOCK = 2**20  # values that are scaled at a time: all at once they would take eight times the image
 # Of what metadata hold that nobody needs: remarks about each file would hide what matters.
@@ -47,18 +46,23 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image without all of its pixels.
+    """Properties of an image file that are known without all of its pixels.
 
     Attributes:
-        frames: pages or frames; 1 if it cannot be opened.
+        frames: pages or frames; 1 if it cannot be opened, 0 if nobody has looked.
         kind: of values that are not unsigned bytes: "16-bit", "integer" or "floating-point"; "" if there are none.
-        low, high: range of such values, see `value_range`; NaN if there are none.
+        low, high: range of such values, see `range_of`; NaN if there are none.
     """
 
     frames: int = 1
     kind: str = ""
     low: float = np.nan
     high: float = np.nan
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Range of values that is scaled to 8 bits; None if the values have 8 bits."""
+        return (self.low, self.high) if self.kind else None
 
 
 @dataclass(frozen=True)
@@ -84,14 +88,13 @@ def read_image(source: Path | BytesIO, value_range: tuple[float, float] | None =
         Exception: whatever a decoder raises; see `explain`.
     """
     found = _decoded(source)
-    if found.deep is None:
-        rgb = _as_rgb(found.image)
-    else:
+    image = found.image
+    if found.deep is not None:
         low, high = range_of(found.deep) if value_range is None else value_range
-        scaled = Image.fromarray(_scaled(found.deep, low, high)).convert("RGB")
+        image = Image.fromarray(_scaled(found.deep, low, high)).convert("RGB")
         if found.image.mode in COLOURS and found.image.has_transparency_data:
-            scaled.putalpha(found.image.convert("RGBA").getchannel("A"))
-        rgb = _as_rgb(scaled)
+            image.putalpha(found.image.convert("RGBA").getchannel("A"))
+    rgb = _as_rgb(image)
     rgb.info.clear()
     rgb.getexif()[ExifTags.Base.Orientation] = found.orientation
     ImageOps.exif_transpose(rgb, in_place=True)  # a copy of the largest images would need half a gigabyte more
@@ -99,20 +102,16 @@ def read_image(source: Path | BytesIO, value_range: tuple[float, float] | None =
 
 
 def inspect(source: Path) -> Header:
-    """What is to be known of an image file before it is decoded with others; pixels are read only if they are deep."""
-    try:
-        with Image.open(source) as file:
-            if not _rawmode(file):
-                return Header(_frames(file))
-    except Exception:  # the other decoders may be able to; if not, `read_image` says why
-        pass
-    try:
+    """Properties of an image file, before it is decoded with others; pixels are read only if they are deep."""
+    with suppress(Exception), Image.open(source) as file:  # the other decoders may be able to open it
+        if not _rawmode(file):
+            return Header(_frames(file))
+    with suppress(Exception):  # if no decoder is, `read_image` says why
         found = _decoded(source)
-    except Exception:
-        return Header()
-    if found.deep is None:
-        return Header(found.frames)
-    return Header(found.frames, _kind(found.deep), *range_of(found.deep))
+        if found.deep is None:
+            return Header(found.frames)
+        return Header(found.frames, _kind(found.deep), *range_of(found.deep))
+    return Header()
 
 
 def format_of(source: Path) -> str:
@@ -123,7 +122,7 @@ def format_of(source: Path) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Why an image could not be read, in one line."""
+    """Reason why an image could not be read, in one line."""
     # Pillow names an object of ours by its address in memory, which says nothing.
     return " ".join(re.sub(r"<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error)).split()) or type(error).__name__
 
@@ -155,21 +154,17 @@ def _decoded(source: Path | BytesIO) -> _Decoded:
         return _by_pillow(source)
     except Exception as error:
         content = source.getvalue() if isinstance(source, BytesIO) else source.read_bytes()
-        try:
-            if content.startswith(TIFF):
-                return _by_tifffile(content)
-            bare = without_metadata(content)
-            if bare != content:
-                return _by_pillow(BytesIO(bare))
-        except _Channels:
+        bare = without_metadata(content)
+        if not content.startswith(TIFF) and bare == content:
             raise
-        except Exception:  # the first error says more of what is wrong
-            raise error from None
-        raise
+        try:
+            return _by_tifffile(content) if content.startswith(TIFF) else _by_pillow(BytesIO(bare))
+        except Exception as other:  # the first error says more of what is wrong
+            raise (other if isinstance(other, _NoImage) else error) from None
 
 
-class _Channels(ValueError):
-    """What a file holds is no image: it says more than the first decoder's error."""
+class _NoImage(ValueError):
+    """Values that are no image: it says more than the first decoder's error."""
 
 
 def _by_pillow(source: Path | BytesIO) -> _Decoded:
@@ -196,7 +191,7 @@ def _by_pillow(source: Path | BytesIO) -> _Decoded:
 
 
 def _rawmode(file: Image.Image) -> str:
-    """How Pillow names values of more than 8 bits, or with a sign, that a file holds; "" if it holds none."""
+    """Pillow's name of the values of more than 8 bits, or with a sign, that a file holds; "" if it holds none."""
     if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) == 8 and _tag(file, SAMPLE_FORMAT) == SIGNED:
         return SIGNED_BYTES
     if file.mode.startswith("I;16") or file.mode in ("I", "F"):
@@ -205,11 +200,9 @@ def _rawmode(file: Image.Image) -> str:
         return ""
     for tile in getattr(file, "tile", []):
         raw = tile[3] if isinstance(tile[3], str) else next((a for a in tile[3] or () if isinstance(a, str)), "")
-        if ";16" in raw:
+        if raw.endswith((";16B", ";16L", ";16N")):  # ";16" alone is three colours in 16 bits
             return raw
-    if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) > 8:
-        return "planes"
-    return ""
+    return "planes" if file.format == "TIFF" and _tag(file, BITS_PER_SAMPLE) > 8 else ""
 
 
 def _tag(file: Image.Image, tag: int) -> int:
@@ -276,11 +269,14 @@ def _by_tifffile(content: bytes) -> _Decoded:
         values = page.asarray()
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values  # type: ignore[union-attr]
         tags = {code: tag.value for code in (PHOTOMETRIC, ORIENTATION) if (tag := page.tags.get(code))}  # type: ignore[union-attr]
+    problem = ""
     if values.dtype.kind not in "uifb":
-        raise _Channels(f"its values are {values.dtype.name} numbers, which are no grey levels")
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
+        problem = f"its values are {values.dtype.name} numbers, which are no grey levels"
+    elif values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
         shape = " x ".join(map(str, values.shape))
-        raise _Channels(f"it has {shape} values, and an image has 1 to 4 channels: write three of them as RGB")
+        problem = f"it has {shape} values, and an image has 1 to 4 channels: write three of them as RGB"
+    if problem:
+        raise _NoImage(problem)
     if values.ndim == 3 and values.shape[2] < 3:
         values = values[..., 0]
     if values.dtype.kind == "b":

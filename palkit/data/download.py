@@ -5,22 +5,20 @@ import hashlib
 import shutil
 import stat
 import tarfile
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from palkit.errors import DataError
-from palkit.storage.files import TEMPORARY, cache_dir, move_folder_into_place, move_into_place, storing
+from palkit.storage.files import atomic_folder, cache_dir, locked, move_into_place, storing
 
 ATTEMPTS = 5  # in a row that bring nothing, before a download is given up
 BACKOFF_SECONDS = 1.0  # before the second attempt, doubled before each further one
@@ -48,12 +46,16 @@ class Remote:
     name: str
 
 
-class Interrupted(Exception):
-    """A download was cut, or the server is busy: it is worth another attempt."""
+class Failed(Exception):
+    """A failed attempt to download.
 
+    Attributes:
+        again: whether another one may bring more: the connection was cut, or the server is busy.
+    """
 
-class Refused(Exception):
-    """The download cannot work, however often it is tried."""
+    def __init__(self, reason: object, again: bool = False) -> None:
+        super().__init__(str(reason))
+        self.again = again
 
 
 def dataset_dir(name: str) -> Path:
@@ -71,43 +73,34 @@ def fetched(remote: Remote, folder: Path) -> Path:
         DataError: it cannot be had, or is not the published file; names URL, file and what to do.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
-    folder.mkdir(parents=True, exist_ok=True)
-    by_hand = f"or download {remote.url} by hand and put it at {path}."
-    with FileLock(folder / f".{remote.name}.lock"):
-        if path.exists():
-            wrong = _mismatch(path, remote)
-            if wrong:
-                raise DataError(
-                    f"{path} is not the published file ({wrong}). Delete it to have it downloaded, {by_hand}"
-                )
-            return path
+    with locked(folder / f".{remote.name}.lock"):
         try:
-            _download(secure(remote.url), part)
-        except Interrupted as error:
-            raise DataError(
-                f"{remote.name} could not be downloaded from {remote.url}: {error}. "
-                f"Check the network and try again, which continues where it stopped, {by_hand}"
-            ) from error
-        except Refused as error:
-            raise DataError(
-                f"{remote.name} could not be downloaded from {remote.url}: {error}. Try again later, {by_hand}"
-            ) from error
-        wrong = _mismatch(part, remote)
-        if wrong:
-            part.unlink()
-            raise DataError(
-                f"{remote.name} from {remote.url} is not the published file ({wrong}). Try again, {by_hand}"
-            )
-        move_into_place(part, path)
+            if path.exists():
+                problem = _mismatch(path, remote, "Delete it to have it downloaded")
+            else:
+                _download(secure(remote.url), part)
+                problem = _mismatch(part, remote, "Try again")
+                if problem:
+                    part.unlink()
+                else:
+                    move_into_place(part, path)
+        except Failed as error:
+            network = "Check the network and try again, which continues where it stopped"
+            remedy = network if error.again else "Try again later"
+            problem = f"{remote.name} could not be downloaded from {remote.url}: {error}. {remedy}"
+        if problem:
+            raise DataError(f"{problem}, or download {remote.url} by hand and put it at {path}.")
     return path
 
 
-def _mismatch(path: Path, remote: Remote) -> str:
-    """How the file differs from the published one, "" if it does not."""
+def _mismatch(path: Path, remote: Remote, remedy: str) -> str:
+    """Difference between the file and the published one, and what to do about it; "" if there is none."""
     algorithm, expected = remote.checksum.split(":")
     with open(path, "rb") as file:
         actual = hashlib.file_digest(file, algorithm).hexdigest()
-    return "" if actual == expected else f"its {algorithm.upper()} is {actual}, expected {expected}"
+    if actual == expected:
+        return ""
+    return f"{path} is not the published file (its {algorithm.upper()} is {actual}, expected {expected}). {remedy}"
 
 
 def secure(url: str) -> str:
@@ -119,8 +112,7 @@ def _download(url: str, part: Path) -> None:
     """Fill `part` in as many attempts as it takes.
 
     Raises:
-        Interrupted: ATTEMPTS attempts in a row brought nothing.
-        Refused: see `_attempt`.
+        Failed: see `_attempt`; or ATTEMPTS attempts in a row brought nothing.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
@@ -129,11 +121,11 @@ def _download(url: str, part: Path) -> None:
         while True:
             try:
                 return _attempt(url, part, lambda done, total: bars.update(task, completed=done, total=total))
-            except Interrupted:
+            except Failed as error:
                 # A server that cannot continue begins anew: only more than ever before is progress.
                 failures = 0 if _size(part) > most else failures + 1
                 most = max(most, _size(part))
-                if failures == ATTEMPTS:
+                if failures == ATTEMPTS or not error.again:
                     raise
                 time.sleep(BACKOFF_SECONDS * 2 ** max(failures - 1, 0))
 
@@ -146,8 +138,7 @@ def _attempt(url: str, part: Path, progress: Callable[[int, int | None], None]) 
     """Append what is missing of `part`, or write it anew where the server cannot continue.
 
     Raises:
-        Interrupted: the connection failed, or the server is overloaded.
-        Refused: the server says no, or the disk is full.
+        Failed: the connection was cut, the server says no, or the disk is full.
     """
     import requests
 
@@ -156,38 +147,32 @@ def _attempt(url: str, part: Path, progress: Callable[[int, int | None], None]) 
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
-            for hop in (*response.history, response):
-                if secure(hop.url) != hop.url:
-                    raise Refused(f"it leads to {hop.url}, which is not https")
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                if response.headers.get("Content-Range") == f"bytes */{done}":
+            insecure = [hop.url for hop in (*response.history, response) if secure(hop.url) != hop.url]
+            if insecure:
+                raise Failed(f"it leads to {insecure[0]}, which is not https")
+            status, there = response.status_code, response.headers.get("Content-Range", "")
+            if status == requests.codes.requested_range_not_satisfiable:
+                if there == f"bytes */{done}":
                     return  # complete: a process was killed before it had verified it
-                part.unlink()
-                raise Interrupted("the file on the server is shorter than what was there already")
-            if response.status_code >= 500 or response.status_code == requests.codes.too_many_requests:
-                raise Interrupted(f"the server answers {response.status_code} {response.reason}")
+                part.unlink()  # longer than the file on the server
             if not response.ok:
-                raise Refused(f"the server answers {response.status_code} {response.reason}")
-            resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+                busy = status >= 500 or status in (requests.codes.too_many_requests, 416)
+                raise Failed(f"the server answers {status} {response.reason}", busy)
+            resumed = there.startswith(f"bytes {done}-")
             done = done if resumed else 0
             length = response.headers.get("Content-Length")
             total = None if length is None else done + int(length)
-            _check_room(part, (total or done) - done)
+            needed, free = (total or done) - done, shutil.disk_usage(part.parent).free
+            if free < needed:
+                raise Failed(f"it needs {needed / 1e9:.1f} GB in {part.parent}, where {free / 1e9:.1f} GB are free")
             with open(part, "ab" if resumed else "wb") as file:
                 for chunk in response.iter_content(CHUNK_BYTES):
                     file.write(chunk)
                     done += len(chunk)
                     progress(done, total)
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise Interrupted(str(error)) from error
-    except OSError as error:  # requests' own are among them: a loop of redirects, say; or the disk is full
-        raise Refused(str(error)) from error
-
-
-def _check_room(part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if free < needed:
-        raise Refused(f"it needs {needed / 1e9:.1f} GB in {part.parent}, where {free / 1e9:.1f} GB are free")
+    except OSError as error:  # requests' own are among them: a cut connection, a loop of redirects; or the disk is full
+        cut = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+        raise Failed(error, isinstance(error, cut)) from error
 
 
 def unpacked(remote: Remote, folder: Path, name: str) -> Path:
@@ -202,56 +187,59 @@ def unpacked(remote: Remote, folder: Path, name: str) -> Path:
     return target if target.exists() else unpack(fetched(remote, folder), target)
 
 
+@contextmanager
+def reading(name: str, folder: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a downloaded data set is read into an error that says what to do.
+
+    Raises:
+        DataError: in place of an error of the block.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        raise DataError(
+            f"data set {name!r} in {folder} is damaged or incomplete ({error}). "
+            f"Delete {dataset_dir(name)} to have it downloaded again."
+        ) from error
+
+
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack a zip or tar archive into a new folder `target`, which appears when all of it is there.
 
     Raises:
         DataError: the archive is damaged, or holds a path or link that leads out of the folder.
     """
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return target  # another process has done it
-        leftovers = f"{TEMPORARY}{target.name}-"
-        for left in target.parent.glob(f"{leftovers}*"):
-            shutil.rmtree(left)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=leftovers))
         try:
-            if zipfile.is_zipfile(archive):
-                _unzip(archive, temporary)
-            else:
-                _untar(archive, temporary)
-            move_folder_into_place(temporary, target)
+            with atomic_folder(target) as temporary:
+                _extract(archive, temporary)
         except Exception as error:  # a damaged archive may raise anything in the libraries that read it
             if isinstance(error, OSError) and error.errno in DISK:
                 with storing(target):  # the archive is not to blame
                     raise
             reason = " ".join(str(error).split())
             raise DataError(f"{archive} cannot be unpacked ({reason}). Delete it and try again.") from error
-        finally:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(temporary)
     return target
 
 
-def _leads_out(root: Path, name: str) -> bool:
-    """Whether a file of that name in an archive would lie outside the folder `root`, which is resolved."""
-    return not (root / name).resolve().is_relative_to(root)
-
-
-def _untar(archive: Path, folder: Path) -> None:
-    root = folder.resolve()
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if _leads_out(root, member.name) or not (member.isfile() or member.isdir()):
-                raise tarfile.TarError(f"{member.name!r} leads out of the folder, or is a link or a device")
-        tar.extractall(folder, **TAR_FILTER)
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    root = folder.resolve()
-    with zipfile.ZipFile(archive) as file:
-        for member in file.infolist():
+def _extract(archive: Path, folder: Path) -> None:
+    """Put what an archive holds into a folder; nothing if anything in it leads out of there."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
             # zipfile would drop the dots and write somewhere inside: an archive with such a path is not to be trusted.
-            if _leads_out(root, member.filename) or stat.S_ISLNK(member.external_attr >> 16):
-                raise zipfile.BadZipFile(f"{member.filename!r} leads out of the folder")
-        file.extractall(folder)
+            _trusted(folder, [(one.filename, not stat.S_ISLNK(one.external_attr >> 16)) for one in file.infolist()])
+            file.extractall(folder)
+    else:
+        with tarfile.open(archive) as tar:
+            _trusted(folder, [(one.name, one.isfile() or one.isdir()) for one in tar])
+            tar.extractall(folder, **TAR_FILTER)
+
+
+def _trusted(folder: Path, members: Sequence[tuple[str, bool]]) -> None:
+    """Refuse an archive of which a member would lie outside the folder, or is not plain: a link or a device."""
+    root = folder.resolve()
+    for name, plain in members:
+        if not plain or not (root / name).resolve().is_relative_to(root):
+            raise ValueError(f"{name!r} leads out of the folder, or is a link or a device")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from palkit.data.pool import SPLITS, ArrayImages, ImagePool, long_tail, make_pool, stratified_split
+from palkit.data.pool import SPLITS, ArrayImages, ImagePool, long_tail, stratified_split, usable
 from palkit.errors import DataError
 from palkit.storage.files import REPOSITORY, verify
 
@@ -27,8 +27,8 @@ def fashion_mnist() -> ImagePool:
         images, labels, split, source = (file[key] for key in ("images", "labels", "split", "source_row"))
     origin = np.where(split == 2, "t10k", "train")
     ids = np.array([f"{part}-{row:05d}" for part, row in zip(origin, source, strict=True)])
-    name = "fashion_mnist"
-    return make_pool(name, ArrayImages(images), labels, np.array(SPLITS)[split], ids, FASHION_MNIST_CLASSES)
+    labels, split = labels.astype(np.int64), np.array(SPLITS)[split]
+    return usable(ImagePool("fashion_mnist", ArrayImages(images), labels, split, ids, FASHION_MNIST_CLASSES))
 
 
 def fashion_mnist_lt() -> ImagePool:
@@ -44,7 +44,7 @@ def digits() -> ImagePool:
     images = (found.images * (255 / 16)).round().astype(np.uint8)
     ids = np.array([f"digit-{row:04d}" for row in range(len(images))])
     split = stratified_split(found.target, ids)
-    return make_pool("digits", ArrayImages(images), found.target, split, ids, [str(d) for d in range(10)])
+    return usable(ImagePool("digits", ArrayImages(images), found.target, split, ids, tuple("0123456789")))
 
 
 def digits_lt() -> ImagePool:

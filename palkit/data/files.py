@@ -1,9 +1,9 @@
 """Images in files: each decoded as it was when the data set was loaded, and those that cannot be read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 
 from palkit.data.decoding import explain, read_image
 from palkit.data.hashes import FileFacts, checked_hash, file_facts, file_hashes, stamp_of
-from palkit.data.pool import pixel_hash
+from palkit.data.pool import ArrayImages, pixel_hash
 from palkit.errors import DataError
 
 LONGEST = 100  # times its short side: what is further out is not looked at
@@ -54,7 +54,7 @@ class FileImages:
         try:
             content = path.read_bytes()
             if facts.sha256 == sha256(content).hexdigest():
-                return read_image(BytesIO(content), value_range(facts))
+                return read_image(BytesIO(content), facts.header.value_range)
         except Exception as error:  # a format's parser may raise anything when it stumbles
             raise DataError(
                 f"{path} cannot be read as an image ({explain(error)}). Replace or remove it. "
@@ -66,10 +66,10 @@ class FileImages:
             "Start again, in a notebook from the cell that loads the data: the image that it is now will be used."
         )
 
-    def ranged(self, ranges: Mapping[int, tuple[float, float]]) -> "FileImages":
-        """The same images, of which some have the range of values that somebody recorded for them."""
-        facts = [_ranged(one, *ranges[row]) if row in ranges else one for row, one in enumerate(self.facts)]
-        return FileImages(self.paths, tuple(facts))
+    def ranged(self, ranges: np.ndarray) -> "FileImages":
+        """The same images with the ranges of values (N, 2) that somebody recorded, NaN for those that stay."""
+        given = zip(self.facts, ranges.tolist(), strict=True)
+        return FileImages(self.paths, tuple(f if np.isnan(pair).any() else f.ranged(*pair) for f, pair in given))
 
     def take(self, rows: np.ndarray) -> "FileImages":
         return FileImages(tuple(self.paths[row] for row in rows), tuple(self.facts[row] for row in rows))
@@ -78,7 +78,7 @@ class FileImages:
         total = sha256(f"decoding {DECODING}".encode())
         for digest, facts in zip(self.checksums(), self.facts, strict=True):
             total.update(bytes.fromhex(digest))
-            total.update(repr(value_range(facts)).encode() if facts.header and facts.header.kind else b"")
+            total.update(repr(facts.header.value_range).encode() if facts.header.kind else b"")
         return total.hexdigest()
 
     def checksums(self) -> list[str]:
@@ -92,19 +92,13 @@ class FileImages:
         return [facts.sha256 for facts in file_facts(self.paths)] == [facts.sha256 for facts in self.facts]
 
 
-def value_range(facts: FileFacts) -> tuple[float, float] | None:
-    """Range of values that is scaled to 8 bits; None if the values have 8 bits."""
-    return (facts.header.low, facts.header.high) if facts.header is not None and facts.header.kind else None
-
-
 def with_one_range(facts: Sequence[FileFacts]) -> list[FileFacts]:
     """Facts in which all images of a data set with values of one kind have one range, so that they stay comparable."""
     found: dict[str, list[tuple[float, float]]] = {}
     for one in facts:
-        if one.header is not None and one.header.kind:
-            found.setdefault(one.header.kind, []).append((one.header.low, one.header.high))
+        found.setdefault(one.header.kind, []).append((one.header.low, one.header.high))
     ranges = {kind: _common_range(np.array(rows)) for kind, rows in found.items()}
-    return [_ranged(one, *ranges[one.header.kind]) if one.header and one.header.kind else one for one in facts]
+    return [one.ranged(*ranges[one.header.kind]) for one in facts]
 
 
 def _common_range(ranges: np.ndarray) -> tuple[float, float]:
@@ -120,13 +114,6 @@ def _common_range(ranges: np.ndarray) -> tuple[float, float]:
     return float(max(ranges[:, 0].min(), low - width)), float(min(ranges[:, 1].max(), high + width))
 
 
-def _ranged(facts: FileFacts, low: float, high: float) -> FileFacts:
-    """Facts of an image whose values are scaled from a given range, if it has values that are scaled."""
-    if facts.header is None or not facts.header.kind:
-        return facts
-    return replace(facts, header=replace(facts.header, low=low, high=high))
-
-
 @dataclass(frozen=True)
 class StoredImages:
     """Rows of an (N, H, W) grey or (N, H, W, 3) RGB uint8 `.npy` file, memory-mapped: the file may exceed memory."""
@@ -138,8 +125,7 @@ class StoredImages:
         return len(self.rows)
 
     def decode(self, rows: np.ndarray, size: int) -> np.ndarray:
-        images = np.load(self.path, mmap_mode="r")[self.rows[rows]]
-        return images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+        return ArrayImages(np.load(self.path, mmap_mode="r")).decode(self.rows[rows], size)
 
     def take(self, rows: np.ndarray) -> "StoredImages":
         return StoredImages(self.path, self.rows[rows])

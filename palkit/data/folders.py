@@ -20,6 +20,7 @@ DEBRIS = {
 DEBRIS_PREFIXES = ("._", "~$", ".trash-", ".nfs", ".fuse_hidden", ".smbdelete", "synofile_thumb", "synophoto_thumb")
 HIDDEN, DANGLING, LOOP = "hidden", "links to nothing, or no regular files", "links to a folder that holds them"
 UNKNOWN = "no decoder for their format"
+IMAGE, FOLDER = "image", "folder"  # what is not left out
 REMEDIES = {
     HIDDEN: "If they are images of the data set, take the full stop from the front of their names.",
     DANGLING: "Restore what they point to, or remove them.",
@@ -31,7 +32,7 @@ NEEDS_PLUGIN = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-
 
 @dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """Contents of a folder.
 
     Attributes:
         images: paths relative to the folder, sorted.
@@ -44,7 +45,7 @@ class Listing:
     folders: tuple[PurePosixPath, ...]
 
     def notes(self, folder: Path, ignore: Sequence[str] = ()) -> list[str]:
-        """What was left out, in one sentence for each reason.
+        """Sentences on what was left out, one for each reason.
 
         Args:
             folder: that was listed.
@@ -62,26 +63,28 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """All that is in a folder, at any depth, behind links too.
+    """List all that is in a folder, at any depth, behind links too.
 
     Raises:
         DataError: a folder inside cannot be opened.
     """
-    images: list[PurePosixPath] = []
-    folders: list[PurePosixPath] = []
-    left_out: list[tuple[PurePosixPath, str]] = []
-    for path, entry, reason in _walk(folder, PurePosixPath(), (), hidden=False):
-        if reason:
-            left_out.append((path, reason))
-        else:
-            (folders if entry.is_dir() else images).append(path)
-    return Listing(tuple(sorted(images)), tuple(left_out), tuple(folders))
+    found = list(_walk(folder, PurePosixPath(), (), hidden=False))
+    images = sorted(path for path, kind in found if kind == IMAGE)
+    left_out = [(path, kind) for path, kind in found if kind in REMEDIES]
+    return Listing(tuple(images), tuple(left_out), tuple(path for path, kind in found if kind == FOLDER))
 
 
 def _walk(
     folder: Path, inside: PurePosixPath, above: tuple[tuple[int, int], ...], hidden: bool
-) -> Iterator[tuple[PurePosixPath, os.DirEntry[str], str]]:
-    """Relative path, entry and reason to leave it out ("" if there is none) of all but debris."""
+) -> Iterator[tuple[PurePosixPath, str]]:
+    """Relative path of all but debris, and its kind: IMAGE, FOLDER or the reason to leave it out.
+
+    Args:
+        folder: that is listed.
+        inside: where the walk is, relative to it.
+        above: device and inode of the folders that the walk came through.
+        hidden: whether one of them is.
+    """
     here = folder / inside
     try:
         status = os.stat(here)
@@ -93,23 +96,17 @@ def _walk(
         name, path = entry.name.lower(), inside / entry.name
         if name in DEBRIS or name.startswith(DEBRIS_PREFIXES):
             continue
-        unseen = hidden or name.startswith(".")
-        suffix = PurePosixPath(name).suffix
+        unseen, is_image = hidden or name.startswith("."), PurePosixPath(name).suffix in IMAGE_SUFFIXES
         if entry.is_dir():
-            found = entry.stat()
-            if (found.st_dev, found.st_ino) in above:
-                yield path, entry, LOOP
-                continue
-            if not unseen:
-                yield path, entry, ""
-            yield from _walk(folder, path, above, unseen)
-        elif not entry.is_file():
-            if suffix in IMAGE_SUFFIXES or not unseen:
-                yield path, entry, DANGLING
-        elif suffix in IMAGE_SUFFIXES:
-            yield path, entry, HIDDEN if unseen else ""
-        elif not unseen:
-            yield path, entry, UNKNOWN
+            status = entry.stat()
+            loop = (status.st_dev, status.st_ino) in above
+            if loop or not unseen:
+                yield path, LOOP if loop else FOLDER
+            if not loop:
+                yield from _walk(folder, path, above, unseen)
+        elif is_image or not unseen:
+            kind = UNKNOWN if not is_image else HIDDEN if unseen else IMAGE
+            yield path, kind if entry.is_file() else DANGLING
 
 
 def _kinds(folder: Path, paths: Sequence[PurePosixPath]) -> str:

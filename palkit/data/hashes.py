@@ -1,4 +1,4 @@
-"""What is known of files by their content: SHA-256, and of images their header; looked up by path, size and times.
+"""Facts about files by their content: SHA-256, and of images their header; looked up by path, size and times.
 
 Content decides. The system's record of a file (size, times, inode) is a shortcut only where it is safe: not for a file
 that was changed so lately that it could change again within the same tick of the clock.
@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from hashlib import sha256 as of_text
 from pathlib import Path
 
@@ -24,7 +24,7 @@ RACY_NS = 2 * 10**9  # a file this young may change again within the same tick o
 VERSION = 1
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")  # the time of change of the record tells files that changed places
 HEADER = ("frames", "kind", "low", "high")
-Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,19 @@ class FileFacts:
 
     Attributes:
         sha256: of its content; "" if it could not be read.
-        header: of the image; None if nobody asked.
+        header: of the image.
         stamp: the system's record of it.
         settled: whether the record would tell a change since then.
     """
 
     sha256: str
-    header: Header | None
+    header: Header
     stamp: Stamp
     settled: bool
+
+    def ranged(self, low: float, high: float) -> "FileFacts":
+        """The same, its values scaled from another range if it has values that are scaled."""
+        return replace(self, header=replace(self.header, low=low, high=high)) if self.header.kind else self
 
 
 def file_hashes(paths: Sequence[Path]) -> list[str]:
@@ -65,7 +69,7 @@ def checked_hash(path: Path, facts: FileFacts) -> str:
 
 
 def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]:
-    """What is known of each file; several threads look at what is new or has changed, the rest is known from before.
+    """Facts about each file; several threads look at what is new or has changed, the rest is known from before.
 
     It is kept in `cache_dir()/hashes`, one table per common folder. Processes that want the same wait for the first.
 
@@ -85,7 +89,7 @@ def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]
         new = [
             path
             for path, stamp in wanted.items()
-            if path not in known or known[path].stamp != stamp or (images and known[path].header is None)
+            if path not in known or known[path].stamp != stamp or (images and not known[path].header.frames)
         ]
         if new:
             with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -109,27 +113,24 @@ def _look(path: str, stamp: Stamp, images: bool) -> FileFacts:
     try:
         digest = sha256(Path(path))
     except OSError:
-        return FileFacts("", None, stamp, False)
-    return FileFacts(digest, inspect(Path(path)) if images else None, stamp, now - max(stamp[1:3]) > RACY_NS)
+        return FileFacts("", Header(), stamp, False)
+    header = inspect(Path(path)) if images else Header(frames=0)
+    return FileFacts(digest, header, stamp, now - max(stamp[1:3]) > RACY_NS)
 
 
-def _read(table: Path) -> dict[str, FileFacts]:
-    """What is kept; nothing if the table is missing, older or damaged, since it can be made again."""
+def _read(path: Path) -> dict[str, FileFacts]:
+    """Facts that are kept; none if the table is missing, older or damaged, since it can be made again."""
     try:
-        columns = read_table(table)
-        if not (columns["version"] == VERSION).all():
+        table = read_table(path)
+        rows = table[["path", "sha256", *HEADER, *STAMP]].itertuples(index=False, name=None)
+        if not (table["version"] == VERSION).all():
             return {}
-        stamps = zip(*(columns[name].tolist() for name in STAMP), strict=True)
-        headers = [Header(*cells) if cells[0] else None for cells in zip(*(columns[n] for n in HEADER), strict=True)]
-        rows = zip(columns["path"], columns["sha256"], headers, stamps, strict=True)
-        return {path: FileFacts(digest, header, stamp, True) for path, digest, header, stamp in rows}
     except (OSError, ValueError, KeyError):
         return {}
+    end = 2 + len(HEADER)
+    return {row[0]: FileFacts(row[1], Header(*row[2:end]), row[end:], True) for row in rows}
 
 
 def _write(table: Path, known: dict[str, FileFacts]) -> None:
-    rows = [
-        (path, *facts.stamp, facts.sha256, *astuple(facts.header or Header(frames=0)), VERSION)
-        for path, facts in known.items()
-    ]
+    rows = [(path, *facts.stamp, facts.sha256, *astuple(facts.header), VERSION) for path, facts in known.items()]
     write_table(pd.DataFrame(rows, columns=["path", *STAMP, "sha256", *HEADER, "version"]), table)

@@ -4,21 +4,19 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from palkit.data.download import console, dataset_dir
 from palkit.data.files import explain
 from palkit.data.own import from_table
-from palkit.data.pool import UNLABELLED, ImagePool, carve
+from palkit.data.pool import ImagePool, carve
 from palkit.errors import DataError
-from palkit.storage.files import TEMPORARY, move_folder_into_place
+from palkit.storage.files import atomic_folder, locked
 
 PREFIX = "hf:"
 VALIDATION = ("validation", "val", "valid", "dev")
@@ -37,28 +35,25 @@ def from_hub(name: str) -> ImagePool:
     """
     folder = _folder(name.removeprefix(PREFIX))
     table = folder / "images" / "table.parquet"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         if not table.exists():
-            _export(name, _loaded(name, folder / "arrow"), folder)
-        if (folder / "arrow").exists():
-            shutil.rmtree(folder / "arrow")  # the same images once more
+            _export(name, _loaded(name, folder / "arrow"), folder / "images")
+        shutil.rmtree(folder / "arrow", ignore_errors=True)  # the same images once more
     try:
         rows = pd.read_parquet(table)
         names = list(rows.pop("classes")[0])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
         raise DataError(f"{table} is damaged ({explain(error)}). Delete {folder} to have it made again.") from error
-    return from_table(name, rows, table, class_names=names)
+    return from_table(name, rows, table.parent, names)
 
 
 def _folder(source: str) -> Path:
-    """Of the exported images: a readable name and a checksum, of the name or of what a local folder holds."""
+    """Folder of the exported images: a readable name and a checksum, of the name or of a local folder's files."""
     identity, local = source, Path(source.partition("@")[0])
     if os.path.isdir(local):
         files = sorted(path for path in local.rglob("*") if path.is_file())
-        identity = f"{local.resolve()}@{source}" + "".join(
-            f"{p}{p.stat().st_size}{p.stat().st_mtime_ns}" for p in files
-        )
+        stamps = [f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files]
+        identity = f"{local.resolve()}@{source}{''.join(stamps)}"
     readable = re.sub(r"[^\w.@-]+", "_", source)[:200]  # file systems take no more than 255 bytes
     return dataset_dir("hf") / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
@@ -82,54 +77,42 @@ def _loaded(name: str, cache: Path) -> Mapping[str, Any]:
 
 
 def _export(name: str, splits: Mapping[str, Any], folder: Path) -> None:
-    """Write `folder / "images"`: a file per image, and table.parquet with path, label, split and the classes."""
-    image, label = _columns(name, next(iter(splits.values())).features)
-    labels = {part: _labels(rows, label) for part, rows in splits.items()}
-    class_names = _class_names(next(iter(splits.values())).features[label], labels)
-    code = {text: number for number, text in enumerate(class_names)} | {"": UNLABELLED}
-    places = _places(name, {part: np.array([code[text] for text in found]) for part, found in labels.items()})
-    for left in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(left)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=TEMPORARY))
-    written = []
-    for part, split in places.items():
-        (temporary / part).mkdir()
-        encoded = splits[part].select_columns([image]).cast_column(image, _encoded())
-        for row, (record, text) in enumerate(zip(encoded, labels[part], strict=True)):
-            path = f"{part}/{row:07d}{Path(record[image]['path'] or '').suffix.lower()}"
-            content = record[image]["bytes"]
-            (temporary / path).write_bytes(Path(record[image]["path"]).read_bytes() if content is None else content)
-            written.append((path, text, split if isinstance(split, str) else split[row]))
-    table = pd.DataFrame(written, columns=["path", "label", "split"])
-    if len(places) == 1:
-        table = table.drop(columns="split")  # nothing official: split like a folder
-    table["classes"] = [class_names] * len(table)
-    table.to_parquet(temporary / "table.parquet")
-    move_folder_into_place(temporary, folder / "images")
-
-
-def _encoded() -> Any:
+    """Write a folder: a file per image, and table.parquet with path, label, split and the classes."""
     import datasets
 
-    return datasets.Image(decode=False)
+    image, label = _columns(name, next(iter(splits.values())).features)
+    labels, class_names = _labels(splits, label)
+    places = _places(name, labels, class_names)
+    with atomic_folder(folder) as temporary:
+        written = []
+        for part, split in places.items():
+            (temporary / part).mkdir()
+            encoded = splits[part].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+            for row, (record, text) in enumerate(zip(encoded, labels[part], strict=True)):
+                path = f"{part}/{row:07d}{Path(record[image]['path'] or '').suffix.lower()}"
+                content = record[image]["bytes"]
+                (temporary / path).write_bytes(Path(record[image]["path"]).read_bytes() if content is None else content)
+                written.append((path, text, split if isinstance(split, str) else split[row]))
+        table = pd.DataFrame(written, columns=["path", "label", "split"])
+        if len(places) == 1:
+            table = table.drop(columns="split")  # nothing official: split like a folder
+        table["classes"] = [class_names] * len(table)
+        table.to_parquet(temporary / "table.parquet")
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     """The image column and the label column: the one ClassLabel, or else the one of text or whole numbers."""
     import datasets
 
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    plain = [
-        column
-        for column, kind in features.items()
-        if isinstance(kind, datasets.Value) and kind.dtype.startswith(("int", "uint", "string", "large_string", "bool"))
-    ]
-    labels = classes or ([column for column in plain if column in {"label", "labels", "class"}] or plain)
+    def of(kind: type) -> list[str]:
+        return [column for column, found in features.items() if isinstance(found, kind)]
+
+    texts = ("int", "uint", "string", "large_string", "bool")
+    images, plain = of(datasets.Image), [one for one in of(datasets.Value) if features[one].dtype.startswith(texts)]
+    labels = of(datasets.ClassLabel) or [one for one in plain if one in {"label", "labels", "class"}] or plain
     if len(images) != 1 or len(labels) != 1:
-        listed = ", ".join(
-            f"{column} ({type(kind).__name__} {getattr(kind, 'dtype', '')})" for column, kind in features.items()
-        )
+        kinds = {column: f"{type(kind).__name__} {getattr(kind, 'dtype', '')}" for column, kind in features.items()}
+        listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
         raise DataError(
             f"data set {name!r} has {len(images)} image columns and {len(labels)} columns that may be the label; "
             f"exactly one of each is needed. Its columns: {listed}. Save what you need as files with a CSV manifest."
@@ -137,37 +120,33 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _labels(rows: Any, column: str) -> list[str]:
-    """Label of each row as text, "" where there is none."""
-    kind = rows.features[column]
-    names = getattr(kind, "names", None)
-    values = rows.with_format(None)[column][:]
-    if names is None:
-        return ["" if value is None else str(value) for value in values]
-    return ["" if value is None or value < 0 else names[value] for value in values]
+def _labels(splits: Mapping[str, Any], column: str) -> tuple[dict[str, list[str]], list[str]]:
+    """Labels of all rows of each split as text, "" where there is none; and the classes.
+
+    These are in the published order, or for whole numbers in the numerical and for text in the alphabetical one.
+    """
+    kind = next(iter(splits.values())).features[column]
+    stored = {part: rows.with_format(None)[column][:] for part, rows in splits.items()}
+    if hasattr(kind, "names"):
+        known = dict(enumerate(kind.names))  # -1 is none of them
+        return {part: [known.get(value, "") for value in values] for part, values in stored.items()}, kind.names
+    labels = {part: ["" if value is None else str(value) for value in values] for part, values in stored.items()}
+    found = {text for texts in labels.values() for text in texts if text}
+    return labels, sorted(found, key=int if "int" in kind.dtype else str)
 
 
-def _class_names(kind: Any, labels: Mapping[str, list[str]]) -> list[str]:
-    """The published order, or for whole numbers the numerical and for text the alphabetical one."""
-    names = getattr(kind, "names", None)
-    if names is not None:
-        return list(names)
-    found = {text for part in labels.values() for text in part if text}
-    return sorted(found, key=int if "int" in kind.dtype else str)
-
-
-def _places(name: str, labels: Mapping[str, np.ndarray]) -> dict[str, str | np.ndarray]:
-    """What each split of the Hub becomes: one of SPLITS, or one per image."""
-    known = {part: found for part, found in labels.items() if (found != UNLABELLED).any()}
+def _places(name: str, labels: Mapping[str, list[str]], class_names: list[str]) -> Mapping[str, str | np.ndarray]:
+    """The splits that are used, and what each becomes: one of SPLITS, or one per image."""
+    known = [part for part, found in labels.items() if any(found)]
     if len(known) == 1:
-        return {next(iter(known)): "pool"}
-    validation = [part for part in VALIDATION if part in known]
-    held_out = ["test"] * ("test" in known) + validation
+        return {known[0]: "pool"}
+    held_out = [part for part in ("test", *VALIDATION) if part in known]
     if "train" not in known or not held_out:
         raise DataError(
             f"data set {name!r} has the labelled splits {', '.join(known) or '(none)'}; expected is one, or train "
             f"with test or {' or '.join(VALIDATION)}. Save it as files with a CSV manifest that has a split column."
         )
-    if len(held_out) == 1:
-        return {"train": carve(known["train"], np.arange(len(known["train"])).astype(str)), held_out[0]: "test"}
-    return {"train": "pool", held_out[1]: "val", held_out[0]: "test"}
+    if len(held_out) > 1:
+        return {"train": "pool", held_out[1]: "val", held_out[0]: "test"}
+    train = pd.Categorical(labels["train"], class_names).codes
+    return {"train": carve(train, np.arange(len(train)).astype(str)), held_out[0]: "test"}

@@ -3,25 +3,24 @@
 Their own downloads start again after a cut connection; ours put the files where the libraries look for them.
 """
 
-import math
+import shutil
 import zipfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from palkit.data.download import Remote, dataset_dir, fetched, unpacked
+from palkit.data.download import Remote, dataset_dir, fetched, reading, unpacked
 from palkit.data.files import FileImages, StoredImages
-from palkit.data.pool import SPLITS, ImagePool, carve, make_pool
+from palkit.data.pool import SPLITS, ImagePool, carve, usable
 from palkit.errors import DataError
 from palkit.storage.files import atomic_path
-from palkit.storage.formats import new_array
 
 PARTS = ("train", "val", "test")  # what both libraries call SPLITS
-MEDMNIST = ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
-MEDMNIST_SIZES = (28, 64, 128, 224)
 COPY_BYTES = 2**24
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def food101() -> ImagePool:
@@ -72,13 +71,8 @@ def flowers102() -> ImagePool:
 
 def _read(name: str, root: Path, source: Any, **options: Any) -> Any:
     """A part of a data set as torchvision reads it from `root`."""
-    try:
+    with reading(name, root):
         return source(root, **options)
-    except (RuntimeError, OSError, KeyError, ValueError) as error:
-        raise DataError(
-            f"data set {name!r} in {root} is damaged or incomplete ({error}). "
-            f"Delete {dataset_dir(name)} to have it downloaded again."
-        ) from error
 
 
 def _file_pool(name: str, root: Path, parts: list[Any], splits: Any, class_names: list[str]) -> ImagePool:
@@ -87,79 +81,60 @@ def _file_pool(name: str, root: Path, parts: list[Any], splits: Any, class_names
     labels = np.concatenate([part._labels for part in parts])
     split = np.concatenate([np.broadcast_to(each, len(part)) for each, part in zip(splits, parts, strict=True)])
     ids = np.array([path.relative_to(root).as_posix() for path in paths])
-    return make_pool(name, FileImages(tuple(paths)), labels, split, ids, class_names)
+    return usable(ImagePool(name, FileImages(tuple(paths)), labels, split, ids, tuple(class_names)))
 
 
-def medmnist(name: str, flag: str, size: int) -> ImagePool:
+def medmnist(flag: str, suffix: str) -> ImagePool:
     """A set of MedMNIST v2 with its official splits.
 
     The images are copied once into a `.npy` file, because the largest (15 GB) would not fit into memory.
 
     Args:
-        name: of the data set.
-        flag: what MedMNIST calls it.
-        size: 28, 64, 128 or 224 pixels.
+        flag: MedMNIST's name of it.
+        suffix: of its name and files by the size of images: "" for 28 pixels, "_64", "_128" or "_224".
 
     Raises:
         DataError: see `palkit.data.download.fetched`.
     """
     from medmnist.info import INFO
 
-    info, suffix = INFO[flag], "" if size == 28 else f"_{size}"
+    info, name = INFO[flag], f"{flag}{suffix}"
     folder = dataset_dir(name)
     stored, table = folder / "images.npy", folder / "labels.npz"
     if not stored.exists():
-        remote = Remote(info[f"url{suffix}"], f"md5:{info[f'MD5{suffix}']}", f"{flag}{suffix}.npz")
+        remote = Remote(info[f"url{suffix}"], f"md5:{info[f'MD5{suffix}']}", f"{name}.npz")
         archive = fetched(remote, folder)
         with np.load(archive) as file:
             labels = [file[f"{part}_labels"].ravel().astype(np.int64) for part in PARTS]
+        split = np.repeat(range(3), [len(part) for part in labels])
         with atomic_path(table) as temporary:
-            np.savez(
-                temporary, labels=np.concatenate(labels), split=np.repeat(range(3), [len(part) for part in labels])
-            )
+            np.savez(temporary, labels=np.concatenate(labels), split=split)
         _copy_images(archive, stored)  # last: it is what says that the set is complete
     with np.load(table) as file:
         labels, split = file["labels"], file["split"]
     ids = np.concatenate([[f"{part}-{row:06d}" for row in range((split == i).sum())] for i, part in enumerate(PARTS)])
     images = StoredImages(stored, np.arange(len(labels)))
-    class_names = [info["label"][str(number)] for number in range(len(info["label"]))]
-    return make_pool(name, images, labels, np.array(SPLITS)[split], ids, class_names)
+    class_names = tuple(info["label"][str(number)] for number in range(len(info["label"])))
+    return usable(ImagePool(name, images, labels, np.array(SPLITS)[split], ids, class_names))
 
 
 def _copy_images(archive: Path, target: Path) -> None:
     """Write the images of all parts of an `.npz` file into one `.npy` file, piece by piece."""
-    with zipfile.ZipFile(archive) as file:
-        shapes = [_shape(file, part) for part in PARTS]
-        with atomic_path(target) as temporary:
-            rows = sum(shape[0] for shape in shapes)
-            output = new_array(temporary, np.uint8, (rows, *shapes[0][1:]))
-            flat, position = output.reshape(-1), 0
-            for part, shape in zip(PARTS, shapes, strict=True):
-                with file.open(f"{part}_images.npy") as member:
-                    _header(member)
-                    end = position + math.prod(shape)
-                    while position < end:
-                        piece = np.frombuffer(member.read(min(COPY_BYTES, end - position)), np.uint8)
-                        flat[position : position + len(piece)] = piece
-                        position += len(piece)
-            output.flush()
-
-
-def _shape(file: zipfile.ZipFile, part: str) -> tuple[int, ...]:
-    with file.open(f"{part}_images.npy") as member:
-        shape, fortran, dtype = _header(member)
-    if fortran or dtype != np.uint8:
-        raise DataError(f"{file.filename}: {part}_images holds {dtype} instead of uint8 in C order. Delete the file.")
-    return shape
-
-
-def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    return readers[np.lib.format.read_magic(member)](member)
+    with ExitStack() as stack:
+        file = stack.enter_context(zipfile.ZipFile(archive))
+        members = [stack.enter_context(file.open(f"{part}_images.npy")) for part in PARTS]
+        headers = [HEADERS[np.lib.format.read_magic(member)](member) for member in members]
+        if any(fortran or dtype != np.uint8 for _, fortran, dtype in headers):
+            raise DataError(f"{archive}: images are no arrays of uint8 in C order. Delete the file.")
+        shape = (sum(shape[0] for shape, *_ in headers), *headers[0][0][1:])
+        output = stack.enter_context(open(stack.enter_context(atomic_path(target)), "wb"))
+        np.lib.format.write_array_header_1_0(output, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for member in members:
+            shutil.copyfileobj(member, output, COPY_BYTES)
 
 
 MEDMNIST_SETS = {
-    flag if size == 28 else f"{flag}_{size}": partial(medmnist, flag if size == 28 else f"{flag}_{size}", flag, size)
-    for flag in MEDMNIST
-    for size in MEDMNIST_SIZES
+    f"{flag}{suffix}": partial(medmnist, flag, suffix)
+    for flag in ("pathmnist", "retinamnist", "dermamnist", "bloodmnist")
+    for suffix in ("", "_64", "_128", "_224")
 }

@@ -1,4 +1,4 @@
-"""What a check of a user's images finds, and the manifest that fixes it."""
+"""Checks of a user's images, and manifests without what they find."""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palkit.data.files import FileImages, unreadable, value_range
+from palkit.data.files import FileImages, unreadable
 from palkit.data.own import MANIFEST_SUFFIXES, in_order, order_file
 from palkit.data.pool import ImagePool, take
 from palkit.errors import ConfigError
@@ -16,7 +16,7 @@ from palkit.storage.files import atomic_path, write_text
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with the files of a data set.
+    """Problems with the files of a data set.
 
     Attributes:
         pool: the data set as it was loaded.
@@ -28,31 +28,16 @@ class Findings:
     unreadable: pd.DataFrame
     duplicates: pd.DataFrame
 
-    @property
-    def crossing(self) -> pd.DataFrame:
-        """The copies that lie in more than one split: what is tested on has been trained on."""
-        return self._differing("split")
-
-    @property
-    def contradicting(self) -> pd.DataFrame:
-        """The copies that have different labels."""
-        return self._differing("label")
-
-    def _differing(self, column: str) -> pd.DataFrame:
-        values = self.duplicates[column].where(self.duplicates[column] != "")
-        return self.duplicates[values.groupby(self.duplicates["checksum"]).transform("nunique") > 1]
-
     def surplus(self) -> np.ndarray:
         """Rows to drop so that no image is there twice.
 
         The first labelled copy stays, or the first one if none has a label; of copies with different labels none
         stays, since nobody knows which is right.
         """
-        contradicting = self.duplicates["checksum"].isin(self.contradicting["checksum"])
-        by_label = self.duplicates.assign(unlabelled=self.duplicates["label"] == "")
-        ordered = by_label.sort_values(["checksum", "unlabelled", "row"])
-        repeated = ordered["checksum"].duplicated().sort_index()
-        return self.duplicates.loc[repeated | contradicting, "row"].to_numpy(np.int64)
+        table = self.duplicates.assign(unlabelled=self.duplicates["label"] == "")
+        labels = table["label"].where(~table["unlabelled"]).groupby(table["checksum"]).transform("nunique")
+        repeated = table.sort_values(["checksum", "unlabelled", "row"])["checksum"].duplicated().sort_index()
+        return table.loc[repeated | (labels > 1), "row"].to_numpy(np.int64)
 
     def cleaned(self, drop_duplicates: bool) -> ImagePool:
         """The data set without unreadable files, and without surplus copies if asked for."""
@@ -65,21 +50,14 @@ class Findings:
         lines = [f"{self.pool.name}: {len(self.pool)} images, {len(self.pool.class_names)} classes"]
         lines += self.pool.counts().to_string().splitlines()
         lines.append(f"images that are there more than once: {len(self.duplicates)}")
-        crossing, contradicting = set(self.crossing["checksum"]), set(self.contradicting["checksum"])
-        for checksum, copies in self.duplicates.groupby("checksum"):
-            named = [
-                f"{copy} ({split}, {label or 'no label'})"
-                for copy, split, label in zip(copies["id"], copies["split"], copies["label"], strict=True)
-            ]
-            notes = " in different splits" * (checksum in crossing) + " with different labels" * (
-                checksum in contradicting
-            )
-            lines.append(f"  {' = '.join(named)}{notes and ':' + notes}")
+        differences = {"split": " in different splits", "label": " with different labels"}
+        for _, copies in self.duplicates.groupby("checksum"):
+            labels = copies["label"].where(copies["label"] != "", "no label")
+            named = " = ".join(copies["id"] + " (" + copies["split"] + ", " + labels + ")")
+            said = [text for column, text in differences.items() if len(set(copies[column]) - {""}) > 1]
+            lines.append(f"  {named}{':' if said else ''}{''.join(said)}")
         lines.append(f"files that cannot be read: {len(self.unreadable)}")
-        return lines + [
-            f"  {path}: {reason}"
-            for path, reason in zip(self.unreadable["path"], self.unreadable["reason"], strict=True)
-        ]
+        return [*lines, *("  " + self.unreadable["path"] + ": " + self.unreadable["reason"])]
 
 
 def examine(pool: ImagePool) -> Findings:
@@ -109,20 +87,14 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
     """
     check_suffix(path)
     assert isinstance(pool.images, FileImages), "examined"
-    groups = pool.groups if pool.groups is not None else np.full(len(pool), "")
-    table = pd.DataFrame(
-        {
-            "path": [_relative(image, path.parent) for image in pool.images.paths],
-            "label": pool.label_names(),
-            "split": pool.split,
-            "group": groups,
-        }
-    )
-    ranges = [value_range(facts) for facts in pool.images.facts]
+    paths = [_relative(image, path.parent) for image in pool.images.paths]
+    groups = np.full(len(pool), "") if pool.groups is None else pool.groups
+    table = pd.DataFrame({"path": paths, "label": pool.label_names(), "split": pool.split, "group": groups})
+    ranges = [facts.header.value_range for facts in pool.images.facts]
     if any(ranges):
         for place, column in enumerate(("low", "high")):
             table[column] = ["" if one is None or not np.isfinite(one[place]) else repr(one[place]) for one in ranges]
-    if [os.path.normpath(one) for one in table["path"]] != list(pool.ids):  # the same images as before, by their names
+    if list(map(os.path.normpath, paths)) != list(pool.ids):  # the same images as before, by their names
         table["image_id"] = pool.ids
     if ordered or list(pool.class_names) != in_order(pool.class_names):
         write_text(order_file(path), "\n".join(pool.class_names) + "\n")
@@ -146,7 +118,5 @@ def check_suffix(path: Path) -> None:
 
 def _relative(image: Path, folder: Path) -> str:
     image, folder = image.absolute(), folder.absolute()
-    common = Path(os.path.commonpath([image, folder])) if image.anchor == folder.anchor else None
-    if common is None or common == Path(image.anchor):
-        return image.as_posix()
-    return Path(os.path.relpath(image, folder)).as_posix()
+    shared = image.anchor == folder.anchor and os.path.commonpath([image, folder]) != image.anchor
+    return Path(os.path.relpath(image, folder) if shared else image).as_posix()

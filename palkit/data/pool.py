@@ -1,6 +1,6 @@
 """Pools of images: what can be labelled, what validates a choice, what tests the result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -131,15 +131,8 @@ class ImagePool:
         Returns:
             Columns row, id, split, label ("" where not known) and checksum, which copies share.
         """
-        table = pd.DataFrame(
-            {
-                "row": np.arange(len(self)),
-                "id": self.ids,
-                "split": self.split,
-                "label": self.label_names(),
-                "checksum": self.images.checksums(),
-            }
-        )
+        columns = {"row": np.arange(len(self)), "id": self.ids, "split": self.split, "label": self.label_names()}
+        table = pd.DataFrame(columns).assign(checksum=self.images.checksums())
         copies = table[table["checksum"].duplicated(keep=False)]
         return copies.sort_values(["checksum", "row"], ignore_index=True)
 
@@ -160,101 +153,59 @@ class ImagePool:
         return total.hexdigest()
 
 
-def make_pool(
-    name: str,
-    images: Images,
-    labels: np.ndarray,
-    split: np.ndarray,
-    ids: np.ndarray,
-    class_names: Sequence[str],
-    groups: np.ndarray | None = None,
-    notes: Sequence[str] = (),
-) -> ImagePool:
-    """An ImagePool, refused where neither an experiment could run on it nor anybody label it.
-
-    Args:
-        name: see ImagePool, as are the others.
-        images: (N,).
-        labels: (N,) integers.
-        split: (N,).
-        ids: (N,).
-        class_names: (C,).
-        groups: (N,) or None.
-        notes: sentences.
+def usable(pool: ImagePool) -> ImagePool:
+    """The data set itself, refused where neither an experiment could run on it nor anybody label it.
 
     Raises:
         DataError: a validation or test image without a label, a group in two splits, or everything is labelled and
-            there are too few classes, as a whole or in a split.
+            there are too few classes, as a whole or in a split. It ends with the notes: what was left out may be what
+            is lacking.
     """
-    pool = ImagePool(name, images, labels.astype(np.int64), split, ids, tuple(class_names), groups, tuple(notes))
-    if groups is not None:
-        _refuse_crossing(pool, groups)
-    if not pool.is_labelled:
-        for row in np.flatnonzero((pool.labels == UNLABELLED) & (split != "pool"))[:1]:
-            raise DataError(
-                f"data set {name!r}: {ids[row]} is in split {str(split[row])!r} but has no label. "
-                "Label it, or move it to split 'pool': only images of the pool may lack one."
-            )
-        return pool
-    if len(class_names) < 2:
-        raise DataError(
-            f"data set {name!r} has {len(class_names)} class ({', '.join(class_names) or 'none'}); "
-            "classification needs at least 2."
-        )
-    for part in SPLITS:
-        present = np.unique(pool.labels[pool.split == part])
-        if len(present) < 2:
-            raise DataError(
-                f"data set {name!r}: its {part} split holds {len(present)} of {len(class_names)} classes; "
-                "every split (pool, val, test) needs at least 2. Give it such images, or leave the splits out to have "
-                "them made."
-            )
+    for problem in _problems(pool):
+        raise DataError(" ".join([f"data set {pool.name!r}: {problem}", *pool.notes]))
     return pool
 
 
-def refuse_split(
-    name: str, labels: np.ndarray, split: np.ndarray, class_names: Sequence[str], groups: np.ndarray | None
-) -> None:
-    """Refuse a split made by `split_rows` that holds fewer than two classes in a part, saying what would do.
-
-    Args:
-        name: of the data set.
-        labels: (N,) integers >= 0.
-        split: (N,) of SPLITS.
-        class_names: (C,).
-        groups: (N,) or None.
-
-    Raises:
-        DataError: there is no such split, or none was found.
-    """
-    if len(class_names) < 2 or all(len(np.unique(labels[split == part])) >= 2 for part in SPLITS):
-        return
-    what, each = ("images", np.arange(len(labels)).astype(str)) if groups is None else ("groups", groups)
-    units = [len(np.unique(each[labels == label])) for label in range(len(class_names))]
-    fewest = sorted(zip(units, class_names, strict=True))[:3]
-    shown = ", ".join(f"{class_name!r} has {count}" for count, class_name in fewest)
-    raise DataError(
-        f"data set {name!r} cannot be divided into pool, val and test with two classes in each, as it must be. That "
-        f"takes two classes or more with at least 3 {what}: {shown}. Add {what}, or give the split yourself in the "
-        "column split of a manifest" + (", or leave out group." if groups is not None else ".")
-    )
-
-
-def _refuse_crossing(pool: ImagePool, groups: np.ndarray) -> None:
-    table = pd.DataFrame({"group": groups, "split": pool.split})
-    splits = table[table["group"] != ""].groupby("group")["split"].unique()
-    for group, parts in splits[splits.map(len) > 1].items():
-        raise DataError(
-            f"data set {pool.name!r}: group {group!r} has images in the splits {', '.join(sorted(parts))}. "
-            "Give all its images the same split, or leave the splits out to have them made."
+def _problems(pool: ImagePool) -> Iterator[str]:
+    """Problems of a data set, and what to do about each."""
+    if pool.groups is not None:
+        table = pd.DataFrame({"group": pool.groups, "split": pool.split})
+        splits = table[table["group"] != ""].groupby("group")["split"].unique()
+        for group, parts in splits[splits.map(len) > 1].items():
+            yield (
+                f"group {group!r} has images in the splits {', '.join(sorted(parts))}. Give all its images the same "
+                "split, or leave the splits out to have them made."
+            )
+    for row in np.flatnonzero((pool.labels == UNLABELLED) & (pool.split != "pool")):
+        yield (
+            f"{pool.ids[row]} is in split {str(pool.split[row])!r} but has no label. Label it, or move it to split "
+            "'pool': only images of the pool may lack one."
         )
+    if not pool.is_labelled:
+        return
+    names = pool.class_names
+    if len(names) < 2:
+        yield f"it has {len(names)} class ({', '.join(names) or 'none'}); classification needs at least 2."
+    what, units, remedy = "images", pool.ids, "."
+    if pool.groups is not None:
+        what, units, remedy = "groups", pool.groups, ", or leave out group."
+    for part in SPLITS:
+        present = np.unique(pool.labels[pool.split == part])
+        if len(present) < 2:
+            counts = [len(np.unique(units[pool.labels == label])) for label in range(len(names))]
+            fewest = ", ".join(f"{name!r} has {count}" for count, name in sorted(zip(counts, names, strict=True))[:3])
+            yield (
+                f"its {part} split holds {len(present)} of {len(names)} classes, and each of pool, val and test needs "
+                f"2. That takes two classes or more with at least 3 {what}: {fewest}. Add {what}, or give the split "
+                f"in the column split of a manifest, or leave that column out to have it made{remedy}"
+            )
 
 
 def take(pool: ImagePool, rows: np.ndarray, name: str) -> ImagePool:
     """The data set with only some of its rows."""
     groups = None if pool.groups is None else pool.groups[rows]
     parts = pool.labels[rows], pool.split[rows], pool.ids[rows]
-    return make_pool(name, pool.images.take(rows), *parts, pool.class_names, groups, pool.notes)
+    return usable(ImagePool(name, pool.images.take(rows), *parts, pool.class_names, groups, pool.notes))
 
 
 def usual_size(size: int | str | None, there: int) -> int | None:
@@ -317,7 +268,7 @@ def stratified_split(
     A class with enough images has one in every wanted part, however small its share.
     """
     order = np.argsort(lots(ids), kind="stable")
-    split = np.empty(len(labels), dtype=f"<U{max(map(len, SPLITS))}")
+    split = np.empty(len(labels), dtype=np.array(SPLITS).dtype)
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         wanted = [place for place, fraction in enumerate(fractions) if fraction > 0]
@@ -327,8 +278,7 @@ def stratified_split(
             if sizes[place] == 0:
                 sizes[sizes.argmax()] -= 1
                 sizes[place] = 1
-        for part, chosen in zip(SPLITS, np.split(rows, np.cumsum(sizes)[:2]), strict=True):
-            split[chosen] = part
+        split[rows] = np.repeat(SPLITS, sizes)
     return split
 
 
@@ -385,10 +335,7 @@ def _fill_gaps(place: np.ndarray, has: np.ndarray, parts: Sequence[int]) -> None
 
 
 def split_rows(
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    ids: np.ndarray,
-    fractions: tuple[float, float, float] = FRACTIONS,
+    labels: np.ndarray, groups: np.ndarray | None, ids: np.ndarray, fractions: tuple[float, float, float] = FRACTIONS
 ) -> np.ndarray:
     """(N,) of SPLITS where there are none: unlabelled images go to the pool, with all of their group.
 
@@ -398,16 +345,14 @@ def split_rows(
         ids: (N,) names of the images.
         fractions: wanted of each split.
     """
-    split = np.full(len(labels), "pool", dtype=f"<U{max(map(len, SPLITS))}")
+    split = np.full(len(labels), "pool", dtype=np.array(SPLITS).dtype)
     known = labels != UNLABELLED
     if groups is not None:
         known &= ~np.isin(groups, np.setdiff1d(groups[~known], [""]))
-    if known.any():
-        split[known] = (
-            stratified_split(labels[known], ids[known], fractions)
-            if groups is None
-            else grouped_split(labels[known], groups[known], ids[known], fractions)
-        )
+    if groups is None:
+        split[known] = stratified_split(labels[known], ids[known], fractions)
+    elif known.any():
+        split[known] = grouped_split(labels[known], groups[known], ids[known], fractions)
     return split
 
 

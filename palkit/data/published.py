@@ -9,6 +9,7 @@ from palkit.data.download import Remote, dataset_dir, unpack, unpacked
 from palkit.data.own import from_folder, from_table
 from palkit.data.pool import ImagePool
 from palkit.errors import DataError
+from palkit.storage.formats import read_csv
 
 # Helber et al. 2019. URL and checksum are torchvision's (torchvision.datasets.EuroSAT).
 EUROSAT = Remote(
@@ -61,16 +62,13 @@ def aptos2019() -> ImagePool:
     table, images = root / "train.csv", root / "train_images"
     if not table.exists() or not images.is_dir():
         raise DataError(_aptos_help(dataset_dir("aptos2019")))
-    try:
-        rows = pd.read_csv(table, dtype=str, na_filter=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{table} cannot be read as a table ({error}). {_aptos_help(root)}") from error
+    rows = read_csv(table, ("id_code", "diagnosis"))
     if not {"id_code", "diagnosis"} <= set(rows) or not set(rows["diagnosis"]) <= APTOS_GRADES.keys():
         raise DataError(f"{table} lacks the columns id_code and diagnosis (0 to 4). {_aptos_help(root)}")
     listed = pd.DataFrame(
         {"path": "train_images/" + rows["id_code"] + ".png", "label": rows["diagnosis"].map(APTOS_GRADES)}
     )
-    return from_table("aptos2019", listed, table, class_names=list(APTOS_GRADES.values()))
+    return from_table("aptos2019", listed, root, tuple(APTOS_GRADES.values()))
 
 
 def _aptos_help(root: Path) -> str:

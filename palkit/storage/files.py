@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,13 @@ TEMPORARY = ".writing-"  # how names of files begin that are not complete
 CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (CHECKOUT / "run_all.sh").is_file()  # else palkit was installed, and brings along what it needs of it
 REPOSITORY = CHECKOUT if IS_CHECKOUT else Path(__file__).resolve().parents[1] / "shipped"
+WRITABLE = "Make it writable for this user (users who share a folder need umask 002)"
+LIMIT = "Raise the limit on this user's files"
+# Remedies where a file cannot be written, but for making room.
+REMEDIES = {
+    errno.EROFS: WRITABLE, errno.EACCES: WRITABLE, errno.EPERM: WRITABLE, errno.EFBIG: LIMIT, errno.EDQUOT: LIMIT,
+    errno.ENAMETOOLONG: "Give it a shorter name: most systems allow 255 bytes, fewer letters where they are not ASCII",
+}  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -91,22 +97,24 @@ def move_into_place(temporary: Path, path: Path) -> None:
     _fsync_directory(path.parent)
 
 
-def move_folder_into_place(temporary: Path, folder: Path) -> None:
-    """Give a folder that is complete its name, once all that is in it is on the disk."""
-    os.sync()
-    temporary.chmod(_folder_mode(folder.parent))  # one made by `tempfile` is for one user only
-    os.replace(temporary, folder)
-    _fsync_directory(folder.parent)
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Temporary folder beside `folder` that becomes it when the block ends well, once all in it is on the disk.
 
-
-def _folder_mode(parent: Path) -> int:
-    """Mode of a new folder: seen by making one, since a umask can only be read by changing it for all threads."""
-    probe = parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-    probe.mkdir()
+    Only one process at a time may make a folder of that name: what a killed one left is deleted.
+    """
+    prefix = f"{TEMPORARY}{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+    temporary = folder.with_name(f"{prefix}{secrets.token_hex(8)}")
+    temporary.mkdir()  # as any new folder is, see `atomic_path`
     try:
-        return stat.S_IMODE(probe.stat().st_mode)
+        yield temporary
+        os.sync()
+        os.replace(temporary, folder)
+        _fsync_directory(folder.parent)
     finally:
-        probe.rmdir()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -121,14 +129,7 @@ def storing(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, PalkitError):
             raise
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            remedy = "Make it writable for this user (users who share a folder need umask 002)"
-        elif error.errno in (errno.EFBIG, errno.EDQUOT):
-            remedy = "Raise the limit on this user's files"
-        elif error.errno == errno.ENAMETOOLONG:
-            remedy = "Give it a shorter name: most systems allow 255 bytes, fewer letters where they are not ASCII"
-        else:
-            remedy = "Make room on the disk"
+        remedy = REMEDIES.get(error.errno or 0, "Make room on the disk")
         for variable, folder in (("PALKIT_RUNS", runs_dir()), ("PALKIT_CACHE", cache_dir())):
             if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
                 remedy += f", or set {variable} to a folder elsewhere"
@@ -143,14 +144,11 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         StorageError: the file cannot be made.
     """
-    lock = FileLock(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
+        lock = FileLock(path).acquire()
+    with lock:
         yield
-    finally:
-        lock.release()
 
 
 def remove_leftovers(folder: Path, suffix: str = "") -> None:
@@ -160,7 +158,7 @@ def remove_leftovers(folder: Path, suffix: str = "") -> None:
 
 
 def owned(prefix: str) -> str:
-    """How the name of a folder begins that only this process uses: with machine and process."""
+    """Beginning of the name of a folder that only this process uses: with machine and process."""
     return f"{prefix}{platform.node()}-{os.getpid()}-"
 
 

@@ -7,8 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: the bytes are not {form}. Save the file again as UTF-8.") from error
 
 
-def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
+def read_csv(path: Path, known: Sequence[str]) -> pd.DataFrame:
     """A table of text as spreadsheets write it: commas, semicolons or tabs, cells of several lines, blank lines.
 
     Args:
@@ -121,62 +120,72 @@ def read_csv(path: Path, known: Sequence[str]) -> tuple[pd.DataFrame, list[int]]
         known: names of columns, in lower case; the separator is the one by which most of them are in the header.
 
     Returns:
-        The columns, all of text, those that are known under that name; and the file's line that each row begins in.
+        The columns, all of text, those that are known under that name; the index says "line 7" where a row begins.
 
     Raises:
         DataError: the file cannot be read, is no such table, or a row does not fit its header; names the line.
     """
     text = read_text(path)
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{path}, line {line}: there is a character of no text (NUL). Save it again as UTF-8.")
     if said := re.match(r"sep=(.)\r?\n", text):  # how Excel is told, and nobody else
         text = "\n" + text[said.end() :]
-    used = said[1] if said else separator(text, known)
-    records = list(csv_records(path, text, used).items())
-    if not records:
-        raise DataError(f"{path}: the file is empty. Its first line must name the columns.")
-    first, header = records[0]
-    names = [name.strip().lower() if name.strip().lower() in known else name.strip() for name in header]
+    sign = said[1] if said else separator(text, known)
+    records = csv_records(path, text, sign)
+    header = [name.strip() for name in next(iter(records.values()), [])]
+    names = [name.lower() if name.lower() in known else name for name in header]
     while names and not names[-1]:
         names.pop()
+    for line, problem in _problems(text, records, names, known, sign):
+        raise DataError(f"{path}, line {line}: {problem}")
+    rows = [cells[: len(names)] for cells in records.values()]
+    return pd.DataFrame(rows[1:], [f"line {line}" for line in records][1:], names, dtype=object)
+
+
+def _problems(
+    text: str, records: Mapping[int, Sequence[str]], names: Sequence[str], known: Collection[str], sign: str
+) -> Iterator[tuple[int, str]]:
+    """Lines of a table that cannot be meant, each with what is to be done.
+
+    Args:
+        text: of the table.
+        records: cells of each row, the header first, by the line that it begins in.
+        names: of the columns.
+        known: see `read_csv`.
+        sign: what stands between cells.
+    """
+    if "\0" in text:
+        yield text[: text.index("\0")].count("\n") + 1, "there is a character of no text (NUL). Save it again as UTF-8."
+    first = next(iter(records), 1)
+    if not records:
+        yield first, "the file is empty. Its first line must name the columns."
     if not set(names) & set(known):
-        raise DataError(
-            f"{path}, line {first}: none of the columns {', '.join(known)} is named here (found: {brief(text[:60])}). "
-            "The first line must name the columns."
-        )
+        found = f"none of the columns {', '.join(known)} is named here (found: {brief(text[:60])})"
+        yield first, f"{found}. The first line must name the columns."
     for name in names:
         if name and names.count(name) > 1:
-            raise DataError(f"{path}, line {first}: there are two columns {name!r}. Remove or rename one.")
-    lines, rows = [], []
-    for line, cells in records[1:]:
-        if not any(cell.strip() for cell in cells):
-            raise DataError(f"{path}, line {line}: the row is empty. Remove it.")
-        if len(cells) < len(names) or any(cell.strip() for cell in cells[len(names) :]):
-            raise DataError(
-                f"{path}, line {line}: {len(cells)} cells where the header has {len(names)}. Put a cell that holds "
-                f"{used!r} into double quotes, and write a {used!r} for each empty cell."
+            yield first, f"there are two columns {name!r}. Remove or rename one."
+    for line, cells in records.items():
+        if not any(map(str.strip, cells)):
+            yield line, "the row is empty. Remove it."
+        if len(cells) < len(names) or (line > first and any(map(str.strip, cells[len(names) :]))):
+            yield (
+                line,
+                (
+                    f"{len(cells)} cells where the header has {len(names)}. Put a cell that holds {sign!r} into double "
+                    f"quotes, and write a {sign!r} for each empty cell."
+                ),
             )
-        lines.append(line)
-        rows.append(cells[: len(names)])
-    return pd.DataFrame(rows, columns=names, dtype=object), lines
 
 
 def separator(text: str, known: Collection[str]) -> str:
-    """What stands between cells, comma, semicolon or tab: the sign by which most of the known names are in the header.
+    """Sign between cells, comma, semicolon or tab: the one by which most of the known names are in the header.
 
     Args:
         text: of a table.
         known: names of columns, in lower case.
     """
-
-    def names(sign: str) -> list[str]:
-        with suppress(csv.Error):  # whoever reads all of it says what is wrong
-            header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=sign)), [])
-            return [name.strip().lower() for name in header]
-        return []
-
-    return max(",;\t", key=lambda sign: len(set(known) & {*names(sign)}))
+    header = re.search(r"\S[^\r\n]*", text)
+    line = header[0].lower() if header else ""
+    return max(",;\t", key=lambda sign: len({*known} & {cell.strip('" \t') for cell in line.split(sign)}))
 
 
 def csv_records(path: Path, text: str, sign: str) -> dict[int, list[str]]:

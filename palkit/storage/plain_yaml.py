@@ -25,9 +25,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
@@ -43,8 +41,7 @@ def read_yaml(text: str, where: str) -> object:
     """
     try:
         return _Loader(text).get_single_data()
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {str(error)[:REASON]}") from error
     # Constructors of dates, numbers and other scalars let through whatever Python raises.
     except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{where} is not valid YAML: {type(error).__name__}: {str(error)[:REASON]}") from error
+        kind = "" if isinstance(error, yaml.MarkedYAMLError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{where} is not valid YAML: {kind}{str(error)[:REASON]}") from error

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from palkit.errors import ConfigError, DataNotice, brief
 
 GROUP = "palkit"
+FORM = "Give the name as in Python's import, without .py."
 FOLDER_VARIABLE = "PALKIT_PLUGINS"  # where a sweep was started, for its workers
 
 
@@ -33,9 +34,7 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     _load_installed()
     for name in modules:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(
-                f"plugins: {brief(name)} is no name of a module. Give it as in Python's import, without .py."
-            )
+            raise ConfigError(f"plugins: {brief(name)} is no name of a module. {FORM}")
         _load(name, f"plugins: {brief(name)}")
 
 
@@ -69,10 +68,9 @@ def refuse_taken(kind: str, name: str, there: Callable | None, function: Callabl
 @cache
 def _load_installed() -> None:
     for point in entry_points(group=GROUP):
+        package = point.dist.name if point.dist else point.name
         try:
-            _load(
-                point.module, f"plugins: {point.module!r} of package {point.dist.name if point.dist else point.name!r}"
-            )
+            _load(point.module, f"plugins: {point.module!r} of package {package!r}")
         except ConfigError as error:  # nobody has asked for it
             warnings.warn(str(error), DataNotice, stacklevel=2)
 
@@ -87,12 +85,11 @@ def _load(name: str, what: str) -> None:
         import_module(name)
     except ConfigError:
         raise
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(f"{what} cannot be imported: {error}.") from error
-        raise ConfigError(
-            f"{what}: no module of that name is installed or lies in {os.getcwd()}. Give the name as in Python's "
-            "import, without .py."
-        ) from error
     except Exception as error:  # whatever the code of a plugin does wrong
-        raise ConfigError(f"{what} fails while it is imported: {type(error).__name__}: {error}") from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        problem = f" fails while it is imported: {type(error).__name__}: {error}"
+        if missing and f"{name}.".startswith(f"{missing}."):
+            problem = f": no module of that name is installed or lies in {os.getcwd()}. {FORM}"
+        elif missing:
+            problem = f" cannot be imported: {error}."
+        raise ConfigError(f"{what}{problem}") from error

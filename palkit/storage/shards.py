@@ -40,22 +40,20 @@ class Shards:
         if not paths:
             raise DataError("no shards given.")
         self.maps = [_mapped(path) for path in paths]
-        stored = self.maps[0].dtype
+        stored, shape = self.maps[0].dtype, self.maps[0].shape[1:]
         for path, array in zip(paths, self.maps, strict=True):
+            problem = ""
             if array.ndim < 2 or stored not in (np.float16, np.float32, np.uint8):
-                raise DataError(
-                    f"{path} must hold rows of float16, float32 or uint8 numbers, is {array.shape} {array.dtype}."
-                )
-            if array.shape[1:] != self.maps[0].shape[1:] or array.dtype != stored:
-                raise DataError(
-                    f"{path} holds rows of shape {array.shape[1:]} {array.dtype}, "
-                    f"{paths[0]} of shape {self.maps[0].shape[1:]} {stored}."
-                )
+                problem = f"must hold rows of float16, float32 or uint8 numbers, is {array.shape} {array.dtype}"
+            elif array.shape[1:] != shape or array.dtype != stored:
+                problem = f"holds rows of shape {array.shape[1:]} {array.dtype}, {paths[0]} of shape {shape} {stored}"
+            if problem:
+                raise DataError(f"{path} {problem}.")
         self.stored = stored
         self.dtype = dtype or torch.from_numpy(np.empty(0, stored)).dtype
         self._out = np.dtype(str(self.dtype).removeprefix("torch."))
         self.starts = np.cumsum([0] + [len(array) for array in self.maps])
-        self.shape = torch.Size((int(self.starts[-1]), *self.maps[0].shape[1:]))
+        self.shape = torch.Size((int(self.starts[-1]), *shape))
         self.ndim = len(self.shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,7 +67,7 @@ class Shards:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step != 1:
-                raise IndexError("shards are read in steps of one.")
+                return self[torch.arange(start, stop, step)]
             parts = [
                 array[max(start - first, 0) : max(stop - first, 0)]
                 for first, array in zip(self.starts, self.maps, strict=False)
@@ -140,8 +138,9 @@ def filled(folder: Path, made_from: Mapping[str, Any], fill: Callable[[], int]) 
     """
     if not are_whole(folder):
         with locked(folder / ".lock"):
-            if not are_whole(folder):
-                _remove_damaged(folder)
+            if damaged := _damaged(folder):
+                for path in damaged:
+                    path.unlink(missing_ok=True)
                 shards = fill()
                 remove_leftovers(folder)
                 write_manifest(folder, shards, made_from)
@@ -150,22 +149,37 @@ def filled(folder: Path, made_from: Mapping[str, Any], fill: Callable[[], int]) 
 
 def are_whole(folder: Path) -> bool:
     """Whether a folder is complete and every shard what was written, read and compared once per process."""
-    if not (folder / MANIFEST).exists():
-        return False
+    return not _damaged(folder)
+
+
+def _damaged(folder: Path) -> list[Path]:
+    """Files that are not what was written, or not there; all if nobody can tell, and the manifest last.
+
+    Without a manifest, what is there is taken for the good work of a process that was killed.
+    """
     try:
-        entries = _entries(folder)
+        checksums, _ = _manifest(folder)
+    except FileNotFoundError:
+        return [folder / MANIFEST]
     except (OSError, ValueError):
-        return False
+        return [*folder.glob("*.npy"), folder / MANIFEST]
     with ThreadPoolExecutor() as threads:
-        return all(threads.map(_is_whole, entries, entries.values()))
+        whole = threads.map(_is_whole, checksums, checksums.values())
+        return [path for path, good in zip(checksums, whole, strict=True) if not good]
 
 
-def _entries(folder: Path) -> dict[Path, str]:
-    """Checksum of every shard in the manifest; ValueError if that is damaged."""
+def _manifest(folder: Path) -> tuple[dict[Path, str], tuple[int, ...]]:
+    """Checksum of every shard, and the shape of all rows.
+
+    Raises:
+        OSError: there is no manifest, or it cannot be read.
+        ValueError: it is damaged.
+    """
+    content = read_json(folder / MANIFEST)
     try:
-        return {folder / entry["file"]: str(entry["sha256"]) for entry in read_json(folder / MANIFEST)["shards"]}
+        return {folder / one["file"]: str(one["sha256"]) for one in content["shards"]}, tuple(content["shape"])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}") from error
+        raise ValueError(f"it is not complete: {error!r}") from error
 
 
 def _is_whole(path: Path, checksum: str) -> bool:
@@ -181,39 +195,19 @@ def _known_sha256(path: Path, inode: int, size: int, changed: int) -> str:
     return sha256(path)
 
 
-def _remove_damaged(folder: Path) -> None:
-    """Delete shards that are not what was written, so that they are computed again; all if nobody can tell.
-
-    The manifest stays until there is a new one: without it, what is there would be taken for the good work of a
-    process that was killed.
-    """
-    if not (folder / MANIFEST).exists():
-        return
-    try:
-        damaged = [path for path, checksum in _entries(folder).items() if not _is_whole(path, checksum)]
-    except (OSError, ValueError):
-        damaged = list(folder.glob("*.npy"))
-    for path in damaged:
-        path.unlink(missing_ok=True)
-
-
 def open_shards(folder: Path, dtype: torch.dtype | None = None) -> Shards:
     """The shards that a folder's manifest lists.
 
     Raises:
         DataError: the manifest or a shard cannot be read, or they do not agree; names the file.
     """
-    path = folder / MANIFEST
     try:
-        content = read_json(path)
-        shards = Shards([folder / entry["file"] for entry in content["shards"]], dtype)
-        expected = tuple(content["shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            raise  # nothing is wrong with the files
+        checksums, shape = _manifest(folder)
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{path} is no manifest of shards ({error!r}). Delete {folder} to have it computed again."
+            f"{folder / MANIFEST} is no manifest of shards ({error}). Delete {folder} to have it computed again."
         ) from error
-    if shards.shape != expected:
-        raise DataError(f"{folder} holds {tuple(shards.shape)}, its manifest says {expected}. Delete the folder.")
+    shards = Shards(list(checksums), dtype)
+    if shards.shape != shape:
+        raise DataError(f"{folder} holds {tuple(shards.shape)}, its manifest says {shape}. Delete the folder.")
     return shards

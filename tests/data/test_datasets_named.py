@@ -165,7 +165,7 @@ def test_cifar(server: FileServer, monkeypatch: pytest.MonkeyPatch, name: str, c
 
     stored = dataset_dir(name) / "unpacked" / source.folder / source.test
     stored.write_bytes(stored.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"data set '{name}' in .* is damaged.*no whole records.*datasets/{name}"):
+    with pytest.raises(DataError, match=rf"data set '{name}' in .* is damaged.*cannot reshape.*datasets/{name}"):
         load_dataset(name)
 
 

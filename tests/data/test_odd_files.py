@@ -133,7 +133,7 @@ def test_splits_without_a_test_set_and_images_beside_classes_are_refused(tmp_pat
     for name in ("train", "test"):
         two_classes(tmp_path / "b" / name)
     write(tmp_path / "b" / "test" / "x.png")
-    with pytest.raises(DataError, match=r"x\.png lies in the folder of a split"):
+    with pytest.raises(DataError, match=r"both beside and inside its class folders \(beside: test/x\.png\)"):
         load_dataset(str(tmp_path / "b"))
 
 
@@ -412,6 +412,16 @@ def test_grey_rises_with_the_values(tmp_path: Path, kind: type, white: bool) -> 
     steps = np.diff(grey)
     assert (steps <= 0).all() if white else (steps >= 0).all()
     assert len(np.unique(grey)) > 200
+
+
+def test_three_colours_in_sixteen_bits_are_read() -> None:
+    """A BMP of 5, 6 and 5 bits, which are no deep values."""
+    pixels = struct.pack("<4H", 0xF800, 0x07E0, 0x001F, 0xFFFF)
+    header = struct.pack("<IiiHHIIiiII", 40, 2, -2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    start = struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66)
+    found = np.asarray(read_image(io.BytesIO(start + header + masks + pixels)))
+    assert found.reshape(-1, 3).tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
 
 
 def test_complex_numbers_are_no_image_and_hide_no_other(tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ def test_an_error_says_what_was_left_out(tmp_path: Path) -> None:
 
 def test_training_images_too_few_for_validation_say_so(images: Path) -> None:
     rows = [f"{p},{c},{'train' if n % 6 == 0 else 'test'}" for n, (p, c) in enumerate(listed(images))]
-    with pytest.raises(DataError, match=r"no images for validation, and its training images are too few"):
+    with pytest.raises(
+        DataError,
+        match=r"its val split holds \d of 2 classes.* no images for validation: \d of its \d training images are taken",
+    ):
         load(images, "path,label,split\n" + "\n".join(rows))
 
 
@@ -153,9 +156,9 @@ def test_any_table_that_is_written_is_read(
     path = tmp_path / "t.csv"
     table = pd.DataFrame(rows, columns=["path", "label"])
     table.to_csv(path, sep=separator, index=False, encoding="utf-8-sig" if bom else "utf-8", quoting=1)
-    found, lines = read_csv(path, ("path", "label"))
+    found = read_csv(path, ("path", "label"))
     assert list(found[["path", "label"]].itertuples(index=False, name=None)) == rows
-    assert lines == list(range(2, len(rows) + 2))
+    assert found.index.tolist() == [f"line {number}" for number in range(2, len(rows) + 2)]
 
 
 def test_text_that_looks_the_same_is_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import re
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from pandas.testing import assert_frame_equal
 from palkit.errors import DataError, OutOfMemoryError, StorageError
 from palkit.labelling.labels import Event, LabelLog
 from palkit.models.devices import memory_explained
-from palkit.storage.files import atomic_path, locked, move_folder_into_place, read_json, storing, write_json
+from palkit.storage.files import atomic_folder, atomic_path, locked, read_json, storing, write_json
 from palkit.storage.formats import new_array, read_table, save_array, write_table
 from palkit.storage.shards import are_whole, filled, shard_path
 
@@ -139,9 +138,8 @@ def test_the_umask_decides_who_may_read_and_change_what_is_written(tmp_path: Pat
         with atomic_path(tmp_path / "file.txt") as temporary:
             temporary.write_text("new")
             meanwhile = temporary.stat().st_mode
-        made = Path(tempfile.mkdtemp(dir=tmp_path))
-        (made / "part").write_text("new")
-        move_folder_into_place(made, tmp_path / "folder")
+        with atomic_folder(tmp_path / "folder") as made:
+            (made / "part").write_text("new")
         write_json(tmp_path / "new folder" / "file.json", {})
         with locked(tmp_path / "lock"):
             pass
@@ -158,8 +156,8 @@ def test_the_umask_decides_who_may_read_and_change_what_is_written(tmp_path: Pat
 
 def test_a_folder_of_a_group_stays_one(tmp_path: Path) -> None:
     tmp_path.chmod(0o2775)
-    made = Path(tempfile.mkdtemp(dir=tmp_path))
-    move_folder_into_place(made, tmp_path / "folder")
+    with atomic_folder(tmp_path / "folder"):
+        pass
     assert (tmp_path / "folder").stat().st_mode & stat.S_ISGID
 
 

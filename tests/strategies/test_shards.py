@@ -43,6 +43,7 @@ def test_shards_read_like_one_tensor(tmp_path: Path) -> None:
     assert torch.equal(shards[5:9], rows[5:9])
     assert torch.equal(shards[:], rows)
     assert torch.equal(shards[3:3], rows[3:3])
+    assert torch.equal(shards[1:18:4], rows[1:18:4])
     index = torch.tensor([19, 0, 7, 6, 7])
     assert torch.equal(shards[index], rows[index])
     half = Shards(write_shards(tmp_path, rows.half(), [10, 10]))
