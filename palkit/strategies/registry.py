@@ -1,6 +1,5 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
-from palkit.storage.checks import checked
 from palkit.storage.plugins import is_registered, refuse_taken
 from palkit.strategies.balance import BALANCES
 from palkit.strategies.kernels import Rows, View, chunks
+from palkit.strategies.options import Count, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
 from palkit.strategies.ties import Keys
 
@@ -117,12 +116,6 @@ def require_labels(labelled: LabelledSet, name: str) -> None:
         )
 
 
-def require_positive(what: str, value: float) -> None:
-    """ConfigError if the option `what` is not a finite number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{what} must be a positive number, got {value!r}.")
-
-
 def select(
     name: str,
     scores: PoolScores,
@@ -161,9 +154,8 @@ def select(
     chosen = get_strategy(name)
     own, wrapping = check_options(chosen, balance, options)
     wrapper = BALANCES[balance] if balance else None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size must be a whole number >= 1, got {brief(batch_size)}.")
-    check_subsample(subsample)
+    check("batch_size", batch_size, Count)
+    check("subsample", subsample, Count | None)
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
@@ -247,24 +239,16 @@ def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, A
     """
     if balance is not None and balance not in tuple(BALANCES):
         raise unknown_name("balance", balance, BALANCES)
-    hints = get_type_hints(chosen.function) | (get_type_hints(BALANCES[balance]) if balance else {})
-    own = set(chosen.options)
-    wrapping = set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
+    own, wrapping = set(chosen.options), set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
+    hints = {"subsample": Count | None}
+    for function in (chosen.function, BALANCES[balance]) if balance else (chosen.function,):
+        hints |= get_type_hints(function, include_extras=True)
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
     for option, value in options.items():
-        if option in own | wrapping:
-            checked(f"{what} {option!r}", value, hints[option])
-        elif own | wrapping:
-            raise unknown_name(what, option, own | wrapping)
-        else:
-            raise ConfigError(f"unknown {what} {brief(option)}: it takes no options.")
+        if option not in own | wrapping | {"subsample"}:
+            raise unknown_name(what, option, own | wrapping | {"subsample"})
+        check(f"{what} {option!r}", value, hints.get(option))
     return own, wrapping
-
-
-def check_subsample(subsample: object) -> None:
-    """ConfigError if it is neither None nor a number of rows."""
-    if subsample is not None and (isinstance(subsample, bool) or not isinstance(subsample, int) or subsample < 1):
-        raise ConfigError(f"subsample must be a whole number >= 1 or None, got {brief(subsample)}.")
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import chunks
+from palkit.strategies.options import NotNegative
 from palkit.strategies.ranking import confidence_gap, margin_gap, per_row, shannon_entropy, top
 from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
@@ -91,10 +91,8 @@ def power_of(name: str, score: PoolScore) -> None:
         labelled: LabelledSet,
         batch_size: int,
         rng: torch.Generator,
-        beta: float = 1.0,
+        beta: NotNegative = 1.0,
     ) -> Tensor:
-        if not beta >= 0:
-            raise ConfigError(f"beta must be >= 0, got {beta!r}.")
         # Minus the log of an exponential number is Gumbel noise. Certain rows, of log score minus
         # infinity, come last.
         noise = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=rng).log_().neg_()
