@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from palkit.config import ExperimentConfig
 from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
@@ -117,7 +118,7 @@ def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
     if config.precision != "auto" and config.batch_size is not None:
         return config
     found = probe_backbone(backbone)
-    precision = found.precision if config.precision == "auto" else config.precision
+    precision: Any = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
 
 
@@ -137,7 +138,8 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
         training = dataclasses.replace(training, adapter_lr=adapter_lr)
     if training.precision == "auto":
-        training = dataclasses.replace(training, precision=probe_backbone(here.backbone).precision)
+        precision: Any = probe_backbone(here.backbone).precision
+        training = dataclasses.replace(training, precision=precision)
     return dataclasses.replace(
         config,
         adapter=adapter,
