@@ -22,7 +22,7 @@ from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
-from palkit.experiments.setting import Setting, setting, settle
+from palkit.experiments.setting import Facts, Setting, known_facts, setting, settled
 from palkit.models.adapters import (
     AdaptedModel,
     attach,
@@ -31,7 +31,7 @@ from palkit.models.adapters import (
     trainable_count,
 )
 from palkit.models.adapters.files import save_adapter
-from palkit.models.devices import memory_explained, memory_limit
+from palkit.models.devices import choose_device, memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
 from palkit.models.training import contradictions, cross_fitted_temperature, fit
 from palkit.progress import Progress, silent
@@ -47,13 +47,16 @@ SCORES = "scores-"  # how names of folders begin that hold scores of one process
 
 
 def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:
-    """The config as it will run: settled on its data, backbone and machine, with the checksums of both."""
-    return resolved_on(config, setting(config, device))
+    """The config as it will run: settled on its data, backbone and machine, with the checksums of both.
+
+    Neither is loaded if it was here before and has not changed.
+    """
+    device = choose_device(device)
+    return _resolved(config, known_facts(config, device), device)
 
 
-def resolved_on(config: ExperimentConfig, here: Setting) -> Resolved:
-    """The same where data and backbone are loaded already."""
-    return Resolved(settle(config, here), here.cache.data_checksum, here.backbone.checksum)
+def _resolved(config: ExperimentConfig, facts: Facts, device: str | torch.device) -> Resolved:
+    return Resolved(settled(config, facts, device), facts.data_sha256, facts.weights_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +131,16 @@ def rounds(config: ExperimentConfig, *, device: str | None = None, progress: Pro
 
 
 def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) -> Iterator[Round]:
-    here = setting(config, device, progress)
-    if not here.pool.is_labelled:
-        raise ConfigError(
-            f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them all. "
-            "Label them first, or leave them out of the manifest."
-        )
-    resolved = resolved_on(config, here)
-    config, directory = resolved.config, resolved.directory
+    directory = run_directory(config, device)
     if not directory.is_complete(config.rounds):  # a complete run may lie where nobody can write
+        here = setting(config, device, progress)
+        if not here.pool.is_labelled:
+            raise ConfigError(
+                f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them "
+                "all. Label them first, or leave them out of the manifest."
+            )
+        resolved = _resolved(config, here.facts, here.backbone.device)
+        directory = resolved.directory
         with locked(directory.path / ".lock"):
             if not directory.is_complete(config.rounds):
                 yield from _compute(resolved, here, progress)

@@ -1,26 +1,59 @@
-"""What a run works on, and the config with everything filled in that hangs on it."""
+"""The setting of a run: its data and its network, and the config with everything filled in that hangs on them.
+
+The name of a run hangs on them too. What it takes of a network, and of a data set that is held in memory, is kept in
+`cache_dir()/known`, so that a finished run is found without loading either.
+"""
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256 as of_text
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+import palkit.data
 from palkit.config import ExperimentConfig
-from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.data import DATASETS, ArrayImages, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.data.hashes import file_hashes
 from palkit.data.own import order_file
+from palkit.errors import StorageError
 from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
-from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.models.backbones import EMBEDDED, Backbone, BackboneConfig, load_backbone
 from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
 from palkit.scoring.inputs import InputCache
-from palkit.storage.files import sha256
+from palkit.storage.files import cache_dir, read_json, sha256, write_json
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of the data and the network of a run that its config is settled by, and its name.
+
+    Attributes:
+        data_sha256: of pixels, labels and splits.
+        classes: how many.
+        images: of the pool.
+        weights_sha256: of the backbone.
+        depth: its number of blocks.
+    """
+
+    data_sha256: str
+    classes: int
+    images: int
+    weights_sha256: str
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +63,11 @@ class Setting:
     pool: ImagePool
     backbone: Backbone
     cache: InputCache
+
+    @property
+    def facts(self) -> Facts:
+        """The facts of what is loaded."""
+        return Facts(**_facts_of_pool(self.pool), **_facts_of_network(self.backbone))
 
 
 def setting(
@@ -44,8 +82,10 @@ def setting(
         pool: the data, if they are loaded already and must stay as they are.
     """
     pool = pool_of(config) if pool is None else pool
-    backbone = shared_backbone(config.backbone, choose_device(device))
-    return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
+    device = choose_device(device)
+    backbone = shared_backbone(config.backbone, device)
+    scoring = measured(config.scoring, config.backbone, device)
+    return Setting(pool, backbone, InputCache(pool, backbone, scoring, progress))
 
 
 def pool_of(config: ExperimentConfig) -> ImagePool:
@@ -107,17 +147,126 @@ def shared_backbone(config: BackboneConfig, device: str) -> Backbone:
     return load_backbone(config, device)
 
 
-def probe_backbone(backbone: Backbone, *, again: bool = False) -> Probe:
-    """Measured speed of a backbone on its device, see `palkit.models.devices.probe`."""
-    name = json.dumps(dataclasses.asdict(backbone.config) | {"checkpoint": None}, sort_keys=True)
-    return probe(name, backbone, backbone.config.image_size, backbone.device, again=again)
+def known_facts(config: ExperimentConfig, device: str) -> Facts:
+    """The facts of a config's data and network as these are now; what is not known yet is loaded.
+
+    Raises:
+        PalkitError: data or weights cannot be had.
+    """
+    return Facts(**_known_pool(config), **_known_network(config.backbone, device))
 
 
-def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
-    """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
+def _facts_of_pool(pool: ImagePool) -> dict[str, Any]:
+    return {"data_sha256": pool.checksum(), "classes": len(pool.class_names), "images": len(pool.rows("pool"))}
+
+
+def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
+    return {"weights_sha256": backbone.checksum, "depth": backbone.depth}
+
+
+def _known_pool(config: ExperimentConfig) -> dict[str, Any]:
+    """Facts of a data set: of images in files these are looked up by the stamps of the files, as in `file_hashes`."""
+    if not getattr(DATASETS.get(config.dataset), "__module__", "").startswith(f"{palkit.data.__name__}."):
+        return _facts_of_pool(pool_of(config))
+    code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # which holds the checksums of what it loads
+    made_from = {
+        "dataset": config.dataset,
+        "pool_size": config.pool_size,
+        "code": code,
+        "digits": version("scikit-learn"),
+    }
+    known = _known(made_from)
+    if known is None:
+        pool = pool_of(config)
+        known = _facts_of_pool(pool)
+        if isinstance(pool.images, ArrayImages):
+            _keep(made_from, known)
+    return known
+
+
+def _known_network(config: BackboneConfig, device: str) -> dict[str, Any]:
+    """Facts of a network, by the content of the file of its weights."""
+    file = weights_file(config)
+    if file is None or not os.path.isfile(file):  # whoever loads it says what to do
+        return _facts_of_network(shared_backbone(config, device))
+    described = dataclasses.asdict(config) | {"checkpoint": file_hashes([Path(file)])[0]}
+    made_from = {"backbone": described, "timm": timm.__version__}
+    known = _known(made_from)
+    if known is None:
+        known = _facts_of_network(shared_backbone(config, device))
+        _keep(made_from, known)
+    return known
+
+
+def weights_file(config: BackboneConfig) -> str | None:
+    """Where the weights of a backbone lie, or will: a checkpoint, the embedded ones or those of the hub's cache."""
+    if config.checkpoint is not None:
+        return os.path.expanduser(config.checkpoint)
+    if config.name == EMBEDDED:
+        return str(cache_dir() / "weights" / f"{EMBEDDED}.safetensors")
+    hub = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
+    found = try_to_load_from_cache(hub.hf_hub_id, "model.safetensors") if hub is not None and hub.hf_hub_id else None
+    return found if isinstance(found, str) else None
+
+
+def _record(made_from: Mapping[str, Any]) -> Path:
+    key = of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / "known" / f"{key}.json"
+
+
+def _known(made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was kept; None if there is nothing, or it is damaged."""
+    try:
+        return read_json(_record(made_from))
+    except (OSError, ValueError):
+        return None
+
+
+def _keep(made_from: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    with suppress(StorageError):  # then it is found out again
+        write_json(_record(made_from), facts)
+
+
+def probe_backbone(
+    config: BackboneConfig,
+    device: str | torch.device,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    *,
+    again: bool = False,
+) -> Probe:
+    """Measured speed of a backbone on a device, see `palkit.models.devices.probe`.
+
+    Args:
+        config: of the backbone.
+        device: that it is on.
+        forward: the backbone; None loads it where its speed is not known.
+        again: measure though it is known.
+    """
+    name = json.dumps(dataclasses.asdict(config) | {"checkpoint": None}, sort_keys=True)
+
+    def load_and_run(pixels: Tensor) -> Tensor:
+        return shared_backbone(config, str(device))(pixels)
+
+    return probe(name, forward or load_and_run, config.image_size, torch.device(device), again=again)
+
+
+def measured(
+    config: ScoringConfig,
+    backbone: BackboneConfig,
+    device: str | torch.device,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> ScoringConfig:
+    """The config with what is to be measured filled in; the answer of the first time on this machine stays.
+
+    Args:
+        config: of scoring.
+        backbone: see `probe_backbone`.
+        device: likewise.
+        forward: likewise.
+    """
     if config.precision != "auto" and config.batch_size is not None:
         return config
-    found = probe_backbone(backbone)
+    found = probe_backbone(backbone, device, forward)
     precision: Any = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
 
@@ -128,23 +277,34 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
     Raises:
         ConfigError: blocks that the backbone does not have.
     """
+    return settled(config, here.facts, here.backbone.device)
+
+
+def settled(config: ExperimentConfig, facts: Facts, device: str | torch.device) -> ExperimentConfig:
+    """As `settle`, from the facts alone.
+
+    Args:
+        config: of a run.
+        facts: of its data and network.
+        device: that it runs on.
+    """
     adapter, training = config.adapter, config.training
     if adapter.name == "linear_probe":
         adapter = AdapterConfig(adapter.name)  # nothing else about it matters
         training = dataclasses.replace(training, adapter_lr=None)
     else:
-        blocks = adapted_blocks(adapter, here.backbone.depth)
+        blocks = adapted_blocks(adapter, facts.depth)
         adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
         training = dataclasses.replace(training, adapter_lr=adapter_lr)
     if training.precision == "auto":
-        precision: Any = probe_backbone(here.backbone).precision
+        precision: Any = probe_backbone(config.backbone, device).precision
         training = dataclasses.replace(training, precision=precision)
     return dataclasses.replace(
         config,
         adapter=adapter,
         training=training,
-        scoring=here.cache.config,
-        batch_size=config.batch_size or len(here.pool.class_names),
-        pool_size=usual_size(config.pool_size, len(here.pool.rows("pool"))),
+        scoring=measured(config.scoring, config.backbone, device),
+        batch_size=config.batch_size or facts.classes or None,
+        pool_size=usual_size(config.pool_size, facts.images),
     )

@@ -15,9 +15,9 @@ from pydantic import Field
 
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
-from palkit.experiments.experiment import resolved_on
+from palkit.experiments.experiment import resolve
 from palkit.experiments.runs import RunDirectory
-from palkit.experiments.setting import looked_at_once, setting
+from palkit.experiments.setting import looked_at_once
 from palkit.storage.checks import checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
@@ -225,8 +225,7 @@ def plan(sweep: Sweep, device: str | None = None) -> list[Task]:
             if inputs in absent:
                 raise absent[inputs]
             # Settled here: workers have fewer threads, and could measure and choose otherwise.
-            here = setting(config, device)
-            resolved = resolved_on(config, here)
+            resolved = resolve(config, device)
             tasks.append(Task(plain(resolved.config), config, resolved.directory, variant))
         except PalkitError as error:
             reason = None

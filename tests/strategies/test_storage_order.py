@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def manifest(folder: Path, path: Path, order: Callable[[pd.DataFrame], pd.DataFrame], classes: list[str]) -> Path:
-    """The images of a folder in another order of rows and of classes; draws hang on names, so these are of no machine."""
+    """The images of a folder in another order of rows and of classes, named by themselves: draws hang on names."""
     files = sorted(folder.rglob("*.png"))
     path.parent.mkdir()
     table = pd.DataFrame(
