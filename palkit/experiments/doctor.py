@@ -47,9 +47,9 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
         f"{backbone.config.name}, {backbone.depth} blocks, {size} px, {backbone.tokens} tokens, "
         f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters",
     )
-    found = probe_backbone(backbone.config, backbone.device, backbone, again=True)
+    found = probe_backbone(config.backbone, device, again=True)
     yield from _speeds(found)
-    chosen = measured(ScoringConfig(precision="auto", batch_size=None), backbone.config, backbone.device)
+    chosen = measured(ScoringConfig(precision="auto", batch_size=None), config.backbone, device)
     yield (
         "chosen",
         f"precision {chosen.precision} (bfloat16 must be {WORTH:g} times as fast), batches of {chosen.batch_size}: "

@@ -55,7 +55,7 @@ def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:
     return _resolved(config, known_facts(config, device), device)
 
 
-def _resolved(config: ExperimentConfig, facts: Facts, device: str | torch.device) -> Resolved:
+def _resolved(config: ExperimentConfig, facts: Facts, device: str) -> Resolved:
     return Resolved(settled(config, facts, device), facts.data_sha256, facts.weights_sha256)
 
 
@@ -139,7 +139,7 @@ def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) ->
                 f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them "
                 "all. Label them first, or leave them out of the manifest."
             )
-        resolved = _resolved(config, here.facts, here.backbone.device)
+        resolved = _resolved(config, here.facts, str(here.backbone.device))
         directory = resolved.directory
         with locked(directory.path / ".lock"):
             if not directory.is_complete(config.rounds):

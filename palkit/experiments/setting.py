@@ -13,10 +13,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256 as of_text
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import sklearn
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import palkit.data
 from palkit.config import ExperimentConfig
-from palkit.data import DATASETS, ArrayImages, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
 from palkit.data.hashes import file_hashes
 from palkit.data.own import order_file
 from palkit.errors import StorageError
@@ -35,6 +35,9 @@ from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
 from palkit.scoring.inputs import InputCache
 from palkit.storage.files import cache_dir, read_json, sha256, write_json
+
+# Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
+IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,12 @@ def setting(
 
 def pool_of(config: ExperimentConfig) -> ImagePool:
     """The data set of a config, without a backbone."""
-    return _dataset(config.dataset, config.pool_size)
+    wanted, found = (config.dataset, config.pool_size), _found.get()
+    if found is None:
+        return _current(*wanted)
+    if wanted not in found:
+        found[wanted] = _current(*wanted)
+    return found[wanted]
 
 
 _found: ContextVar[dict[tuple, ImagePool] | None] = ContextVar("_found", default=None)
@@ -104,15 +112,6 @@ def looked_at_once() -> Iterator[None]:
         yield
     finally:
         _found.reset(before)
-
-
-def _dataset(name: str, pool_size: int | str | None) -> ImagePool:
-    found = _found.get()
-    if found is None:
-        return _current(name, pool_size)
-    if (name, pool_size) not in found:
-        found[name, pool_size] = _current(name, pool_size)
-    return found[name, pool_size]
 
 
 def _current(name: str, pool_size: int | str | None) -> ImagePool:
@@ -165,23 +164,13 @@ def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
 
 
 def _known_pool(config: ExperimentConfig) -> dict[str, Any]:
-    """Facts of a data set: of images in files these are looked up by the stamps of the files, as in `file_hashes`."""
-    if not getattr(DATASETS.get(config.dataset), "__module__", "").startswith(f"{palkit.data.__name__}."):
+    """Facts of a data set; of images in files they are looked up by the stamps of the files, see `file_hashes`."""
+    loader = DATASETS.get(config.dataset)
+    if loader is None or loader.__module__ not in IN_MEMORY:
         return _facts_of_pool(pool_of(config))
-    code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # which holds the checksums of what it loads
-    made_from = {
-        "dataset": config.dataset,
-        "pool_size": config.pool_size,
-        "code": code,
-        "digits": version("scikit-learn"),
-    }
-    known = _known(made_from)
-    if known is None:
-        pool = pool_of(config)
-        known = _facts_of_pool(pool)
-        if isinstance(pool.images, ArrayImages):
-            _keep(made_from, known)
-    return known
+    code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # with the checksums of what they load
+    made_from = {"dataset": config.dataset, "pool_size": config.pool_size, "code": code, "digits": sklearn.__version__}
+    return _known(made_from, lambda: _facts_of_pool(pool_of(config)))
 
 
 def _known_network(config: BackboneConfig, device: str) -> dict[str, Any]:
@@ -189,13 +178,8 @@ def _known_network(config: BackboneConfig, device: str) -> dict[str, Any]:
     file = weights_file(config)
     if file is None or not os.path.isfile(file):  # whoever loads it says what to do
         return _facts_of_network(shared_backbone(config, device))
-    described = dataclasses.asdict(config) | {"checkpoint": file_hashes([Path(file)])[0]}
-    made_from = {"backbone": described, "timm": timm.__version__}
-    known = _known(made_from)
-    if known is None:
-        known = _facts_of_network(shared_backbone(config, device))
-        _keep(made_from, known)
-    return known
+    made_from = dataclasses.asdict(config) | {"checkpoint": file_hashes([Path(file)])[0], "timm": timm.__version__}
+    return _known(made_from, lambda: _facts_of_network(shared_backbone(config, device)))
 
 
 def weights_file(config: BackboneConfig) -> str | None:
@@ -209,64 +193,33 @@ def weights_file(config: BackboneConfig) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _record(made_from: Mapping[str, Any]) -> Path:
+def _known(made_from: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Facts of something, kept from when they were found out first."""
     key = of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir() / "known" / f"{key}.json"
+    path = cache_dir() / "known" / f"{key}.json"
+    with suppress(OSError, ValueError):  # not there, or damaged
+        return read_json(path)
+    facts = find_out()
+    with suppress(StorageError):  # then they are found out again
+        write_json(path, facts)
+    return facts
 
 
-def _known(made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What was kept; None if there is nothing, or it is damaged."""
-    try:
-        return read_json(_record(made_from))
-    except (OSError, ValueError):
-        return None
+def probe_backbone(config: BackboneConfig, device: str, *, again: bool = False) -> Probe:
+    """Measured speed of a backbone on a device, see `palkit.models.devices.probe`; loaded only to be measured."""
 
+    def forward(pixels: Tensor) -> Tensor:
+        return shared_backbone(config, device)(pixels)
 
-def _keep(made_from: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    with suppress(StorageError):  # then it is found out again
-        write_json(_record(made_from), facts)
-
-
-def probe_backbone(
-    config: BackboneConfig,
-    device: str | torch.device,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    *,
-    again: bool = False,
-) -> Probe:
-    """Measured speed of a backbone on a device, see `palkit.models.devices.probe`.
-
-    Args:
-        config: of the backbone.
-        device: that it is on.
-        forward: the backbone; None loads it where its speed is not known.
-        again: measure though it is known.
-    """
     name = json.dumps(dataclasses.asdict(config) | {"checkpoint": None}, sort_keys=True)
-
-    def load_and_run(pixels: Tensor) -> Tensor:
-        return shared_backbone(config, str(device))(pixels)
-
-    return probe(name, forward or load_and_run, config.image_size, torch.device(device), again=again)
+    return probe(name, forward, config.image_size, torch.device(device), again=again)
 
 
-def measured(
-    config: ScoringConfig,
-    backbone: BackboneConfig,
-    device: str | torch.device,
-    forward: Callable[[Tensor], Tensor] | None = None,
-) -> ScoringConfig:
-    """The config with what is to be measured filled in; the answer of the first time on this machine stays.
-
-    Args:
-        config: of scoring.
-        backbone: see `probe_backbone`.
-        device: likewise.
-        forward: likewise.
-    """
+def measured(config: ScoringConfig, backbone: BackboneConfig, device: str) -> ScoringConfig:
+    """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
     if config.precision != "auto" and config.batch_size is not None:
         return config
-    found = probe_backbone(backbone, device, forward)
+    found = probe_backbone(backbone, device)
     precision: Any = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
 
@@ -277,10 +230,10 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
     Raises:
         ConfigError: blocks that the backbone does not have.
     """
-    return settled(config, here.facts, here.backbone.device)
+    return settled(config, here.facts, str(here.backbone.device))
 
 
-def settled(config: ExperimentConfig, facts: Facts, device: str | torch.device) -> ExperimentConfig:
+def settled(config: ExperimentConfig, facts: Facts, device: str) -> ExperimentConfig:
     """As `settle`, from the facts alone.
 
     Args:

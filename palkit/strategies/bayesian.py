@@ -20,11 +20,7 @@ from palkit.strategies.uncertainty import bald_scores
     style=("#332288", ">"),
 )
 def batchbald(
-    scores: PoolScores,
-    labelled: LabelledSet,
-    batch_size: int,
-    rng: torch.Generator,
-    samples: Count = 1000,
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, samples: Count = 1000
 ) -> Tensor:
     """(B,) greedy: the row that most raises the mutual information of the batch's labels and the weights.
 

@@ -31,11 +31,7 @@ def pseudo_residual(scores: PoolScores) -> Tensor:
 
 @strategy("falcun", style=("#88CCEE", "<"))
 def falcun(
-    scores: PoolScores,
-    labelled: LabelledSet,
-    batch_size: int,
-    rng: torch.Generator,
-    exponent: NotNegative = 10.0,
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, exponent: NotNegative = 10.0
 ) -> Tensor:
     """(B,) rows drawn by uncertainty plus distance to the batch, both of probabilities alone.
 

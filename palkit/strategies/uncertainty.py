@@ -87,11 +87,7 @@ def power_of(name: str, score: PoolScore) -> None:
     """Register `power_<name>`: the top of log score + beta * Gumbel noise (Kirsch et al., TMLR 2023)."""
 
     def power(
-        scores: PoolScores,
-        labelled: LabelledSet,
-        batch_size: int,
-        rng: torch.Generator,
-        beta: NotNegative = 1.0,
+        scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, beta: NotNegative = 1.0
     ) -> Tensor:
         # Minus the log of an exponential number is Gumbel noise. Certain rows, of log score minus
         # infinity, come last.
