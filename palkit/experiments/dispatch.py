@@ -1,4 +1,4 @@
-"""Compute what is missing of a sweep: over processes of this machine or a Ray cluster, whatever dies on the way."""
+"""Dispatch of the runs that a sweep lacks: over processes of this machine or a Ray cluster, whatever dies there."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What this machine is, how fast it is, and what palkit would choose on it."""
+"""A diagnosis of this machine: what it is, how fast it is, and what palkit would choose on it."""
 
 import os
 import shutil

@@ -43,7 +43,7 @@ from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
 STD_FLOOR = 1e-6
-SCORES = "scores-"  # how names of folders begin that hold scores of one process
+SCORES = "scores-"  # prefix of temporary score folders
 
 
 def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:

@@ -1,4 +1,4 @@
-"""Execute notebooks headless, in a kernel that stays warm from one to the next. Imports nothing heavy."""
+"""Headless execution of notebooks, in a kernel that stays warm from one to the next. Imports nothing heavy."""
 
 import logging
 import os

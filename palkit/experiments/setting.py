@@ -61,7 +61,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run works on: loaded once, shared by the runs of a process."""
+    """Data, network and inputs of a run: loaded once, shared by the runs of a process."""
 
     pool: ImagePool
     backbone: Backbone

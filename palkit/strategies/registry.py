@@ -160,10 +160,10 @@ def select(
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
             raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
-    _check_finite("features", scores.features)
-    _check_probs("probs", scores.probs)
+    _check_rows("features", scores.features, probabilities=False)
+    _check_rows("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
-        _check_probs("stochastic_probs", *scores.stochastic_probs)
+        _check_rows("stochastic_probs", *scores.stochastic_probs)
 
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
@@ -274,31 +274,32 @@ def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
         raise ConfigError(f"label {int(wrong[0])} is outside the {classes} classes of the probs.")
 
 
-def _check_finite(what: str, rows: Rows) -> None:
-    bad: list[int] = []
-    for part in chunks(*rows.shape):
-        block = rows[part]
-        # A sum is finite only if all its terms are: one cheap pass when all is well.
-        if not torch.isfinite(block.sum()):
-            bad += _numbers(~torch.isfinite(block).all(1), part)
-    _refuse_infinite(what, bad)
+def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
+    """ConfigError for numbers that are not finite, and for rows that are no probabilities where they must be.
 
-
-def _check_probs(what: str, *passes: Tensor) -> None:
-    """ConfigError if rows are no probabilities: logits would be ranked, and the entropy of a negative one is NaN."""
+    Logits would be ranked, and the entropy of a negative number is NaN.
+    """
     infinite: set[int] = set()
-    wrong: set[int] = set()
-    for probs in passes:
-        for part in chunks(*probs.shape):
-            right = _are_probabilities(probs[part])
-            if not right.all():
-                finite = torch.isfinite(probs[part]).all(1)
-                infinite |= {*_numbers(~finite, part)}
-                wrong |= {*_numbers(finite & ~right, part)}
-    _refuse_infinite(what, sorted(infinite))
+    wrong: dict[int, Tensor] = {}
+    for rows in passes:
+        for part in chunks(*rows.shape):
+            block = rows[part]
+            # A sum is finite only if all its terms are: one cheap pass when all is well.
+            right = _are_probabilities(block) if probabilities else block.sum().isfinite()
+            if right.all():
+                continue
+            finite = torch.isfinite(block).all(1)
+            infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
+            if probabilities:
+                wrong |= {part.start + i: block[i] for i in (finite & ~right).nonzero().squeeze(1).tolist()} | wrong
+    if infinite:
+        raise ConfigError(
+            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
+            "the model diverged or these images are broken."
+        )
     if wrong:
         row = min(wrong)
-        first = next(probs[row] for probs in passes if not _are_probabilities(probs[row : row + 1])).float()
+        first = wrong[row].float()
         raise ConfigError(
             f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
             f"{float(first.sum()):.4g}, and its least is {float(first.min()):.4g}. They must be at least 0 and sum to "
@@ -310,19 +311,6 @@ def _are_probabilities(block: Tensor) -> Tensor:
     """(N,) whether each row of (N, C) is at least 0 and sums to 1; not where a number is NaN or infinite."""
     sums = block.sum(1, dtype=torch.promote_types(block.dtype, torch.float32))
     return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
-
-
-def _refuse_infinite(what: str, bad: list[int]) -> None:
-    if bad:
-        raise ConfigError(
-            f"{what} of {len(bad)} pool rows are not finite (rows {_some(bad)}): "
-            "the model diverged or these images are broken."
-        )
-
-
-def _numbers(mask: Tensor, part: slice) -> list[int]:
-    """Pool rows of a part in which a mask is set."""
-    return (part.start + mask.nonzero().squeeze(1)).tolist()
 
 
 def _some(rows: list[int]) -> str:

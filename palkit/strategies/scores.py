@@ -1,4 +1,4 @@
-"""What a strategy may look at: scores of every pool row, and the labels bought so far."""
+"""Input of a strategy: scores of every pool row, and the labels bought so far."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
