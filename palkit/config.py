@@ -149,12 +149,11 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise _both(parent, target)
-        if isinstance(target.get(leaf), dict) and not isinstance(value, Mapping):
+        there = target.get(leaf)
+        if isinstance(there, dict) and not isinstance(value, Mapping):
             raise _both(key, value)
-        if isinstance(value, Mapping) and isinstance(target.get(leaf), dict):
-            target[leaf].update(value)
-        else:
-            target[leaf] = dict(value) if isinstance(value, Mapping) else value
+        before = there if isinstance(there, dict) else {}
+        target[leaf] = {**before, **value} if isinstance(value, Mapping) else value
     return nested
 
 

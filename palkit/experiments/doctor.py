@@ -48,7 +48,8 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
         f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters",
     )
     found = probe_backbone(config.backbone, device, again=True)
-    yield from _speeds(found)
+    for precision, rates in found.rates.items():
+        yield precision, "images/s by batch size: " + ", ".join(f"{size}: {rate:,.0f}" for size, rate in rates.items())
     chosen = measured(ScoringConfig(precision="auto", batch_size=None), config.backbone, device)
     yield (
         "chosen",
@@ -59,11 +60,6 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
     yield "this config", f"scoring.precision={uses.precision} scoring.batch_size={uses.batch_size}"
     if compile:
         yield "compile", _compile_gain(backbone, found, size)
-
-
-def _speeds(found: Probe) -> Iterator[tuple[str, str]]:
-    for precision, by in found.rates.items():
-        yield precision, "images/s by batch size: " + ", ".join(f"{size}: {rate:,.0f}" for size, rate in by.items())
 
 
 def _compile_gain(backbone: Any, found: Probe, size: int) -> str:

@@ -139,12 +139,10 @@ def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
         again = "with `palkit study` and the name of the sweep, or its file."
         if folder.is_relative_to(FIGURES):
             again = f"with `git restore {path}`."
-        if not path.exists():
-            raise DataError(f"{path} is missing. Write it {again}")
         try:
             tables.append(read_table(path))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}). Write it again {again}") from error
+            raise DataError(f"{path} is missing or cannot be read ({error}). Write it {again}") from error
     return tuple(tables)
 
 
