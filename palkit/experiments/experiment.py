@@ -22,7 +22,7 @@ from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
-from palkit.experiments.setting import Facts, Setting, known_facts, setting, settled
+from palkit.experiments.setting import Setting, forget_facts, known_facts, setting, settled
 from palkit.models.adapters import (
     AdaptedModel,
     attach,
@@ -46,16 +46,16 @@ STD_FLOOR = 1e-6
 SCORES = "scores-"  # prefix of temporary score folders
 
 
-def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:
+def resolve(config: ExperimentConfig, device: str | None = None, here: Setting | None = None) -> Resolved:
     """The config as it will run: settled on its data, backbone and machine, with the checksums of both.
 
-    Neither is loaded if it was here before and has not changed.
+    Args:
+        config: of the run.
+        device: see `rounds`.
+        here: data and backbone where they are loaded; else they are only if they were never here, or have changed.
     """
     device = choose_device(device)
-    return _resolved(config, known_facts(config, device), device)
-
-
-def _resolved(config: ExperimentConfig, facts: Facts, device: str) -> Resolved:
+    facts = known_facts(config, device) if here is None else here.facts
     return Resolved(settled(config, facts, device), facts.data_sha256, facts.weights_sha256)
 
 
@@ -139,8 +139,10 @@ def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) ->
                 f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them "
                 "all. Label them first, or leave them out of the manifest."
             )
-        resolved = _resolved(config, here.facts, str(here.backbone.device))
+        expected, resolved = directory, resolve(config, device, here)
         directory = resolved.directory
+        if directory.run != expected.run:
+            forget_facts(config)
         with locked(directory.path / ".lock"):
             if not directory.is_complete(config.rounds):
                 yield from _compute(resolved, here, progress)

@@ -7,7 +7,7 @@ The name of a run hangs on them too. What it takes of a network, and of a data s
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -152,7 +152,18 @@ def known_facts(config: ExperimentConfig, device: str) -> Facts:
     Raises:
         PalkitError: data or weights cannot be had.
     """
-    return Facts(**_known_pool(config), **_known_network(config.backbone, device))
+    pool, network = _records(config)
+    return Facts(
+        **_known(pool, lambda: _facts_of_pool(pool_of(config))),
+        **_known(network, lambda: _facts_of_network(shared_backbone(config.backbone, device))),
+    )
+
+
+def forget_facts(config: ExperimentConfig) -> None:
+    """Forget what is known of a config's data and network: it has turned out not to be what is loaded here."""
+    for record in _records(config):
+        if record is not None:
+            record.unlink(missing_ok=True)
 
 
 def _facts_of_pool(pool: ImagePool) -> dict[str, Any]:
@@ -163,23 +174,37 @@ def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
     return {"weights_sha256": backbone.checksum, "depth": backbone.depth}
 
 
-def _known_pool(config: ExperimentConfig) -> dict[str, Any]:
-    """Facts of a data set; of images in files they are looked up by the stamps of the files, see `file_hashes`."""
-    loader = DATASETS.get(config.dataset)
-    if loader is None or loader.__module__ not in IN_MEMORY:
-        return _facts_of_pool(pool_of(config))
-    code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # with the checksums of what they load
-    made_from = {"dataset": config.dataset, "pool_size": config.pool_size, "code": code, "digits": sklearn.__version__}
-    return _known(made_from, lambda: _facts_of_pool(pool_of(config)))
+def _records(config: ExperimentConfig) -> tuple[Path | None, Path | None]:
+    """Where facts of a config's data and of its network are kept, named by all that they hang on; None if nowhere.
+
+    Those of images in files are not: they are looked up by the stamps of the files, see `file_hashes`.
+    """
+    pool = network = None
+    loader, file = DATASETS.get(config.dataset), weights_file(config.backbone)
+    if loader is not None and loader.__module__ in IN_MEMORY:
+        code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # with the checksums of what they load
+        pool = _record(config.dataset, config.pool_size, code, sklearn.__version__)
+    if file is not None and os.path.isfile(file):  # else whoever loads it says what to do
+        versions = timm.__version__, torch.__version__  # which resample positions
+        weights = {"checkpoint": file_hashes([Path(file)])[0]}
+        network = _record(dataclasses.asdict(config.backbone) | weights, versions)
+    return pool, network
 
 
-def _known_network(config: BackboneConfig, device: str) -> dict[str, Any]:
-    """Facts of a network, by the content of the file of its weights."""
-    file = weights_file(config)
-    if file is None or not os.path.isfile(file):  # whoever loads it says what to do
-        return _facts_of_network(shared_backbone(config, device))
-    made_from = dataclasses.asdict(config) | {"checkpoint": file_hashes([Path(file)])[0], "timm": timm.__version__}
-    return _known(made_from, lambda: _facts_of_network(shared_backbone(config, device)))
+def _record(*made_from: Any) -> Path:
+    return cache_dir() / "known" / f"{of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def _known(record: Path | None, find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Facts of something, kept from when they were found out first."""
+    if record is None:
+        return find_out()
+    with suppress(OSError, ValueError):  # not there, or damaged
+        return read_json(record)
+    facts = find_out()
+    with suppress(StorageError):  # then they are found out again
+        write_json(record, facts)
+    return facts
 
 
 def weights_file(config: BackboneConfig) -> str | None:
@@ -191,18 +216,6 @@ def weights_file(config: BackboneConfig) -> str | None:
     hub = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
     found = try_to_load_from_cache(hub.hf_hub_id, "model.safetensors") if hub is not None and hub.hf_hub_id else None
     return found if isinstance(found, str) else None
-
-
-def _known(made_from: Mapping[str, Any], find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Facts of something, kept from when they were found out first."""
-    key = of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_dir() / "known" / f"{key}.json"
-    with suppress(OSError, ValueError):  # not there, or damaged
-        return read_json(path)
-    facts = find_out()
-    with suppress(StorageError):  # then they are found out again
-        write_json(path, facts)
-    return facts
 
 
 def probe_backbone(config: BackboneConfig, device: str, *, again: bool = False) -> Probe:

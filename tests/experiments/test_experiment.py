@@ -27,6 +27,7 @@ from palkit.experiments.experiment import resolve, rounds, run_directory
 from palkit.experiments.runs import COSTS, provenance, run_hash
 from palkit.experiments.sweep import Sweep, plan
 from palkit.models.adapters import ADAPTERS
+from palkit.storage.files import write_json
 from palkit.strategies import STRATEGIES
 
 
@@ -280,6 +281,20 @@ def test_a_finished_run_is_found_without_its_network_and_its_images(
         file.write(b"\x01")
     with pytest.raises(pytest.fail.Exception, match="create_model"):
         run_directory(other)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_is_known_of_a_network_and_is_not_so_is_forgotten(tiny_run: dict[str, Any]) -> None:
+    """A cache may be shared with machines on which the last bits of weights differ."""
+    config = config_from_dict({**tiny_run, "rounds": 1})
+    directory = run_directory(config)
+    _, record = setting._records(config)
+    assert record is not None
+    write_json(record, {"weights_sha256": "0" * 64, "depth": 4})
+    assert run_directory(config).run != directory.run
+    list(rounds(config))
+    assert directory.is_complete(1)
+    assert run_directory(config).run == directory.run
 
 
 def test_metrics_against_scikit_learn_and_by_hand() -> None:
