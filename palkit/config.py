@@ -1,4 +1,4 @@
-"""What a run is: every choice that decides what it computes, from plain values and back."""
+"""The config of a run: every choice that decides what it computes, from plain values and back."""
 
 import dataclasses
 import json
@@ -7,24 +7,26 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from palkit.errors import ConfigError, brief, unknown_name
 from palkit.models.adapters import AdapterConfig
 from palkit.models.backbones import BackboneConfig
 from palkit.models.training import TrainingConfig
 from palkit.scoring.engine import ScoringConfig
-from palkit.storage.checks import checked
+from palkit.storage.checks import Checked, checked
 from palkit.storage.plain_yaml import read_yaml
 from palkit.storage.plugins import load_plugins
-from palkit.strategies.registry import STRATEGIES, check_options, check_subsample, get_strategy
+from palkit.strategies.registry import STRATEGIES, check_options, get_strategy
 from palkit.strategies.scores import Dropout
 
-STOCHASTIC = {"passes": int, "dropout_rate": float, "dropout_on": str}
+STOCHASTIC = {"passes": "passes", "dropout_rate": "rate", "dropout_on": "on"}  # option -> field of `Dropout`
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Checked):
     """Everything that decides what a run computes.
 
     Attributes:
@@ -48,7 +50,7 @@ class ExperimentConfig:
     """
 
     dataset: str = "fashion_mnist"
-    pool_size: int | Literal["auto"] | None = "auto"
+    pool_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -57,32 +59,23 @@ class ExperimentConfig:
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     balance: str | None = None
     initial: str = "random"
-    batch_size: int | None = None
-    rounds: int = 7
-    evaluate_on: str = "test"
-    seed: int = 0
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    rounds: Annotated[int, Field(ge=1)] = 7
+    evaluate_on: Literal["test", "val"] = "test"
+    seed: Annotated[int, Field(ge=0)] = 0
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        load_plugins(self.plugins)
-        strategy, options = get_strategy(self.strategy), dict(self.strategy_options)
-        check_subsample(options.pop("subsample", None))
-        stochastic_passes(strategy.dropout, options)
-        check_options(strategy, self.balance, options)
+        super().__post_init__()
         if not self.dataset.strip():
             raise ConfigError(f"dataset {self.dataset!r}: give the name of a data set, a folder or a manifest.")
+        load_plugins(self.plugins)
+        strategy, options = get_strategy(self.strategy), dict(self.strategy_options)
+        stochastic_passes(strategy.dropout, options)
+        check_options(strategy, self.balance, options)
         starting = [name for name, one in STRATEGIES.items() if one.cold_start]
         if self.initial not in starting:
             raise ConfigError(f"initial: {unknown_name('cold-start strategy', self.initial, starting)}")
-        for name, least in {"rounds": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} {getattr(self, name)}: must be at least {least}.")
-        for name in ("batch_size", "pool_size"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"{name} {value}: must be at least 1.")
-        if self.evaluate_on not in ("test", "val"):
-            raise unknown_name("evaluate_on", self.evaluate_on, ["test", "val"])
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
@@ -99,7 +92,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     nested = nest(values)
     if "plugins" in nested:  # parts of the config may name what they register
         load_plugins(checked("plugins", nested["plugins"], tuple[str, ...]))
-    return _build(ExperimentConfig, nested, "")
+    return _build(ExperimentConfig, nested)
 
 
 def config_of(variables: Mapping[str, Any]) -> ExperimentConfig:
@@ -156,12 +149,11 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise _both(parent, target)
-        if isinstance(target.get(leaf), dict) and not isinstance(value, Mapping):
+        there = target.get(leaf)
+        if isinstance(there, dict) and not isinstance(value, Mapping):
             raise _both(key, value)
-        if isinstance(value, Mapping) and isinstance(target.get(leaf), dict):
-            target[leaf].update(value)
-        else:
-            target[leaf] = dict(value) if isinstance(value, Mapping) else value
+        before = there if isinstance(there, dict) else {}
+        target[leaf] = {**before, **value} if isinstance(value, Mapping) else value
     return nested
 
 
@@ -171,20 +163,19 @@ def _both(key: str, value: Any) -> ConfigError:
     )
 
 
-def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(kind)
+def _build(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
+    """A config, or the part of it below a prefix, of these fields."""
+    kinds = {field.name: field.type for field in dataclasses.fields(kind)}
     arguments = {}
     for name, value in values.items():
-        if name not in hints:
-            given = prefix + name if isinstance(name, str) else name
-            raise unknown_name("config field", given, [prefix + hint for hint in hints])
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(value, str) and "name" in typing.get_type_hints(hint):
-            value = {"name": value}
-        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            arguments[name] = _build(typing.cast(type, hint), value, f"{prefix}{name}.")
-        else:
-            arguments[name] = checked(prefix + name, value, hint)
+        if name not in kinds:
+            raise unknown_name("config field", f"{prefix}{name}", [prefix + one for one in kinds])
+        part = kinds[name]
+        if isinstance(part, type) and dataclasses.is_dataclass(part):
+            if isinstance(value, str) and hasattr(part, "name"):
+                value = {"name": value}
+            value = _build(part, value, f"{name}.") if isinstance(value, Mapping) else value
+        arguments[name] = value
     return kind(**arguments)
 
 
@@ -196,8 +187,7 @@ def stochastic_passes(dropout: Dropout | None, options: dict[str, Any]) -> Dropo
     """
     if dropout is None:
         return None
-    changed = {key: checked(key, options.pop(key), hint) for key, hint in STOCHASTIC.items() if key in options}
-    return dataclasses.replace(dropout, **{key.removeprefix("dropout_"): value for key, value in changed.items()})
+    return dataclasses.replace(dropout, **{STOCHASTIC[key]: options.pop(key) for key in STOCHASTIC if key in options})
 
 
 def plain(config: ExperimentConfig) -> dict[str, Any]:

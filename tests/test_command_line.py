@@ -199,7 +199,7 @@ def test_text_is_compared_by_what_is_seen() -> None:
 
 def test_yaml_that_is_no_text_says_how_to_make_it_text() -> None:
     for value in (2024, False, None, 1.5, date(2024, 1, 31)):
-        with pytest.raises(ConfigError, match=r"dataset is .*; it must be str\. In YAML, put it into quotes\."):
+        with pytest.raises(ConfigError, match=r"dataset is .*; it must be a valid string\. In YAML, put it"):
             config_from_dict({"dataset": value})
 
 

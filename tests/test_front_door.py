@@ -10,7 +10,18 @@ import pytest
 
 import palkit
 
-HEAVY = ["timm", "peft", "pandas", "pyarrow", "sklearn", "matplotlib", "IPython", "ipywidgets", "torchvision"]
+HEAVY = [
+    "timm",
+    "peft",
+    "pandas",
+    "pyarrow",
+    "sklearn",
+    "matplotlib",
+    "IPython",
+    "ipywidgets",
+    "torchvision",
+    "pydantic",
+]
 
 
 @pytest.mark.parametrize("name", sorted(palkit.__all__))

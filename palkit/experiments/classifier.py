@@ -71,7 +71,8 @@ class Classifier:
             DataError: there are no images, or one cannot be read; names it.
         """
         pool = new_images(images)
-        cache = InputCache(pool, self.backbone, measured(self.config.scoring, self.backbone), progress)
+        scoring = measured(self.config.scoring, self.backbone.config, str(self.backbone.device))
+        cache = InputCache(pool, self.backbone, scoring, progress)
         start_block = first_trained_block(self.config.adapter, self.backbone.depth)
         inputs = cache.rows(start_block, np.arange(len(pool)))
         probs = score_pool(merge(self.model), inputs, cache.config, progress).probs  # (N, C)

@@ -1,19 +1,21 @@
-"""Compute what is missing of a sweep: over processes of this machine or a Ray cluster, whatever dies on the way."""
+"""Dispatch of the runs that a sweep lacks: over processes of this machine or a Ray cluster, whatever dies there."""
 
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import BrokenProcessPool
+from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from palkit.errors import ConfigError, PalkitError, unknown_name
+from palkit.errors import ConfigError, PalkitError
 from palkit.experiments.setting import setting
 from palkit.experiments.sweep import Sweep, Task, plan
 from palkit.experiments.watch import POLL_SECONDS, Board, Status, duration, live_table
@@ -22,15 +24,14 @@ from palkit.models.adapters import first_trained_block
 from palkit.models.devices import MEMORY_VARIABLE, choose_device, memory_limit
 from palkit.models.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.scoring.cluster import over_ray
-from palkit.storage.checks import checked
+from palkit.storage.checks import Checked
 from palkit.storage.plugins import FOLDER_VARIABLE
 
-ENGINES = ("local", "ray")
 THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
-class DispatchConfig:
+class DispatchConfig(Checked):
     """How runs are computed; nothing here changes what they give.
 
     Attributes:
@@ -43,26 +44,16 @@ class DispatchConfig:
         watch: show a table of runs instead of a line for each that is complete.
     """
 
-    jobs: int | None = None
-    engine: str = "local"
+    jobs: Annotated[int, Field(ge=1)] | None = None
+    engine: Literal["local", "ray"] = "local"
     address: str | None = None
-    gpus: float | None = None
-    time_limit: float | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    time_limit: Annotated[float, Field(gt=0)] | None = None
     notebooks: bool = True
     watch: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown_name("engine", self.engine, ENGINES)
-        for name, hint in {"jobs": int | None, "gpus": float | None, "time_limit": float | None}.items():
-            checked(name, getattr(self, name), hint)
-        checked("address", self.address, str | None)
-        if self.gpus is not None and self.gpus < 0:
-            raise ConfigError(f"gpus {self.gpus}: must be at least 0.")
-        if self.jobs is not None and self.jobs < 1:
-            raise ConfigError(f"jobs {self.jobs}: must be at least 1.")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ConfigError(f"time limit {self.time_limit}: must be above 0 seconds.")
+        super().__post_init__()
         if self.engine == "local" and (self.address or self.gpus):
             raise ConfigError("an address or a GPU share needs the engine ray.")
 

@@ -1,4 +1,4 @@
-"""What this machine is, how fast it is, and what palkit would choose on it."""
+"""A diagnosis of this machine: what it is, how fast it is, and what palkit would choose on it."""
 
 import os
 import shutil
@@ -47,9 +47,10 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
         f"{backbone.config.name}, {backbone.depth} blocks, {size} px, {backbone.tokens} tokens, "
         f"{sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters",
     )
-    found = probe_backbone(backbone, again=True)
-    yield from _speeds(found)
-    chosen = measured(ScoringConfig(precision="auto", batch_size=None), backbone)
+    found = probe_backbone(config.backbone, device, again=True)
+    for precision, rates in found.rates.items():
+        yield precision, "images/s by batch size: " + ", ".join(f"{size}: {rate:,.0f}" for size, rate in rates.items())
+    chosen = measured(ScoringConfig(precision="auto", batch_size=None), config.backbone, device)
     yield (
         "chosen",
         f"precision {chosen.precision} (bfloat16 must be {WORTH:g} times as fast), batches of {chosen.batch_size}: "
@@ -59,11 +60,6 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
     yield "this config", f"scoring.precision={uses.precision} scoring.batch_size={uses.batch_size}"
     if compile:
         yield "compile", _compile_gain(backbone, found, size)
-
-
-def _speeds(found: Probe) -> Iterator[tuple[str, str]]:
-    for precision, by in found.rates.items():
-        yield precision, "images/s by batch size: " + ", ".join(f"{size}: {rate:,.0f}" for size, rate in by.items())
 
 
 def _compile_gain(backbone: Any, found: Probe, size: int) -> str:

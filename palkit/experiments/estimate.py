@@ -1,4 +1,4 @@
-"""What a sweep will cost, before it is started: its grid; time and memory as finished runs of a kind took."""
+"""An estimate of what a sweep costs before it is started: its grid; time and memory as finished runs of a kind took."""
 
 from collections.abc import Iterator
 

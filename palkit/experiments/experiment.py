@@ -22,7 +22,7 @@ from palkit.data import ImagePool
 from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
-from palkit.experiments.setting import Setting, setting, settle
+from palkit.experiments.setting import Setting, forget_facts, known_facts, setting, settled
 from palkit.models.adapters import (
     AdaptedModel,
     attach,
@@ -31,7 +31,7 @@ from palkit.models.adapters import (
     trainable_count,
 )
 from palkit.models.adapters.files import save_adapter
-from palkit.models.devices import memory_explained, memory_limit
+from palkit.models.devices import choose_device, memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
 from palkit.models.training import contradictions, cross_fitted_temperature, fit
 from palkit.progress import Progress, silent
@@ -43,17 +43,20 @@ from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
 STD_FLOOR = 1e-6
-SCORES = "scores-"  # how names of folders begin that hold scores of one process
+SCORES = "scores-"  # prefix of temporary score folders
 
 
-def resolve(config: ExperimentConfig, device: str | None = None) -> Resolved:
-    """The config as it will run: settled on its data, backbone and machine, with the checksums of both."""
-    return resolved_on(config, setting(config, device))
+def resolve(config: ExperimentConfig, device: str | None = None, here: Setting | None = None) -> Resolved:
+    """The config as it will run: settled on its data, backbone and machine, with the checksums of both.
 
-
-def resolved_on(config: ExperimentConfig, here: Setting) -> Resolved:
-    """The same where data and backbone are loaded already."""
-    return Resolved(settle(config, here), here.cache.data_checksum, here.backbone.checksum)
+    Args:
+        config: of the run.
+        device: see `rounds`.
+        here: data and backbone where they are loaded; else they are only if they were never here, or have changed.
+    """
+    device = choose_device(device)
+    facts = known_facts(config, device) if here is None else here.facts
+    return Resolved(settled(config, facts, device), facts.data_sha256, facts.weights_sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +131,18 @@ def rounds(config: ExperimentConfig, *, device: str | None = None, progress: Pro
 
 
 def _rounds(config: ExperimentConfig, device: str | None, progress: Progress) -> Iterator[Round]:
-    here = setting(config, device, progress)
-    if not here.pool.is_labelled:
-        raise ConfigError(
-            f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them all. "
-            "Label them first, or leave them out of the manifest."
-        )
-    resolved = resolved_on(config, here)
-    config, directory = resolved.config, resolved.directory
+    directory = run_directory(config, device)
     if not directory.is_complete(config.rounds):  # a complete run may lie where nobody can write
+        here = setting(config, device, progress)
+        if not here.pool.is_labelled:
+            raise ConfigError(
+                f"dataset {config.dataset!r} has images without a label; a run simulates the expert and needs them "
+                "all. Label them first, or leave them out of the manifest."
+            )
+        expected, resolved = directory, resolve(config, device, here)
+        directory = resolved.directory
+        if directory.run != expected.run:
+            forget_facts(config)
         with locked(directory.path / ".lock"):
             if not directory.is_complete(config.rounds):
                 yield from _compute(resolved, here, progress)

@@ -1,16 +1,17 @@
-"""Execute notebooks headless, in a kernel that stays warm from one to the next. Imports nothing heavy."""
+"""Headless execution of notebooks, in a kernel that stays warm from one to the next. Imports nothing heavy."""
 
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
+from nbclient.exceptions import CellTimeoutError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.utils import merge_kwargs, remove_args
@@ -60,18 +61,6 @@ class _Warm:
         if manager is not None and manager.has_kernel:
             with suppress(RuntimeError, OSError):  # it may be dead already
                 run_sync(manager.shutdown_kernel)(now=True)
-
-    def kill(self) -> bool:
-        """As `stop`, from another thread while a notebook is executed: its client will find the kernel dead.
-
-        Returns:
-            Whether there was a process yet.
-        """
-        process = getattr(getattr(self.manager, "provisioner", None), "process", None)
-        if process is None:
-            return False
-        process.kill()
-        return True
 
 
 _warm = _Warm()
@@ -152,19 +141,24 @@ def execute_notebook(
     target.parent.mkdir(parents=True, exist_ok=True)
     running = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
     options: dict[str, Any] = {"engine_name": WARM, "environment": _variables(environment or {})} if warm else {}
+    if time_limit is not None:
+        end = time.monotonic() + time_limit
+        options["timeout_func"] = lambda cell: max(0.01, end - time.monotonic())  # seconds that a cell may take
     try:
-        with _limited(time_limit):
-            papermill.execute_notebook(
-                str(source),
-                str(running),
-                dict(parameters),
-                kernel_name=KERNEL,
-                progress_bar=False,
-                cwd=str(folder or source.parent),
-                extra_arguments=QUIET_KERNEL,
-                allow_errors=keep_going,
-                **options,
-            )
+        papermill.execute_notebook(
+            str(source),
+            str(running),
+            dict(parameters),
+            kernel_name=KERNEL,
+            progress_bar=False,
+            cwd=str(folder or source.parent),
+            extra_arguments=QUIET_KERNEL,
+            allow_errors=keep_going,
+            **options,
+        )
+    except CellTimeoutError as error:
+        stop_warm_kernel()  # it is at work still
+        raise TimeLimitError(f"stopped after the time limit of {time_limit:g} s") from error
     finally:
         if running.exists():
             with storing(target):
@@ -175,28 +169,3 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Our variables for a kernel, which works in another folder: paths in them are made absolute."""
     ours = {name: value for name, value in os.environ.items() if name.startswith("PALKIT_")} | dict(environment)
     return ours | {name: str(Path(ours[name]).resolve()) for name in FOLDERS if name in ours}
-
-
-@contextmanager
-def _limited(seconds: float | None) -> Iterator[None]:
-    """Kill the warm kernel after so many seconds, and say so instead of what that looks like."""
-    over, ended = threading.Event(), threading.Event()
-
-    def end() -> None:
-        over.set()
-        while not _warm.kill() and not ended.wait(0.1):  # the kernel may still be about to start
-            pass
-
-    timer = threading.Timer(seconds or 0, end)
-    timer.daemon = True
-    if seconds is not None:
-        timer.start()
-    try:
-        yield
-    except Exception as error:
-        if over.is_set():
-            raise TimeLimitError(f"stopped after the time limit of {seconds:g} s") from error
-        raise
-    finally:
-        ended.set()
-        timer.cancel()

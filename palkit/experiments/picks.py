@@ -1,4 +1,4 @@
-"""What strategies pick from the same scores, side by side."""
+"""Picks of several strategies from the same scores, side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What came out of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
+"""Results of a sweep: one table each of rounds, selections, reliability and recalls over all its runs."""
 
 import json
 import shlex
@@ -43,37 +43,31 @@ def collect(sweep: Sweep, device: str | None = None) -> dict[str, pd.DataFrame]:
     Raises:
         ConfigError: no run is complete.
     """
-    return _collected(sweep, plan(sweep, device))
+    planned = plan(sweep, device)
+    return _collected(sweep, planned, [task for task in planned if task.is_complete])
 
 
-def _collected(sweep: Sweep, planned: Sequence[Task]) -> dict[str, pd.DataFrame]:
+def _collected(sweep: Sweep, planned: Sequence[Task], complete: Sequence[Task]) -> dict[str, pd.DataFrame]:
     """Tables of the complete ones among the tasks of a sweep, see `collect`."""
-    tasks = [task for task in planned if task.is_complete]
-    if not tasks:
-        why = " ".join(missing_runs(sweep, planned)) or "Its grid has no run."
+    if not complete:
+        why = " ".join(missing_runs(sweep, planned, complete)) or "Its grid has no run."
         raise ConfigError(f"sweep {sweep.name!r} has no complete run yet. {why}")
-    varied = _varied([plain(task.config) for task in tasks if task.config is not None])
+    configs = [task.config for task in complete if task.config is not None]
     tables: dict[str, list[pd.DataFrame]] = {}
-    for task, values in zip(tasks, varied, strict=True):
-        config = task.config
-        assert config is not None, "complete"
-        columns: dict[str, Any] = {
-            "run": task.directory.run,
-            "dataset": config.dataset,
-            "backbone": config.backbone.name,
-            "adapter": config.adapter.name,
-            "strategy": config.strategy,
-            "balance": config.balance or "none",
-            "seed": config.seed,
-            **({"variant": task.variant} if task.variant else {}),
-            **values,
-        }
+    for task, config, (usual, varied) in zip(complete, configs, _fields(map(plain, configs)), strict=True):
+        columns = {"run": task.directory.run, **{name.removesuffix(".name"): value for name, value in usual.items()}}
+        columns["balance"] = config.balance or "none"
+        columns |= ({"variant": task.variant} if task.variant else {}) | varied
         rounds, predictions = task.directory.table(), task.directory.predictions(config.rounds)
         labels, classes = rounds["labels"].tolist(), pool_of(config).class_names
+        reliability = [
+            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
+            for table, bought in zip(predictions, labels, strict=True)
+        ]
         found = {
             "rounds": rounds,
             "selections": task.directory.selections(),
-            "reliability": _reliability(predictions, labels),
+            "reliability": pd.concat(reliability, ignore_index=True),
             "recalls": recalls_of(predictions, labels, classes),
         }
         for name, rows in found.items():
@@ -81,35 +75,24 @@ def _collected(sweep: Sweep, planned: Sequence[Task]) -> dict[str, pd.DataFrame]
     return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
 
 
-def _varied(parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run, the values under dotted names that differ between runs and have no column of their own."""
+def _fields(parameters: Iterable[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of each run the fields that all tables have, and the others that differ between runs, under dotted names."""
     flat = [_flat(values) for values in parameters]
-    names = sorted({name for values in flat for name in values} - {"dataset", "strategy", "balance", "seed"})
-    names = [name for name in names if name not in ("backbone.name", "adapter.name")]
-    shown = [{name: _cell(values.get(name)) for name in names} for values in flat]
-    differing = [name for name in names if len({repr(values[name]) for values in shown}) > 1]
-    return [{name: values[name] for name in differing} for values in shown]
+    others = sorted({name for values in flat for name in values} - {*LISTED})
+    differing = [name for name in others if len({repr(values.get(name)) for values in flat}) > 1]
+    usual, varied = ([{name: values.get(name) for name in names} for values in flat] for names in (LISTED, differing))
+    return list(zip(usual, varied, strict=True))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted names; lists as text, to fit into a cell."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
     return flat
-
-
-def _cell(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-
-
-def _reliability(predictions: Sequence[pd.DataFrame], labels: Sequence[int]) -> pd.DataFrame:
-    return pd.concat(
-        [
-            reliability_of(table["confidence"], table["predicted"] == table["label"]).assign(labels=bought)
-            for table, bought in zip(predictions, labels, strict=True)
-        ],
-        ignore_index=True,
-    )
 
 
 class Results(NamedTuple):
@@ -156,12 +139,10 @@ def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
         again = "with `palkit study` and the name of the sweep, or its file."
         if folder.is_relative_to(FIGURES):
             again = f"with `git restore {path}`."
-        if not path.exists():
-            raise DataError(f"{path} is missing. Write it {again}")
         try:
             tables.append(read_table(path))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}). Write it again {again}") from error
+            raise DataError(f"{path} is missing or cannot be read ({error}). Write it {again}") from error
     return tuple(tables)
 
 
@@ -215,27 +196,24 @@ def reference_folder(sweep: Sweep) -> Path | None:
 def write_results(sweep: Sweep, device: str | None = None) -> Path:
     """Store the tables of `collect` in the folder of the sweep's study with what is missing; returns that folder."""
     folder, planned = sweep.studies, plan(sweep, device)
-    for name, table in _collected(sweep, planned).items():
+    complete = [task for task in planned if task.is_complete]
+    for name, table in _collected(sweep, planned, complete).items():
         write_table(table, folder / f"{name}.parquet")
-    write_text(folder / RUNS, _listed(planned).to_csv(index=False))
-    lines = missing_runs(sweep, planned)
+    # The manifest: of every planned run what tells it from the others, its name and where it is.
+    runs = {task.directory.run for task in complete}
+    listed = pd.DataFrame([usual | varied for usual, varied in _fields([task.parameters for task in planned])]).assign(
+        variant=[task.variant or "" for task in planned],
+        run=[task.directory.run for task in planned],
+        complete=[task.directory.run in runs for task in planned],
+        folder=[str(task.directory.path) for task in planned],
+    )
+    write_text(folder / RUNS, listed.to_csv(index=False))
+    lines = missing_runs(sweep, planned, complete)
     if lines:
         write_text(folder / MISSING, "\n".join(lines))
     else:
         (folder / MISSING).unlink(missing_ok=True)
     return folder
-
-
-def _listed(tasks: Sequence[Task]) -> pd.DataFrame:
-    """The manifest of a sweep: of every planned run, what tells it from the others, its hash and where it is."""
-    usual = [{name: _flat(task.parameters).get(name) for name in LISTED} for task in tasks]
-    varied = _varied([task.parameters for task in tasks])
-    return pd.DataFrame([one | other for one, other in zip(usual, varied, strict=True)]).assign(
-        variant=[task.variant or "" for task in tasks],
-        run=[task.directory.run for task in tasks],
-        complete=[task.is_complete for task in tasks],
-        folder=[str(task.directory.path) for task in tasks],
-    )
 
 
 def read_missing(folder: Path) -> list[str]:
@@ -244,9 +222,10 @@ def read_missing(folder: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def missing_runs(sweep: Sweep, tasks: Sequence[Task]) -> list[str]:
+def missing_runs(sweep: Sweep, tasks: Sequence[Task], complete: Sequence[Task]) -> list[str]:
     """How many tasks of a sweep are not complete, and why, a sentence each; none if all are."""
-    missing = [task for task in tasks if not task.is_complete]
+    runs = {task.directory.run for task in complete}
+    missing = [task for task in tasks if task.directory.run not in runs]
     if not missing:
         return []
     stored: dict[Path, list[dict[str, Any]]] = {}

@@ -1,34 +1,76 @@
-"""What a run works on, and the config with everything filled in that hangs on it."""
+"""The setting of a run: its data and its network, and the config with everything filled in that hangs on them.
+
+The name of a run hangs on them too. What it takes of a network, and of a data set that is held in memory, is kept in
+`cache_dir()/known`, so that a finished run is found without loading either.
+"""
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256 as of_text
 from pathlib import Path
+from typing import Any
 
+import sklearn
+import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+import palkit.data
 from palkit.config import ExperimentConfig
 from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.data.hashes import file_hashes
 from palkit.data.own import order_file
+from palkit.errors import StorageError
 from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
-from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+from palkit.models.backbones import EMBEDDED, Backbone, BackboneConfig, load_backbone
 from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
 from palkit.scoring.inputs import InputCache
-from palkit.storage.files import sha256
+from palkit.storage.files import cache_dir, read_json, sha256, write_json
+
+# Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
+IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts of the data and the network of a run that its config is settled by, and its name.
+
+    Attributes:
+        data_sha256: of pixels, labels and splits.
+        classes: how many.
+        images: of the pool.
+        weights_sha256: of the backbone.
+        depth: its number of blocks.
+    """
+
+    data_sha256: str
+    classes: int
+    images: int
+    weights_sha256: str
+    depth: int
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run works on: loaded once, shared by the runs of a process."""
+    """Data, network and inputs of a run: loaded once, shared by the runs of a process."""
 
     pool: ImagePool
     backbone: Backbone
     cache: InputCache
+
+    @property
+    def facts(self) -> Facts:
+        """The facts of what is loaded."""
+        return Facts(**_facts_of_pool(self.pool), **_facts_of_network(self.backbone))
 
 
 def setting(
@@ -43,13 +85,20 @@ def setting(
         pool: the data, if they are loaded already and must stay as they are.
     """
     pool = pool_of(config) if pool is None else pool
-    backbone = shared_backbone(config.backbone, choose_device(device))
-    return Setting(pool, backbone, InputCache(pool, backbone, measured(config.scoring, backbone), progress))
+    device = choose_device(device)
+    backbone = shared_backbone(config.backbone, device)
+    scoring = measured(config.scoring, config.backbone, device)
+    return Setting(pool, backbone, InputCache(pool, backbone, scoring, progress))
 
 
 def pool_of(config: ExperimentConfig) -> ImagePool:
     """The data set of a config, without a backbone."""
-    return _dataset(config.dataset, config.pool_size)
+    wanted, found = (config.dataset, config.pool_size), _found.get()
+    if found is None:
+        return _current(*wanted)
+    if wanted not in found:
+        found[wanted] = _current(*wanted)
+    return found[wanted]
 
 
 _found: ContextVar[dict[tuple, ImagePool] | None] = ContextVar("_found", default=None)
@@ -63,15 +112,6 @@ def looked_at_once() -> Iterator[None]:
         yield
     finally:
         _found.reset(before)
-
-
-def _dataset(name: str, pool_size: int | str | None) -> ImagePool:
-    found = _found.get()
-    if found is None:
-        return _current(name, pool_size)
-    if (name, pool_size) not in found:
-        found[name, pool_size] = _current(name, pool_size)
-    return found[name, pool_size]
 
 
 def _current(name: str, pool_size: int | str | None) -> ImagePool:
@@ -106,18 +146,94 @@ def shared_backbone(config: BackboneConfig, device: str) -> Backbone:
     return load_backbone(config, device)
 
 
-def probe_backbone(backbone: Backbone, *, again: bool = False) -> Probe:
-    """Measured speed of a backbone on its device, see `palkit.models.devices.probe`."""
-    name = json.dumps(dataclasses.asdict(backbone.config) | {"checkpoint": None}, sort_keys=True)
-    return probe(name, backbone, backbone.config.image_size, backbone.device, again=again)
+def known_facts(config: ExperimentConfig, device: str) -> Facts:
+    """The facts of a config's data and network as these are now; what is not known yet is loaded.
+
+    Raises:
+        PalkitError: data or weights cannot be had.
+    """
+    pool, network = _records(config)
+    return Facts(
+        **_known(pool, lambda: _facts_of_pool(pool_of(config))),
+        **_known(network, lambda: _facts_of_network(shared_backbone(config.backbone, device))),
+    )
 
 
-def measured(config: ScoringConfig, backbone: Backbone) -> ScoringConfig:
+def forget_facts(config: ExperimentConfig) -> None:
+    """Forget what is known of a config's data and network: it has turned out not to be what is loaded here."""
+    for record in _records(config):
+        if record is not None:
+            record.unlink(missing_ok=True)
+
+
+def _facts_of_pool(pool: ImagePool) -> dict[str, Any]:
+    return {"data_sha256": pool.checksum(), "classes": len(pool.class_names), "images": len(pool.rows("pool"))}
+
+
+def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
+    return {"weights_sha256": backbone.checksum, "depth": backbone.depth}
+
+
+def _records(config: ExperimentConfig) -> tuple[Path | None, Path | None]:
+    """Where facts of a config's data and of its network are kept, named by all that they hang on; None if nowhere.
+
+    Those of images in files are not: they are looked up by the stamps of the files, see `file_hashes`.
+    """
+    pool = network = None
+    loader, file = DATASETS.get(config.dataset), weights_file(config.backbone)
+    if loader is not None and loader.__module__ in IN_MEMORY:
+        code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # with the checksums of what they load
+        pool = _record(config.dataset, config.pool_size, code, sklearn.__version__)
+    if file is not None and os.path.isfile(file):  # else whoever loads it says what to do
+        versions = timm.__version__, torch.__version__  # which resample positions
+        weights = {"checkpoint": file_hashes([Path(file)])[0]}
+        network = _record(dataclasses.asdict(config.backbone) | weights, versions)
+    return pool, network
+
+
+def _record(*made_from: Any) -> Path:
+    return cache_dir() / "known" / f"{of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def _known(record: Path | None, find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Facts of something, kept from when they were found out first."""
+    if record is None:
+        return find_out()
+    with suppress(OSError, ValueError):  # not there, or damaged
+        return read_json(record)
+    facts = find_out()
+    with suppress(StorageError):  # then they are found out again
+        write_json(record, facts)
+    return facts
+
+
+def weights_file(config: BackboneConfig) -> str | None:
+    """Where the weights of a backbone lie, or will: a checkpoint, the embedded ones or those of the hub's cache."""
+    if config.checkpoint is not None:
+        return os.path.expanduser(config.checkpoint)
+    if config.name == EMBEDDED:
+        return str(cache_dir() / "weights" / f"{EMBEDDED}.safetensors")
+    hub = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
+    found = try_to_load_from_cache(hub.hf_hub_id, "model.safetensors") if hub is not None and hub.hf_hub_id else None
+    return found if isinstance(found, str) else None
+
+
+def probe_backbone(config: BackboneConfig, device: str, *, again: bool = False) -> Probe:
+    """Measured speed of a backbone on a device, see `palkit.models.devices.probe`; loaded only to be measured."""
+
+    def forward(pixels: Tensor) -> Tensor:
+        return shared_backbone(config, device)(pixels)
+
+    name = json.dumps(dataclasses.asdict(config) | {"checkpoint": None}, sort_keys=True)
+    return probe(name, forward, config.image_size, torch.device(device), again=again)
+
+
+def measured(config: ScoringConfig, backbone: BackboneConfig, device: str) -> ScoringConfig:
     """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
     if config.precision != "auto" and config.batch_size is not None:
         return config
-    found = probe_backbone(backbone)
-    precision = found.precision if config.precision == "auto" else config.precision
+    found = probe_backbone(backbone, device)
+    precision: Any = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
 
 
@@ -127,22 +243,34 @@ def settle(config: ExperimentConfig, here: Setting) -> ExperimentConfig:
     Raises:
         ConfigError: blocks that the backbone does not have.
     """
+    return settled(config, here.facts, str(here.backbone.device))
+
+
+def settled(config: ExperimentConfig, facts: Facts, device: str) -> ExperimentConfig:
+    """As `settle`, from the facts alone.
+
+    Args:
+        config: of a run.
+        facts: of its data and network.
+        device: that it runs on.
+    """
     adapter, training = config.adapter, config.training
     if adapter.name == "linear_probe":
         adapter = AdapterConfig(adapter.name)  # nothing else about it matters
         training = dataclasses.replace(training, adapter_lr=None)
     else:
-        blocks = adapted_blocks(adapter, here.backbone.depth)
+        blocks = adapted_blocks(adapter, facts.depth)
         adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
         training = dataclasses.replace(training, adapter_lr=adapter_lr)
     if training.precision == "auto":
-        training = dataclasses.replace(training, precision=probe_backbone(here.backbone).precision)
+        precision: Any = probe_backbone(config.backbone, device).precision
+        training = dataclasses.replace(training, precision=precision)
     return dataclasses.replace(
         config,
         adapter=adapter,
         training=training,
-        scoring=here.cache.config,
-        batch_size=config.batch_size or len(here.pool.class_names),
-        pool_size=usual_size(config.pool_size, len(here.pool.rows("pool"))),
+        scoring=measured(config.scoring, config.backbone, device),
+        batch_size=config.batch_size or facts.classes or None,
+        pool_size=usual_size(config.pool_size, facts.images),
     )

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from palkit.config import ExperimentConfig, config_from_dict, nest, plain
 from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, brief, unknown_name
-from palkit.experiments.experiment import resolved_on
+from palkit.experiments.experiment import resolve
 from palkit.experiments.runs import RunDirectory
-from palkit.experiments.setting import looked_at_once, setting
+from palkit.experiments.setting import looked_at_once
 from palkit.storage.checks import checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
@@ -23,7 +25,12 @@ from palkit.storage.plugins import load_plugins
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
-KEYS = ("base", "grid", "exclude", "variants")
+KEYS = {
+    "base": dict[str, Any],
+    "grid": dict[str, Annotated[list[Any], Field(min_length=1)]],
+    "variants": dict[Any, dict[str, Any] | None],
+    "exclude": list[Annotated[dict[str, Any], Field(min_length=1)]],
+}
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
 RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
@@ -143,32 +150,21 @@ def load_sweep(name: str | Path) -> Sweep:
     for key in content:
         if key not in KEYS:
             raise unknown_name(f"key in {path.name}", key, KEYS)
-    for key in ("base", "grid", "variants"):
-        if not isinstance(content.get(key) or {}, dict):
-            raise ConfigError(f"{path}: {key} must be a mapping, got {brief(content[key])}.")
-    grid = content.get("grid") or {}
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: grid.{key} must be a list of values, got {brief(values)}.")
-    variants = {str(name): values or {} for name, values in (content.get("variants") or {}).items()}
-    for name, values in variants.items():
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: variants.{name} must be a mapping of config values, got {brief(values)}.")
-    exclude = [] if content.get("exclude") is None else content["exclude"]
-    if not isinstance(exclude, list) or not all(isinstance(point, dict) and point for point in exclude):
-        raise ConfigError(f"{path}: exclude must be a list of mappings from keys of the grid to values.")
+    given = {key: hint() if content.get(key) is None else content[key] for key, hint in KEYS.items()}
+    base, grid, variants, exclude = (checked(f"{path}: {key}", given[key], hint) for key, hint in KEYS.items())
+    variants = {str(name): values or {} for name, values in variants.items()}
     for key, values in (item for point in exclude for item in point.items()):
         if key not in grid:
             raise unknown_name(f"key of exclude in {path.name}", key, grid)
         for value in _listed(values) or [None]:
             if value not in grid[key]:
                 raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
-    for part in (content.get("base") or {}, *variants.values()):  # figures want to know them too
+    for part in (base, *variants.values()):  # figures want to know them too
         load_plugins(checked(f"{path}: plugins", part.get("plugins", ()), tuple[str, ...]))
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
-    return Sweep(path.stem, content.get("base") or {}, grid, variants, path.absolute(), tuple(exclude))
+    return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude))
 
 
 @dataclass(frozen=True)
@@ -229,8 +225,7 @@ def plan(sweep: Sweep, device: str | None = None) -> list[Task]:
             if inputs in absent:
                 raise absent[inputs]
             # Settled here: workers have fewer threads, and could measure and choose otherwise.
-            here = setting(config, device)
-            resolved = resolved_on(config, here)
+            resolved = resolve(config, device)
             tasks.append(Task(plain(resolved.config), config, resolved.directory, variant))
         except PalkitError as error:
             reason = None

@@ -1,4 +1,4 @@
-"""How far a sweep is: read from its run directories, so that any terminal can look on."""
+"""Progress of a sweep, read from its run directories, so that any terminal can look on."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

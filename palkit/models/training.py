@@ -4,31 +4,31 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from palkit.errors import ConfigError, DivergenceError, unknown_name
+from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import ADAPTERS, AdaptedModel, Tuner, trainable_parameters
-from palkit.models.devices import PRECISIONS, autocast, doubled
+from palkit.models.devices import autocast, doubled
 from palkit.progress import Progress, silent
-from palkit.strategies.calibration import WEIGHTINGS, calibration_loss, calibration_weight, effective_number, softening
+from palkit.storage.checks import Checked
+from palkit.strategies.calibration import calibration_loss, calibration_weight, effective_number, softening
 from palkit.strategies.heads import logistic_on_views
 
-OPTIMIZERS = ("adamw", "sgd")
-HEADS = ("optimizer", "logistic")
-AUGMENTATIONS = ("none", "crop", "crop_flip")
-CLASS_WEIGHTS = ("none", "balanced", "effective")
-LARGEST_RATE = 1e6  # float32 overflows soon after
-MOST_VIEWS = 1000  # all of an image's are held in memory
+Rate = Annotated[float, Field(gt=0, le=1e6)]  # float32 overflows soon after
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
 Groups = list[tuple[nn.Module, float]]  # what learns, and its learning rate
 LOWER_RATES = "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """How a model is fitted in every round. Defaults were searched on validation data, see notebook 07.
 
     Attributes:
@@ -61,58 +61,32 @@ class TrainingConfig:
             adapters that change the backbone: a linear probe keeps temperature 1 (docs/heads.md).
     """
 
-    optimizer: str = "adamw"
-    epochs: int = 20
-    batch_size: int = 32
-    head_lr: float = 1e-3
-    adapter_lr: float | None = None
-    weight_decay: float = 1e-2
-    head_epochs: int = 60
-    head: str = "optimizer"
-    head_decay: float = 1.0
-    warmup_epochs: int = 1
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    augmentation: str = "crop"
-    views: int = 8
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
-    early_stopping: float = 0.0
-    patience: int = 5
-    calibration: float = 0.0
-    calibration_weighting: str = "balanced"
-    temperature_folds: int = 0
+    part = "training."
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    epochs: Count = 20
+    batch_size: Count = 32
+    head_lr: Rate = 1e-3
+    adapter_lr: Rate | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 1e-2
+    head_epochs: Annotated[int, Field(ge=0)] = 60
+    head: Literal["optimizer", "logistic"] = "optimizer"
+    head_decay: Rate = 1.0
+    warmup_epochs: Annotated[int, Field(ge=0)] = 1
+    label_smoothing: Share = 0.0
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    augmentation: Literal["none", "crop", "crop_flip"] = "crop"
+    views: Annotated[int, Field(ge=1, le=1000)] = 8  # all of an image's are held in memory
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
+    early_stopping: Share = 0.0
+    patience: Count = 5
+    calibration: Annotated[float, Field(ge=0)] = 0.0
+    calibration_weighting: Literal["balanced", "effective"] = "balanced"
+    temperature_folds: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        for name, valid in {
-            "optimizer": OPTIMIZERS,
-            "head": HEADS,
-            "augmentation": AUGMENTATIONS,
-            "class_weights": CLASS_WEIGHTS,
-            "precision": (*PRECISIONS, "auto"),
-            "calibration_weighting": WEIGHTINGS,
-        }.items():
-            if getattr(self, name) not in valid:
-                raise unknown_name(f"training.{name}", getattr(self, name), valid)
-        for name in ("epochs", "batch_size", "views", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 1.")
-        for name in ("head_epochs", "warmup_epochs", "weight_decay", "calibration", "temperature_folds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0.")
-        for name in ("head_lr", "head_decay", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"training.{name} {getattr(self, name)}: must be above 0.")
-        if self.adapter_lr is not None and not self.adapter_lr > 0:
-            raise ConfigError(f"training.adapter_lr {self.adapter_lr}: must be above 0, or nothing for the adapter's.")
-        for name in ("label_smoothing", "early_stopping"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at least 0 and less than 1.")
-        for name in ("head_lr", "adapter_lr", "weight_decay", "head_decay"):
-            if (getattr(self, name) or 0) > LARGEST_RATE:
-                raise ConfigError(f"training.{name} {getattr(self, name)}: must be at most {LARGEST_RATE:g}.")
-        if self.views > MOST_VIEWS:
-            raise ConfigError(f"training.views {self.views}: {MOST_VIEWS} are the most.")
+        super().__post_init__()
         if self.temperature_folds == 1:
             raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
 

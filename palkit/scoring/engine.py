@@ -4,23 +4,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from palkit.errors import ConfigError, OutOfMemoryError, unknown_name
-from palkit.models.devices import PRECISIONS, is_out_of_memory
+from palkit.errors import ConfigError, OutOfMemoryError
+from palkit.models.devices import is_out_of_memory
+from palkit.storage.checks import Checked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2  # blocks read while one is computed
-CACHE_DTYPES = ("float16", "float32")
 
 
 @dataclass(frozen=True)
-class ScoringConfig:
+class ScoringConfig(Checked):
     """How frozen blocks and the scoring pass are computed.
 
     Attributes:
@@ -33,18 +34,12 @@ class ScoringConfig:
         compile: pass the backbone through torch.compile: worth its start-up for large pools only.
     """
 
-    precision: str = "float32"
-    batch_size: int | None = 128
-    cache_dtype: str = "float16"
-    compile: bool = False
+    part = "scoring."
 
-    def __post_init__(self) -> None:
-        if self.precision not in (*PRECISIONS, "auto"):
-            raise unknown_name("scoring.precision", self.precision, [*PRECISIONS, "auto"])
-        if self.cache_dtype not in CACHE_DTYPES:
-            raise unknown_name("scoring.cache_dtype", self.cache_dtype, CACHE_DTYPES)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"scoring.batch_size {self.batch_size}: must be at least 1, or nothing to measure it.")
+    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
+    batch_size: Annotated[int, Field(ge=1)] | None = 128
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    compile: bool = False
 
     @property
     def rows(self) -> int:

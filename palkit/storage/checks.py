@@ -1,15 +1,17 @@
-"""Values that come from outside: what a field declares is what it gets, or an error names both."""
+"""Checks, by pydantic, of values that come from outside: each is what its field declares, or an error names both."""
 
-import math
-import types
-import typing
+import re
 import unicodedata
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, get_origin
+
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 from palkit.errors import ConfigError, brief, unknown_name
 
 WHOLE = 2**63  # what torch and numpy hold
+EXACT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 # What takes no room and changes no letter: soft hyphen, zero-width space, word joiner and invisible
 # operators, marks of direction, byte order mark. Not the joiners U+200C and U+200D, which change words in Persian and
 # Indic scripts, nor variation selectors and tags: emoji are made of these.
@@ -26,51 +28,70 @@ def normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(UNSEEN))
 
 
+class Checked:
+    """A base for dataclasses whose fields must be what they declare, in type, range and choice.
+
+    Raises:
+        ConfigError: names the field, below the class's `part`.
+
+    >>> from dataclasses import dataclass
+    >>> from typing import Literal
+    >>> @dataclass(frozen=True)
+    ... class Door(Checked):
+    ...     state: Literal["open", "shut"] = "shut"
+    >>> Door("opn")
+    Traceback (most recent call last):
+    palkit.errors.ConfigError: unknown state 'opn'. Did you mean 'open'? Valid names: open, shut.
+    """
+
+    part: ClassVar[str] = ""  # of the config that the fields belong to, with a dot
+
+    def __post_init__(self) -> None:
+        assert is_dataclass(self)
+        for field in fields(self):
+            value = checked(f"{self.part}{field.name}", getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, value)
+
+
 def checked(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type that a field declares.
 
     Args:
         name: of the field, for the error.
         value: from outside.
-        hint: the field's annotation: bool, int, float, str, None, tuple[str, ...], a Mapping, another class, or a
-            union of them; or a Literal of texts, alone or in a union.
+        hint: the field's annotation, as pydantic takes it; nothing is converted but lists to tuples and whole numbers
+            to floats.
 
     Raises:
-        ConfigError: another type, or a number that is not finite or has more than 63 bits.
+        ConfigError: another type or choice, or a number out of range, not finite or of more than 63 bits.
     """
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise unknown_name(name, value, typing.get_args(hint))
-        return value
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = tuple(one for hint in typing.get_args(hint) for one in _said(hint)) if union else (hint,)
-    if isinstance(value, str) and value in (one for one in options if isinstance(one, str)):
-        return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is None and type(None) in options:
-        return None
-    if tuple[str, ...] in options and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    if bool in options and isinstance(value, bool):
-        return value
-    if number and (float in options or (int in options and isinstance(value, int))):
-        if not (abs(value) < WHOLE if isinstance(value, int) else math.isfinite(value)):
-            raise ConfigError(f"{name} is {brief(value)}; it must be a finite number of at most 63 bits.")
-        return float(value) if float in options else value
-    if str in options and isinstance(value, str):
-        return value
-    if any(isinstance(o, type) and o not in (bool, int, float, str) and isinstance(value, o) for o in options):
-        return value
-    if typing.get_origin(hint) is Mapping and isinstance(value, Mapping):
-        return {checked(f"a key of {name}", key, str): inner for key, inner in value.items()}
-    names = {type(None): "nothing", tuple[str, ...]: "a list of texts"}
-    wanted = " or ".join(
-        names[o] if o in names else repr(o) if isinstance(o, str) else getattr(o, "__name__", str(o)) for o in options
-    )
-    quotes = " In YAML, put it into quotes." if str in options and not isinstance(value, list | dict) else ""
-    raise ConfigError(f"{name} is {brief(value)} ({type(value).__name__}); it must be {wanted}.{quotes}")
+    if isinstance(value, int) and abs(value) >= WHOLE:
+        raise ConfigError(f"{name} is {brief(value)}; it must be a finite number of at most 63 bits.")
+    if isinstance(value, list) and get_origin(hint) is tuple:
+        value = tuple(value)
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise _explained(error, name, value) from None
 
 
-def _said(hint: Any) -> tuple[Any, ...]:
-    """The texts of a Literal, or a type as it is."""
-    return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (hint,)
+def _explained(error: ValidationError, name: str, value: Any) -> ConfigError:
+    """What pydantic refuses about a value, in our words and with the place in it."""
+    found = error.errors(include_url=False)
+    given, kinds = found[0]["input"], {one["type"] for one in found}
+    for step in found[0]["loc"]:
+        try:
+            value = value[step]
+        except (TypeError, LookupError):  # the rest says which kind of a union it is not
+            break
+        name = f"{name}.{step}"
+    if kinds == {"literal_error"}:
+        return unknown_name(name, given, re.findall("'([^']*)'", found[0]["ctx"]["expected"]))
+    wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found)).replace("tuple", "list")
+    quotes = " In YAML, put it into quotes." if "string_type" in kinds and not isinstance(given, list | dict) else ""
+    return ConfigError(f"{name} is {brief(given)} ({type(given).__name__}); it must {wanted}.{quotes}")
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(InstanceOf[hint]) if is_dataclass(hint) else TypeAdapter(hint, config=EXACT)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import Rows, chunks
+from palkit.strategies.options import Count, Positive
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import first_best
@@ -18,9 +18,9 @@ def bait(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    regulariser: float = 1.0,
-    max_size: int = 4096,
-    max_rank: int = 10,
+    regulariser: Positive = 1.0,
+    max_size: Count = 4096,
+    max_rank: Count = 10,
 ) -> Tensor:
     """(B,) greedy forward selection of 2 B rows, then backward elimination of B (Ash et al., NeurIPS 2021).
 
@@ -38,11 +38,6 @@ def bait(
         max_size: largest C D.
         max_rank: most columns of V.
     """
-    if not regulariser > 0 or max_size < 1 or max_rank < 1:
-        raise ConfigError(
-            "bait needs regulariser > 0, max_size >= 1 and max_rank >= 1, "
-            f"got {regulariser!r}, {max_size!r} and {max_rank!r}."
-        )
     classes = scores.probs.shape[1]
     features = principal(scores.features, max(1, max_size // classes))
     probs = scores.probs.double().to(features.device)

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
+from palkit.strategies.options import Limit
 from palkit.strategies.scores import LabelledSet, PoolScores
 
 Propose = Callable[[int], Tensor]
@@ -18,7 +19,7 @@ def pcb(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    gamma: float = 0.1,
+    gamma: Annotated[float, Limit(lambda share: 0 < share <= 1, "above 0, 1 at most")] = 0.1,
 ) -> Tensor:
     """Pseudo-class balance (Bang et al., CVPR 2024).
 
@@ -34,8 +35,6 @@ def pcb(
     Returns:
         (B,) int64 positions in the order in which the batch was filled.
     """
-    if not 0 < gamma <= 1:
-        raise ConfigError(f"gamma must be in (0, 1], got {gamma!r}.")
     unlabelled = len(scores) - len(labelled)
     candidates = propose(max(batch_size, math.ceil(gamma * unlabelled)))
     classes = scores.probs.shape[1]

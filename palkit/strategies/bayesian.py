@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import chunks, draw
+from palkit.strategies.options import Count
 from palkit.strategies.ranking import shannon_entropy
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
@@ -20,11 +20,7 @@ from palkit.strategies.uncertainty import bald_scores
     style=("#332288", ">"),
 )
 def batchbald(
-    scores: PoolScores,
-    labelled: LabelledSet,
-    batch_size: int,
-    rng: torch.Generator,
-    samples: int = 1000,
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, samples: Count = 1000
 ) -> Tensor:
     """(B,) greedy: the row that most raises the mutual information of the batch's labels and the weights.
 
@@ -38,8 +34,6 @@ def batchbald(
         scores, labelled, batch_size, rng: as for every strategy.
         samples: >= 1, the most joint outcomes to keep.
     """
-    if samples < 1:
-        raise ConfigError(f"samples must be >= 1, got {samples!r}.")
     passes = scores.stochastic_probs
     assert passes is not None
     number, _, classes = passes.shape

@@ -1,4 +1,4 @@
-"""Make confidence believable: the calibration loss of C-PEAL while fitting, temperature scaling afterwards."""
+"""Calibration of confidence: the calibration loss of C-PEAL while fitting, temperature scaling afterwards."""
 
 import math
 

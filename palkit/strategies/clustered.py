@@ -6,8 +6,8 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest
+from palkit.strategies.options import Count, Positive
 from palkit.strategies.ranking import (
     class_means,
     cluster_centres,
@@ -17,7 +17,7 @@ from palkit.strategies.ranking import (
     shannon_entropy,
     top,
 )
-from palkit.strategies.registry import require_labels, require_positive, strategy
+from palkit.strategies.registry import require_labels, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import predict
 from palkit.strategies.uncertainty import margin_scores
@@ -60,7 +60,7 @@ def dropquery(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: t
 
 @strategy("alfamix", style=("#6699CC", "v"))
 def alfamix(
-    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, eps: float = 0.2
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, eps: Positive = 0.2
 ) -> Tensor:
     """(B,) k-means into B clusters of the rows whose prediction flips when mixed with a class anchor.
 
@@ -80,7 +80,6 @@ def alfamix(
         eps: > 0, the first step relative to the distance to the anchor, times sqrt(D).
     """
     require_labels(labelled, "alfamix")
-    require_positive("eps", eps)
     free = labelled.unlabelled(len(scores))
     weights = linear_head(scores)  # (C, D)
     gram = weights @ weights.T
@@ -118,8 +117,8 @@ def cluster_margin(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    factor: int = 10,
-    clusters: int | None = None,
+    factor: Count = 10,
+    clusters: Count | None = None,
 ) -> Tensor:
     """(B,) the rows of smallest margin, spread round-robin over average-linkage clusters of the pool.
 
@@ -135,8 +134,6 @@ def cluster_margin(
         factor: >= 1; the factor * B rows of smallest margin are considered.
         clusters: how many, or None for B.
     """
-    if factor < 1 or (clusters is not None and clusters < 1):
-        raise ConfigError(f"factor and clusters must be >= 1, got {factor!r} and {clusters!r}.")
     free = labelled.unlabelled(len(scores))
     candidates = top(per_row(margin_gap, View(scores.probs, free)).cpu(), free, factor * batch_size)
     if len(candidates) < 2:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from palkit.errors import ConfigError, DataNotice
+from palkit.errors import DataNotice
 from palkit.strategies.calibration import fit_temperature
 from palkit.strategies.heads import logistic
 from palkit.strategies.kernels import View, chunks, nearest, square_gaps
 from palkit.strategies.kmeans import kmeans
+from palkit.strategies.options import Count, Inside, Positive
 from palkit.strategies.ranking import margin_gap, once_per_pool, per_row
-from palkit.strategies.registry import require_positive, strategy
+from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
@@ -235,8 +236,6 @@ def _free_sample(
     scores: PoolScores, labelled: LabelledSet, batch_size: int, max_rows: int, rng: torch.Generator
 ) -> Tensor:
     """(M,) ascending unlabelled positions: all, or a uniform sample of `max_rows`, but no fewer than B."""
-    if max_rows < 1:
-        raise ConfigError(f"max_rows must be >= 1, got {max_rows!r}.")
     free, size = labelled.unlabelled(len(scores)), max(max_rows, batch_size)
     if len(free) <= size:
         return free
@@ -269,8 +268,8 @@ def maxherding(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    bandwidth: float = 1.0,
-    max_rows: int = MAX_ROWS,
+    bandwidth: Positive = 1.0,
+    max_rows: Count = MAX_ROWS,
 ) -> Tensor:
     """(B,) greedy: the row that most raises the mean over the pool of the similarity to the nearest label.
 
@@ -284,7 +283,6 @@ def maxherding(
         max_rows: a larger pool is replaced by a uniform sample of this many unlabelled rows, both as
             candidates and as what is to be covered: time grows with its square.
     """
-    require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     return _cover(scores, labelled, sample, torch.ones(len(sample)), rbf(bandwidth), batch_size)[0]
 
@@ -295,9 +293,9 @@ def uherding(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    bandwidth: float | None = None,
-    temperature: float | None = None,
-    max_rows: int = MAX_ROWS,
+    bandwidth: Positive | None = None,
+    temperature: Positive | None = None,
+    max_rows: Count = MAX_ROWS,
 ) -> Tensor:
     """(B,) `maxherding` with each covered row weighted by its uncertainty, 1 - (p1 - p2).
 
@@ -312,11 +310,9 @@ def uherding(
     """
     if bandwidth is None:
         bandwidth = smallest_gap(View(scores.features, labelled.positions, unit=True)[:])
-    require_positive("bandwidth", bandwidth)
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     if temperature is None:
         temperature = held_out_temperature(scores, labelled, rng)
-    require_positive("temperature", temperature)
 
     def uncertainty(probs: Tensor) -> Tensor:
         return margin_gap((probs.log() / temperature).softmax(1))
@@ -331,10 +327,10 @@ def probcover(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    delta: float | None = None,
-    purity: float = 0.95,
+    delta: Positive | None = None,
+    purity: Inside = 0.95,
     normalize: bool = True,
-    max_rows: int = MAX_ROWS,
+    max_rows: Count = MAX_ROWS,
 ) -> Tensor:
     """(B,) greedy: the row whose ball of radius delta holds the most rows that no chosen ball holds yet.
 
@@ -350,15 +346,11 @@ def probcover(
         purity: in (0, 1), for delta=None.
         normalize: scale features to unit length first, as the authors do.
     """
-    if not 0 < purity < 1:
-        raise ConfigError(f"purity must be in (0, 1), got {purity!r}.")
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     if delta is None:
         pool, steady = once_per_pool(scores, max_rows)
         rows = View(scores.features, pool, unit=normalize)[:].float()
         delta = purity_radius(rows, scores.probs.shape[1], purity, steady)
-    else:
-        require_positive("delta", delta)
     # A column is covered once at most: kernel values are hardly ever needed again.
     weight = torch.ones(len(sample))
     picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, unknown_name
 from palkit.strategies.kernels import Rows, chunks, k_center, nearest
+from palkit.strategies.options import Share
 from palkit.strategies.ranking import class_means, top
 from palkit.strategies.registry import require_labels, strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
@@ -29,7 +29,7 @@ def featdist(
     rng: torch.Generator,
     reference: Literal["nearest", "class_mean"] = "nearest",
     space: Literal["logits", "features"] = "logits",
-    unseen_share: float = 0.0,
+    unseen_share: Share = 0.0,
 ) -> Tensor:
     """(B,) rows farthest from the labelled ones, all measured before the batch.
 
@@ -44,12 +44,6 @@ def featdist(
             labelled row, drawn at random; they have no distance, and otherwise come last.
     """
     require_labels(labelled, "featdist")
-    if reference not in ("nearest", "class_mean"):
-        raise unknown_name("reference", reference, ("nearest", "class_mean"))
-    if not 0 <= unseen_share <= 1:
-        raise ConfigError(f"unseen_share must be in [0, 1], got {unseen_share!r}.")
-    if space not in ("logits", "features"):
-        raise unknown_name("space", space, ("logits", "features"))
     candidates = labelled.unlabelled(len(scores))
     if reference == "nearest":
         known = scores.features[labelled.positions.to(scores.features.device)]

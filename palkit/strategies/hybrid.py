@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import chunks, draw
 from palkit.strategies.kmeans import outer_kmeanspp
+from palkit.strategies.options import NotNegative
 from palkit.strategies.ranking import margin_gap, per_row
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
@@ -31,11 +31,7 @@ def pseudo_residual(scores: PoolScores) -> Tensor:
 
 @strategy("falcun", style=("#88CCEE", "<"))
 def falcun(
-    scores: PoolScores,
-    labelled: LabelledSet,
-    batch_size: int,
-    rng: torch.Generator,
-    exponent: float = 10.0,
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, exponent: NotNegative = 10.0
 ) -> Tensor:
     """(B,) rows drawn by uncertainty plus distance to the batch, both of probabilities alone.
 
@@ -46,8 +42,6 @@ def falcun(
         scores, labelled, batch_size, rng: as for every strategy.
         exponent: >= 0, the paper's gamma; 0 draws uniformly, the larger the greedier.
     """
-    if not exponent >= 0:
-        raise ConfigError(f"exponent must be >= 0, got {exponent!r}.")
     free = labelled.unlabelled(len(scores)).to(scores.probs.device)
     uncertain = per_row(margin_gap, scores.probs)[free]
     distance, open_rows = uncertain.clone(), torch.ones_like(uncertain)

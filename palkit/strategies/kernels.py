@@ -8,7 +8,7 @@ a difference of nearly equal distances it is made in float64.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, overload
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,11 +31,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    @overload
-    def __getitem__(self, index: slice) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: Tensor) -> Tensor: ...
+    def __getitem__(self, index: slice | Tensor) -> Tensor: ...
 
 
 class View:

@@ -10,11 +10,7 @@ from palkit.strategies.scores import LabelledSet, PoolScores, are_classes
 
 @strategy("class_balanced_oracle", cold_start=True, blind=True)
 def class_balanced_oracle(
-    scores: PoolScores,
-    labelled: LabelledSet,
-    batch_size: int,
-    rng: torch.Generator,
-    labels: Tensor | None = None,
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, labels: Tensor | None = None
 ) -> Tensor:
     """(B,) random rows that even out the TRUE classes. Cheats: it reads the labels of the whole pool.
 

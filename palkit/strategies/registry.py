@@ -1,6 +1,5 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -10,10 +9,10 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
-from palkit.storage.checks import checked
 from palkit.storage.plugins import is_registered, refuse_taken
 from palkit.strategies.balance import BALANCES
 from palkit.strategies.kernels import Rows, View, chunks
+from palkit.strategies.options import Count, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
 from palkit.strategies.ties import Keys
 
@@ -117,12 +116,6 @@ def require_labels(labelled: LabelledSet, name: str) -> None:
         )
 
 
-def require_positive(what: str, value: float) -> None:
-    """ConfigError if the option `what` is not a finite number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise ConfigError(f"{what} must be a positive number, got {value!r}.")
-
-
 def select(
     name: str,
     scores: PoolScores,
@@ -161,17 +154,16 @@ def select(
     chosen = get_strategy(name)
     own, wrapping = check_options(chosen, balance, options)
     wrapper = BALANCES[balance] if balance else None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size must be a whole number >= 1, got {brief(batch_size)}.")
-    check_subsample(subsample)
+    check("batch_size", batch_size, Count)
+    check("subsample", subsample, Count | None)
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
             raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
-    _check_finite("features", scores.features)
-    _check_probs("probs", scores.probs)
+    _check_rows("features", scores.features, probabilities=False)
+    _check_rows("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
-        _check_probs("stochastic_probs", *scores.stochastic_probs)
+        _check_rows("stochastic_probs", *scores.stochastic_probs)
 
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
@@ -247,24 +239,16 @@ def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, A
     """
     if balance is not None and balance not in tuple(BALANCES):
         raise unknown_name("balance", balance, BALANCES)
-    hints = get_type_hints(chosen.function) | (get_type_hints(BALANCES[balance]) if balance else {})
-    own = set(chosen.options)
-    wrapping = set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
+    own, wrapping = set(chosen.options), set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
+    hints = {"subsample": Count | None}
+    for function in (chosen.function, BALANCES[balance]) if balance else (chosen.function,):
+        hints |= get_type_hints(function, include_extras=True)
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
     for option, value in options.items():
-        if option in own | wrapping:
-            checked(f"{what} {option!r}", value, hints[option])
-        elif own | wrapping:
-            raise unknown_name(what, option, own | wrapping)
-        else:
-            raise ConfigError(f"unknown {what} {brief(option)}: it takes no options.")
+        if option not in own | wrapping | {"subsample"}:
+            raise unknown_name(what, option, own | wrapping | {"subsample"})
+        check(f"{what} {option!r}", value, hints.get(option))
     return own, wrapping
-
-
-def check_subsample(subsample: object) -> None:
-    """ConfigError if it is neither None nor a number of rows."""
-    if subsample is not None and (isinstance(subsample, bool) or not isinstance(subsample, int) or subsample < 1):
-        raise ConfigError(f"subsample must be a whole number >= 1 or None, got {brief(subsample)}.")
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
@@ -290,31 +274,32 @@ def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
         raise ConfigError(f"label {int(wrong[0])} is outside the {classes} classes of the probs.")
 
 
-def _check_finite(what: str, rows: Rows) -> None:
-    bad: list[int] = []
-    for part in chunks(*rows.shape):
-        block = rows[part]
-        # A sum is finite only if all its terms are: one cheap pass when all is well.
-        if not torch.isfinite(block.sum()):
-            bad += _numbers(~torch.isfinite(block).all(1), part)
-    _refuse_infinite(what, bad)
+def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
+    """ConfigError for numbers that are not finite, and for rows that are no probabilities where they must be.
 
-
-def _check_probs(what: str, *passes: Tensor) -> None:
-    """ConfigError if rows are no probabilities: logits would be ranked, and the entropy of a negative one is NaN."""
+    Logits would be ranked, and the entropy of a negative number is NaN.
+    """
     infinite: set[int] = set()
-    wrong: set[int] = set()
-    for probs in passes:
-        for part in chunks(*probs.shape):
-            right = _are_probabilities(probs[part])
-            if not right.all():
-                finite = torch.isfinite(probs[part]).all(1)
-                infinite |= {*_numbers(~finite, part)}
-                wrong |= {*_numbers(finite & ~right, part)}
-    _refuse_infinite(what, sorted(infinite))
+    wrong: dict[int, Tensor] = {}
+    for rows in passes:
+        for part in chunks(*rows.shape):
+            block = rows[part]
+            # A sum is finite only if all its terms are: one cheap pass when all is well.
+            right = _are_probabilities(block) if probabilities else block.sum().isfinite()
+            if right.all():
+                continue
+            finite = torch.isfinite(block).all(1)
+            infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
+            if probabilities:
+                wrong |= {part.start + i: block[i] for i in (finite & ~right).nonzero().squeeze(1).tolist()} | wrong
+    if infinite:
+        raise ConfigError(
+            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
+            "the model diverged or these images are broken."
+        )
     if wrong:
         row = min(wrong)
-        first = next(probs[row] for probs in passes if not _are_probabilities(probs[row : row + 1])).float()
+        first = wrong[row].float()
         raise ConfigError(
             f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
             f"{float(first.sum()):.4g}, and its least is {float(first.min()):.4g}. They must be at least 0 and sum to "
@@ -326,19 +311,6 @@ def _are_probabilities(block: Tensor) -> Tensor:
     """(N,) whether each row of (N, C) is at least 0 and sums to 1; not where a number is NaN or infinite."""
     sums = block.sum(1, dtype=torch.promote_types(block.dtype, torch.float32))
     return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
-
-
-def _refuse_infinite(what: str, bad: list[int]) -> None:
-    if bad:
-        raise ConfigError(
-            f"{what} of {len(bad)} pool rows are not finite (rows {_some(bad)}): "
-            "the model diverged or these images are broken."
-        )
-
-
-def _numbers(mask: Tensor, part: slice) -> list[int]:
-    """Pool rows of a part in which a mask is set."""
-    return (part.start + mask.nonzero().squeeze(1)).tolist()
 
 
 def _some(rows: list[int]) -> str:

@@ -1,16 +1,17 @@
-"""What a strategy may look at: scores of every pool row, and the labels bought so far."""
+"""Input of a strategy: scores of every pool row, and the labels bought so far."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, brief, unknown_name
+from palkit.errors import ConfigError, brief
 from palkit.strategies.kernels import Rows
+from palkit.strategies.options import Inside, Limit, check
 from palkit.strategies.ties import Keys, predict
 
-DROPPED = ("features", "shared_features", "head", "adapter")
 PASSES = 10_000  # more would not fit anywhere
 
 
@@ -28,17 +29,13 @@ class Dropout:
             block (Gal 2017); the blocks before are computed once.
     """
 
-    passes: int
-    rate: float
-    on: str = "features"
+    passes: Annotated[int, Limit(lambda number: 1 <= number <= PASSES, f"from 1 to {PASSES:,}")]
+    rate: Inside
+    on: Literal["features", "shared_features", "head", "adapter"] = "features"
 
     def __post_init__(self) -> None:
-        if isinstance(self.passes, bool) or not isinstance(self.passes, int) or not 1 <= self.passes <= PASSES:
-            raise ConfigError(f"dropout passes must be a whole number from 1 to {PASSES:,}, got {brief(self.passes)}.")
-        if not 0 < self.rate < 1:
-            raise ConfigError(f"dropout rate must be in (0, 1), got {self.rate!r}.")
-        if self.on not in DROPPED:
-            raise unknown_name("dropout_on", self.on, DROPPED)
+        for field in fields(self):
+            check(f"dropout_{field.name}", getattr(self, field.name), field.type)
 
 
 @dataclass(frozen=True)

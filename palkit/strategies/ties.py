@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,15 +18,6 @@ from palkit.errors import ConfigError
 
 TIE = 2.0**-18  # relative; float32 scores of one model agree to about 2^-22 wherever they are computed
 GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number: steps of this size never meet soon
-
-
-class _Blocks(Protocol):
-    """What hands out blocks of rows: a tensor, a view, shards."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-
-    def __getitem__(self, index: slice) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ def first_best(score: Tensor, tie: float = TIE) -> int:
     return int((score >= best - tie * best.abs()).nonzero()[0]) if best.isfinite() else int(score.argmax())
 
 
-def predict(probs: _Blocks, keys: Keys, chunk: int = 2**14) -> Tensor:
+def predict(probs: Tensor, keys: Keys, chunk: int = 2**14) -> Tensor:
     """(N,) int64 most probable class of each row; where several are, one of them by the keys of row and class.
 
     Args:

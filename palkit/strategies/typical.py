@@ -5,9 +5,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import View, distances, knn
 from palkit.strategies.kmeans import kmeans
+from palkit.strategies.options import Count
 from palkit.strategies.ranking import cluster_centres
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
@@ -31,9 +31,9 @@ def typiclust(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    max_clusters: int = 500,
+    max_clusters: Count = 500,
     min_size: int = 5,
-    neighbours: int = 20,
+    neighbours: Count = 20,
     normalize: bool = True,
 ) -> Tensor:
     """(B,) the most typical row of each of the largest clusters that hold no label (Hacohen et al., ICML 2022).
@@ -50,10 +50,6 @@ def typiclust(
         neighbours: nearest neighbours that typicality looks at, or half as many as there are rows if that is less.
         normalize: scale features to unit length first, as the authors do.
     """
-    if max_clusters < 1 or neighbours < 1:
-        raise ConfigError(
-            f"typiclust needs max_clusters >= 1 and neighbours >= 1, got {max_clusters} and {neighbours}."
-        )
     rows = View(scores.features, unit=normalize)
     clusters = min(len(labelled) + batch_size, max_clusters)
     cluster = kmeans(rows, clusters, rng)[1].cpu()

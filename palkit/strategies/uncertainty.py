@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError
 from palkit.strategies.kernels import chunks
+from palkit.strategies.options import NotNegative
 from palkit.strategies.ranking import confidence_gap, margin_gap, per_row, shannon_entropy, top
 from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
@@ -84,35 +84,28 @@ def bald(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.
 
 
 def power_of(name: str, score: PoolScore) -> None:
-    """Register `power_<name>`: the top of log score + beta * Gumbel noise (Kirsch et al., TMLR 2023)."""
+    """Register `power_<name>`, the strategy of that score with noise added."""
 
     def power(
-        scores: PoolScores,
-        labelled: LabelledSet,
-        batch_size: int,
-        rng: torch.Generator,
-        beta: float = 1.0,
+        scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, beta: NotNegative = 1.0
     ) -> Tensor:
-        if not beta >= 0:
-            raise ConfigError(f"beta must be >= 0, got {beta!r}.")
+        """(B,) the top of log score + beta * Gumbel noise, with the score of the strategy that it is named after.
+
+        This draws without replacement with probability proportional to score^(1 / beta), so that a batch
+        does not fill up with near-copies of the most uncertain row (Kirsch et al., TMLR 2023, whose
+        coldness is 1 / beta).
+
+        Args:
+            scores, labelled, batch_size, rng: as for every strategy.
+            beta: scale of the noise, >= 0; 0 is the strategy without it.
+        """
         # Minus the log of an exponential number is Gumbel noise. Certain rows, of log score minus
         # infinity, come last.
         noise = torch.empty(len(scores), dtype=torch.float64).exponential_(generator=rng).log_().neg_()
         return most_uncertain(score(scores).cpu().log() + beta * noise, labelled, batch_size)
 
-    power.__name__ = f"power_{name}"
-    power.__doc__ = f"""(B,) the top of log score + beta * Gumbel noise, with the score of `{name}`.
-
-    This draws without replacement with probability proportional to score^(1 / beta), so that a batch
-    does not fill up with near-copies of the most uncertain row (Kirsch et al., TMLR 2023, whose
-    coldness is 1 / beta).
-
-    Args:
-        scores, labelled, batch_size, rng: as for every strategy.
-        beta: scale of the noise, >= 0; 0 is `{name}` itself.
-    """
     plain = STRATEGIES[name]
-    strategy(power.__name__, needs=set(plain.needs), dropout=plain.dropout, measure=score)(power)
+    strategy(f"power_{name}", needs=set(plain.needs), dropout=plain.dropout, measure=score)(power)
 
 
 power_of("least_confidence", least_confidence_scores)

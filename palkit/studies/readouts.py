@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from palkit.data import ImagePool, head
 from palkit.errors import ConfigError
-from palkit.models.backbones import POOLINGS, Backbone, BackboneConfig, load_backbone
+from palkit.models.backbones import Backbone, BackboneConfig, Pooling, load_backbone
 
 BATCH = 128  # images per forward pass
 NEIGHBOURS = 10
@@ -37,7 +38,7 @@ def features_by_depth(backbone: Backbone, pool: ImagePool, rows: np.ndarray) -> 
         (depth, pooling) -> (n, D) float32, after the backbone's final norm.
     """
     found: dict[tuple[int, str], list[Tensor]] = {}
-    poolings = [pooling for pooling in POOLINGS if pooling == "mean" or backbone.vit.cls_token is not None]
+    poolings = [pooling for pooling in get_args(Pooling) if pooling == "mean" or backbone.vit.cls_token is not None]
     for chunk in np.array_split(rows, range(BATCH, len(rows), BATCH)):
         images = torch.from_numpy(pool.images.decode(chunk, backbone.config.image_size)).to(backbone.device)
         tokens = backbone.prefix(backbone.preprocess(images), 0)

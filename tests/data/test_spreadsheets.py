@@ -294,7 +294,7 @@ def test_the_usual_size_of_a_pool_is_no_demand(tmp_path: Path, tiny_run: dict[st
         resolve(config_from_dict({**values, "pool_size": 1500}))
     with pytest.raises(ConfigError, match=r"the pool of .* has 12\. Lower rounds or batch_size\.$"):
         list(rounds(config_from_dict({**values, "rounds": 20})))
-    with pytest.raises(ConfigError, match=r"pool_size is 'many' \(str\); it must be int or 'auto' or nothing"):
+    with pytest.raises(ConfigError, match=r"pool_size is 'many' \(str\); it must be a valid integer or be 'auto'"):
         config_from_dict({"pool_size": "many"})
 
 

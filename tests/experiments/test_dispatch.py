@@ -283,8 +283,8 @@ def test_the_environment_of_this_process_is_left_as_it_was(stub_run: dict[str, A
     ("values", "message"),
     [
         ({"engine": "slurm"}, "unknown engine 'slurm'"),
-        ({"jobs": 0}, "jobs 0: must be at least 1"),
-        ({"time_limit": 0}, "time limit 0: must be above 0"),
+        ({"jobs": 0}, "jobs is 0 .*must be greater than or equal to 1"),
+        ({"time_limit": 0}, "time_limit is 0 .*must be greater than 0"),
         ({"gpus": 0.5}, "need.* the engine ray"),
     ],
 )

@@ -1,5 +1,6 @@
 """Runs: protocol, reproducibility, resume after a real SIGKILL, and configs that cannot work."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -18,13 +19,15 @@ import torch
 from dataset_helpers import noise
 from PIL import Image
 
-from palkit.config import config_from_dict
+from palkit.config import config_from_dict, plain
+from palkit.data import hashes
 from palkit.errors import ConfigError, DataError, DivergenceError
-from palkit.experiments import experiment
+from palkit.experiments import experiment, setting
 from palkit.experiments.experiment import resolve, rounds, run_directory
 from palkit.experiments.runs import COSTS, provenance, run_hash
-from palkit.experiments.setting import pool_of
+from palkit.experiments.sweep import Sweep, plan
 from palkit.models.adapters import ADAPTERS
+from palkit.storage.files import write_json
 from palkit.strategies import STRATEGIES
 
 
@@ -57,7 +60,7 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     assert run_hash(stored) == directory.run
     assert config_from_dict({k: v for k, v in stored.items() if not k.endswith("sha256")}).seed == 0
     selections = directory.selections()
-    pool = pool_of(config_from_dict(tiny_run))
+    pool = setting.pool_of(config_from_dict(tiny_run))
     rows = pool.rows("pool")[selections["position"]]
     assert selections["id"].tolist() == pool.ids[rows].tolist()
     assert selections["label"].tolist() == pool.labels[rows].tolist()
@@ -117,7 +120,8 @@ def test_interrupted_run_continues_with_the_same_result(
 
 KILLED = """
 import json, sys, time
-from palkit.config import config_from_dict
+from palkit.config import config_from_dict, plain
+from palkit.data import hashes
 from palkit.experiments.experiment import rounds
 for round_ in rounds(config_from_dict(json.loads(sys.argv[1]))):
     print(round_.number, flush=True)
@@ -191,13 +195,13 @@ def test_truncated_results_are_reported(tiny_run: dict[str, Any]) -> None:
         ({"balance": "pbc"}, r"unknown balance 'pbc'. Did you mean 'pcb'"),
         ({"initial": "entropy"}, r"unknown cold-start strategy 'entropy'.*random"),
         ({"rounds": 21}, r"21 rounds of 10 labels need 210 images, but the pool of 'digits' has 200"),
-        ({"batch_size": 0}, r"batch_size 0: must be at least 1"),
+        ({"batch_size": 0}, r"batch_size is 0 .*must be greater than or equal to 1"),
         ({"pool_size": 100_000}, r"pool_size 100000: the pool of 'digits' has"),
         ({"evaluate_on": "train"}, r"unknown evaluate_on 'train'"),
         ({"sead": 1}, r"unknown config field 'sead'. Did you mean 'seed'"),
         ({"adapter": {"name": "lora", "rnak": 4}}, r"unknown config field 'adapter\.rnak'.*'adapter\.rank'"),
-        ({"seed": "one"}, r"seed is 'one' \(str\); it must be int"),
-        ({"training.epochs": 2.5}, r"training\.epochs is 2\.5 \(float\); it must be int"),
+        ({"seed": "one"}, r"seed is 'one' \(str\); it must be a valid integer"),
+        ({"training.epochs": 2.5}, r"training\.epochs is 2\.5 \(float\); it must be a valid integer"),
     ],
 )
 def test_bad_configs_name_the_field(tiny_run: dict[str, Any], change: dict[str, Any], message: str) -> None:
@@ -234,14 +238,63 @@ def test_images_that_come_and_go_are_seen(tmp_path: Path, monkeypatch: pytest.Mo
         Image.new("L", (8, 8), number).save(folder / f"{number}.png")
     config = config_from_dict({"dataset": "images", "pool_size": None})
     monkeypatch.chdir(tmp_path / "one")
-    assert len(pool_of(config)) == 20
-    assert pool_of(config) is pool_of(config)
+    assert len(setting.pool_of(config)) == 20
+    assert setting.pool_of(config) is setting.pool_of(config)
     Image.new("L", (8, 8), 99).save(tmp_path / "one" / "images" / "a" / "99.png")
-    assert len(pool_of(config)) == 21
+    assert len(setting.pool_of(config)) == 21
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     (tmp_path / "other" / "images" / "a" / "0.png").unlink()
     monkeypatch.chdir(tmp_path / "other")
-    assert len(pool_of(config)) == 20
+    assert len(setting.pool_of(config)) == 20
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_a_finished_run_is_found_without_its_network_and_its_images(
+    source: str, tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "RACY_NS", 0)  # files as old as their times say are known by these at once
+    if source == "folder":
+        source = str(tmp_path / "folder")
+        for number in range(30):
+            path = tmp_path / "folder" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(number).save(path)
+    config = config_from_dict({**tiny_run, "dataset": source, "pool_size": None, "rounds": 1})
+    (first,), where = rounds(config), run_directory(config).path
+    setting._loaded.cache_clear()
+    setting.shared_backbone.cache_clear()
+    for loads in ("timm.create_model", "palkit.data.hashes.inspect", "palkit.data.files.read_image"):
+        monkeypatch.setattr(loads, lambda *_, loads=loads, **__: pytest.fail(loads))
+    if source == "digits":
+        monkeypatch.setitem(setting.DATASETS, "digits", lambda: pytest.fail("loaded the data"))
+        monkeypatch.setattr(setting.DATASETS["digits"], "__module__", "palkit.data.embedded")
+    assert run_directory(config).path == where
+    assert [one.metrics for one in rounds(config)] == [first.metrics]
+    assert [task.is_complete for task in plan(Sweep("found", plain(config)))] == [True]
+    changed = tmp_path / "changed.safetensors"
+    shutil.copy(config.backbone.checkpoint or "", changed)
+    other = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, checkpoint=str(changed)))
+    assert run_directory(other).path.parent == where.parent
+    with open(changed, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(pytest.fail.Exception, match="create_model"):
+        run_directory(other)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_is_known_of_a_network_and_is_not_so_is_forgotten(tiny_run: dict[str, Any]) -> None:
+    """A cache may be shared with machines on which the last bits of weights differ."""
+    config = config_from_dict({**tiny_run, "rounds": 1})
+    directory = run_directory(config)
+    _, record = setting._records(config)
+    assert record is not None
+    write_json(record, {"weights_sha256": "0" * 64, "depth": 4})
+    assert run_directory(config).run != directory.run
+    list(rounds(config))
+    assert directory.is_complete(1)
+    assert run_directory(config).run == directory.run
 
 
 def test_metrics_against_scikit_learn_and_by_hand() -> None:

@@ -181,11 +181,11 @@ def test_command_line_run(tiny_run: dict[str, Any], capsys: pytest.CaptureFixtur
     ("content", "message"),
     [
         ("base: {seed: 0}\ngird: {seed: [0]}", r"unknown key in bad.yaml 'gird'. Did you mean 'grid'"),
-        ("grid: {seed: 0}", r"grid\.seed must be a list of values, got 0"),
+        ("grid: {seed: 0}", r"bad\.yaml: grid\.seed is 0 \(int\); it must be a valid list"),
         ("grid: [", "not valid YAML"),
         ("- 1", "must be a mapping"),
-        ("variants: {a: 1}", r"variants\.a must be a mapping of config values, got 1"),
-        ("variants: [a]", r"variants must be a mapping"),
+        ("variants: {a: 1}", r"bad\.yaml: variants\.a is 1 \(int\); it must be a valid dictionary"),
+        ("variants: [a]", r"variants is \['a'\] \(list\); it must be a valid dictionary"),
         ("base: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )
@@ -223,9 +223,9 @@ def test_points_of_the_grid_can_be_left_out(tmp_path: Path) -> None:
         "exclude:\n- {strategi: badge}\n": "strategi.*Did you mean 'strategy'",
         "exclude:\n- {strategy: badgee}\n": "value of exclude.strategy .*Did you mean 'badge'",
         "exclude:\n- {seed: []}\n": "value of exclude.seed",
-        "exclude: {strategy: badge}\n": "exclude must be a list of mappings",
-        "exclude: [badge]\n": "exclude must be a list of mappings",
-        "exclude: [{}]\n": "exclude must be a list of mappings",
+        "exclude: {strategy: badge}\n": "exclude is {.*must be a valid list",
+        "exclude: [badge]\n": "exclude.0 is 'badge' .*must be a valid dictionary",
+        "exclude: [{}]\n": "exclude.0 is {} .*must have at least 1 item",
     }.items():
         file.write_text(grid + text)
         with pytest.raises(ConfigError, match=message):

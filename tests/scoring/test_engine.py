@@ -102,7 +102,7 @@ def test_other_errors_are_not_retried() -> None:
     [
         ({"precision": "float23"}, r"scoring\.precision 'float23'. Did you mean 'float32'"),
         ({"cache_dtype": "int8"}, r"scoring\.cache_dtype 'int8'"),
-        ({"batch_size": 0}, r"scoring\.batch_size 0: must be at least 1"),
+        ({"batch_size": 0}, r"scoring\.batch_size is 0 .*must be greater than or equal to 1"),
     ],
 )
 def test_bad_scoring_configs(change: dict, message: str) -> None:

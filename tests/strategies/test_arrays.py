@@ -83,7 +83,7 @@ def test_before_there_is_a_model() -> None:
         ),
         ({"ids": IDS[:-1], "labelled": {IDS[0]: 1}}, "59 names of images for 60 rows"),
         ({"ids": ["x"] * N, "labelled": None}, "image 'x' is there twice"),
-        ({"batch_size": 0}, "batch_size must be a whole number >= 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_used_is_named(changes: dict[str, Any], message: str, arrays: dict[str, Any]) -> None:

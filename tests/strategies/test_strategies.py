@@ -259,7 +259,7 @@ def some_problem() -> tuple[PoolScores, LabelledSet]:
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 2.5}, "batch_size"),
         ({"batch_size": True}, "batch_size"),
-        ({"gamma": 0.2}, "takes no options"),
+        ({"gamma": 0.2}, "unknown option of strategy 'entropy' 'gamma'.* Valid names: subsample"),
         ({"name": "featdist", "referense": "nearest"}, "Did you mean 'reference'.*unseen_share"),
         ({"name": "featdist", "reference": "mean"}, "class_mean"),
         ({"name": "featdist", "unseen_share": 2}, "unseen_share"),

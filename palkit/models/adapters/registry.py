@@ -2,23 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from palkit.errors import ConfigError, unknown_name
 from palkit.models.backbones import Backbone
+from palkit.storage.checks import Checked
 from palkit.storage.plugins import is_registered, refuse_taken
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-LARGEST = 2**14  # rank: no backbone is wider
+Size = Annotated[int, Field(ge=1, le=2**14)]  # no backbone is wider
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Checked):
     """Which parameter-efficient method, how large and where.
 
     Attributes:
@@ -37,22 +39,20 @@ class AdapterConfig:
         ConfigError: a value that cannot work.
     """
 
+    part = "adapter."
+
     name: str = "lora"
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
+    rank: Size = 8
+    alpha: Size = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: tuple[str, ...] = ("attn.qkv",)
     start_block: int = 4
     stop_block: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_registered(self.name, ADAPTERS):
             raise unknown_name("adapter", self.name, ADAPTERS)
-        for name in ("rank", "alpha"):
-            if not 1 <= getattr(self, name) <= LARGEST:
-                raise ConfigError(f"adapter.{name} {getattr(self, name)}: must be from 1 to {LARGEST}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"adapter.dropout {self.dropout}: must be at least 0 and less than 1.")
         if not self.targets:
             raise ConfigError("adapter.targets is empty: name at least one layer of a block, e.g. 'attn.qkv'.")
 
