@@ -190,7 +190,7 @@ def test_saving_needs_rounds_and_pairs() -> None:
     with pytest.raises(ConfigError, match="two or more rounds"):
         label_saving(table(run([0.2], labels=(10,), **PROBE_RANDOM)))
     lonely = table(run([0.1, 0.2, 0.3], **PROBE_RANDOM), run([0.1, 0.2, 0.3], seed=1, **LORA_BADGE))
-    with pytest.raises(ConfigError, match=r"do not pair: seeds \[1\] and \[0\]"):
+    with pytest.raises(ConfigError, match=r"do not pair: seeds \[1\] only in the first, \[0\] only"):
         label_saving(lonely)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics.tables import GROUP, REFERENCE, groups, name_of, pick, seed_curves, sign_of, validate
+from palkit.studies.statistics import tables
 
 TARGETS = 50
 HAIR = 1e-9
@@ -26,9 +26,9 @@ HAIR = 1e-9
 
 def label_saving(
     rounds: pd.DataFrame,
-    reference: Mapping[str, Hashable] = REFERENCE,
+    reference: Mapping[str, Hashable] = tables.REFERENCE,
     metric: str = "accuracy",
-    by: Sequence[str] = GROUP,
+    by: Sequence[str] = tables.GROUP,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """How many times fewer labels a group needs than the reference, for the same value of the metric.
@@ -59,18 +59,14 @@ def label_saving(
     Source: James & Stein, Estimation with Quadratic Loss, 1961 (the drawing in, its positive part); Efron & Stein, The
     Jackknife Estimate of Variance, Annals of Statistics 1981.
     """
-    validate(rounds, [*by, *reference], metric)
-    sign = sign_of(metric)
-    base = seed_curves(pick(rounds, reference), metric, name_of(reference))
+    tables.validate(rounds, [*by, *reference], metric)
+    sign = tables.sign_of(metric)
+    base = tables.seed_curves(tables.pick(rounds, reference), metric, tables.name_of(reference))
     rows = []
-    for key, curves in groups(rounds, metric, by):
-        if set(curves.columns) != set(base.columns):
-            raise ConfigError(
-                f"{name_of(key)} and the reference {name_of(reference)} do not pair: seeds {list(curves.columns)} and "
-                f"{list(base.columns)}. Run the missing seeds or drop them from the table."
-            )
+    for key, curves in tables.groups(rounds, metric, by):
+        tables.check_pairs(key, curves, reference, base)
         if min(len(base), len(curves)) < 2:
-            raise ConfigError(f"labels saved need two or more rounds; {name_of(key)} or the reference has one.")
+            raise ConfigError(f"labels saved need two or more rounds; {tables.name_of(key)} or the reference has one.")
         found = saving_of(sign * base, sign * curves[base.columns], confidence)
         targets = {name: sign * found.pop(name) for name in ("target_low", "target_high")}
         rows.append({**key, "metric": metric, **targets, **found, "n_seeds": len(base.columns)})

@@ -26,30 +26,29 @@ def name_of(config: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{column}={value}" for column, value in config.items())
 
 
+def check_table(table: pd.DataFrame, columns: Iterable[str], name: str) -> None:
+    """A ConfigError that calls the table by its name, unless it has these columns, and rows."""
+    missing = [column for column in dict.fromkeys(columns) if column not in table.columns]
+    if missing:
+        there = ", ".join(map(str, table.columns)) or "none"
+        raise ConfigError(f"the {name} lacks the columns {', '.join(missing)}; it has {there}.")
+    if table.empty:
+        raise ConfigError(f"the {name} is empty.")
+
+
 def validate(rounds: pd.DataFrame, columns: Sequence[str], metric: str) -> None:
     """A ConfigError unless the table has these columns, one row per run and round, and finite values of the metric."""
-    needed = dict.fromkeys(["run", "seed", "round", "labels", *columns, metric])
-    missing = [column for column in needed if column not in rounds.columns]
-    if missing:
-        raise ConfigError(
-            f"the table of rounds lacks the columns {', '.join(missing)}; it has {', '.join(map(str, rounds.columns))}."
-        )
-    if rounds.empty:
-        raise ConfigError("the table of rounds is empty: no run has finished a round yet.")
-    repeated = rounds[rounds.duplicated(["run", "round"])]
-    if len(repeated):
-        raise ConfigError(
-            "the table of rounds has more than one row for "
-            + some(f"run {row.run} round {row.round}" for row in repeated.itertuples())
-            + "; read every run once."
-        )
-    undefined = rounds[~np.isfinite(rounds[metric].to_numpy(float))]
-    if len(undefined):
-        raise ConfigError(
-            f"{metric} is not a finite number in "
-            + some(f"run {row.run} round {row.round}" for row in undefined.itertuples())
-            + "; drop these runs or repeat them."
-        )
+    if isinstance(columns, str) or not columns:
+        raise ConfigError(f"`by` must list one or more columns, got {columns!r}.")
+    check_table(rounds, ["run", "seed", "round", "labels", *columns, metric], "table of rounds")
+    repeated, undefined = rounds.duplicated(["run", "round"]), ~np.isfinite(rounds[metric].astype(float))
+    for bad, what, remedy in (
+        (repeated, "the table of rounds has more than one row for", "read every run once"),
+        (undefined, f"{metric} is not a finite number in", "drop or repeat these runs"),
+    ):
+        if bad.any():
+            where = some(f"run {row.run} round {row.round}" for row in rounds[bad].itertuples())
+            raise ConfigError(f"{what} {where}; {remedy}.")
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
@@ -70,14 +69,27 @@ def pick(rounds: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
     return rows
 
 
+def rows_by(rounds: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Hashable], pd.DataFrame]]:
+    """Each group's column values and its rows, sorted by those values."""
+    for values, rows in rounds.groupby(list(by), dropna=False):
+        yield dict(zip(by, values, strict=True)), rows
+
+
 def groups(rounds: pd.DataFrame, metric: str, by: Sequence[str]) -> Iterator[tuple[dict[str, Hashable], pd.DataFrame]]:
     """Each group's column values and its curves by seed, sorted by those values."""
-    if isinstance(by, str) or not by:
-        raise ConfigError(f"`by` must list one or more columns, got {by!r}.")
     validate(rounds, by, metric)
-    for values, rows in rounds.groupby(list(by), dropna=False):
-        key = dict(zip(by, values, strict=True))
+    for key, rows in rows_by(rounds, by):
         yield key, seed_curves(rows, metric, name_of(key))
+
+
+def check_pairs(a: Mapping[str, Hashable], left: pd.DataFrame, b: Mapping[str, Hashable], right: pd.DataFrame) -> None:
+    """A ConfigError unless the curves of two configurations are of the same seeds."""
+    here, there = set(left.columns), set(right.columns)
+    if here != there:
+        raise ConfigError(
+            f"{name_of(a)} and {name_of(b)} do not pair: seeds {sorted(here - there)} only in the first, "
+            f"{sorted(there - here)} only in the second. Run the missing seeds or drop them from the table."
+        )
 
 
 def seed_curves(rows: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
