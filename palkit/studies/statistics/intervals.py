@@ -152,7 +152,10 @@ def summarise(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] 
     rows = []
     for key, table in tables.groups(rounds, metric, by):
         row = {**key, "metric": metric, "n_seeds": table.shape[1], "labels": table.index[-1]}
-        rows.append(row | with_ends("final", table.iloc[-1].to_numpy()) | with_ends("aubc", areas_of(table)))
+        values = np.stack([table.iloc[-1].to_numpy(), areas_of(table)], axis=1)
+        for name, own, low, high in zip(("final", "aubc"), values.T, *mean_interval(values), strict=True):
+            row |= {name: own.mean(), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -42,7 +42,7 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
     """
     tables.validate(rounds, ["strategy", *tables.SETTING], metric)
     strategies = sorted(map(str, rounds["strategy"].unique()))
-    wins = pd.DataFrame(np.where(np.eye(len(strategies)), 0.0, np.nan), index=strategies, columns=strategies)
+    wins = np.where(np.eye(len(strategies)), 0.0, np.nan)
     settings = list(tables.rows_by(rounds, tables.SETTING))
     seed_counts: list[int] = []
     for key, setting in settings:
@@ -57,12 +57,14 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
                 continue
             labels = curves[i].index.intersection(curves[j].index).intersection(chosen)
             better = tables.sign_of(metric) * (curves[i].loc[labels, seeds] - curves[j].loc[labels, seeds])
-            for at, count in zip(((i, j), (j, i)), _significant(better.to_numpy(), confidence), strict=True):
-                wins.loc[at] = np.nan_to_num(wins.loc[at]) + count / len(chosen)
+            at = strategies.index(i), strategies.index(j)
+            for place, count in zip((at, at[::-1]), _significant(better.to_numpy(), confidence), strict=True):
+                wins[place] = np.nan_to_num(wins[place]) + count / len(chosen)
             seed_counts.append(len(seeds))
     few = min(seed_counts, default=0)
-    wins.attrs = {"settings": len(settings), "n_seeds": few, "confidence": confidence, "metric": metric}
-    return wins
+    penalties = pd.DataFrame(wins, index=strategies, columns=strategies)
+    penalties.attrs = {"settings": len(settings), "n_seeds": few, "confidence": confidence, "metric": metric}
+    return penalties
 
 
 def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.DataFrame:
@@ -159,10 +161,10 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
             continue
         for other in sorted(set(group[column]) - {reference}):
             found = paired_difference(group, {column: other}, {column: reference}, metric)
-            row = {**same, column: other}
+            row, area = {**same, column: other}, found.loc["aubc"]
             for name, measure in found.iterrows():
-                row |= {name: measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
-            rows.append(row | found.loc["aubc", ["wins", "losses", "n_seeds", "p"]].to_dict())
+                row |= {str(name): measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
+            rows.append(row | {name: area[name] for name in ("wins", "losses", "n_seeds", "p")})
     if not rows:
         raise ConfigError(f"nothing here differs in {column} alone from runs with {column}={reference}.")
     table = pd.DataFrame(rows)

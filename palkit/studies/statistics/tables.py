@@ -57,13 +57,22 @@ def some(items: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: "1 seed", "2 seeds"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def matching(table: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
+    """The rows with these column values."""
+    return table[(table[list(config)] == pd.Series(config, dtype=object)).all(axis=1)]
+
+
 def pick(rounds: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
     """The rows with these column values; a ConfigError that lists what there is if there are none."""
-    rows = rounds
     for column, value in config.items():
         if value not in set(rounds[column]):
             raise unknown_name(column, value, map(str, rounds[column].unique()))
-        rows = rows[rows[column] == value]
+    rows = matching(rounds, config)
     if rows.empty:
         raise ConfigError(f"no run has {name_of(config)}; each value occurs, but never together.")
     return rows
@@ -80,6 +89,26 @@ def groups(rounds: pd.DataFrame, metric: str, by: Sequence[str]) -> Iterator[tup
     validate(rounds, by, metric)
     for key, rows in rows_by(rounds, by):
         yield key, seed_curves(rows, metric, name_of(key))
+
+
+def interval_texts(
+    table: pd.DataFrame, name: str, form: str = ".1f", *, scale: float = 1, share: bool = False
+) -> list[str]:
+    """Values and their intervals as "61.0 [59.2, 62.8]", without brackets where there is no interval.
+
+    Args:
+        table: columns `name`, `name_low`, `name_high`.
+        name: of the value.
+        form: of each number.
+        scale: what they are multiplied by.
+        share: they are shares of 1, beyond which no interval goes.
+    """
+    values, ends = table[name], table[[f"{name}_low", f"{name}_high"]].to_numpy(float)
+    ends = scale * (ends.clip(0, 1) if share else ends)
+    return [
+        f"{scale * value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low == low else "")  # a single seed has none
+        for value, (low, high) in zip(values, ends, strict=True)
+    ]
 
 
 def check_pairs(a: Mapping[str, Hashable], left: pd.DataFrame, b: Mapping[str, Hashable], right: pd.DataFrame) -> None:
