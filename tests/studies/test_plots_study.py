@@ -181,6 +181,19 @@ def test_tables_are_written_for_machines_and_for_latex(tmp_path: Path) -> None:
         plots.wide_areas(pd.concat([areas, areas]).sort_values(["dataset", "strategy"], ignore_index=True))
 
 
+def test_intervals_of_shares_stay_within_0_and_100_per_cent() -> None:
+    """Of two seeds 0.1 apart, the t interval is 127 points wide; differences of shares may have all of it."""
+    rounds = study("a")[lambda table: table["seed"] < 2]
+
+    def cell(**metric: pd.Series) -> str:
+        return plots.wide_areas(statistics.area_table(rounds.assign(**metric), *metric))[0].iloc[0, 0]
+
+    assert cell(accuracy=0.99 - 0.1 * rounds["seed"]) == "94.0 [30.5, 100.0]"
+    assert cell(ece=0.01 + 0.1 * rounds["seed"]) == "6.0 [0.0, 69.5]"
+    assert cell(nll=0.01 + 0.1 * rounds["seed"]) == "0.060 [-0.575, 0.695]"
+    assert cell(accuracy=-0.1 * rounds["seed"]) == "-5.0 [-68.5, 58.5]"
+
+
 @pytest.mark.parametrize("count", [3, 1000])
 def test_figures_hold_the_hashes_of_their_runs(count: int, tmp_path: Path) -> None:
     hashes = [hashlib.sha256(str(number).encode()).hexdigest()[:16] for number in range(count)]
