@@ -102,7 +102,7 @@ class Comparison:
 
 
 class Remark(NamedTuple):
-    """What is said of a claim where there is nothing to compare."""
+    """Evidence and verdict of a claim for which no areas are compared."""
 
     evidence: str
     verdict: str
@@ -301,7 +301,7 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
 
 
 def _missing(runs: pd.DataFrame, configs: Sequence[Columns], metric: str) -> str:
-    """What the table lacks for a claim, as a sentence; empty if nothing."""
+    """Sentence on what the table lacks for a claim; empty if nothing."""
     wanted = pd.DataFrame(configs)
     absent = [column for column in (*wanted, metric) if column not in runs]
     if absent:

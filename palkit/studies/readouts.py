@@ -52,7 +52,7 @@ def features_by_depth(backbone: Backbone, pool: ImagePool, rows: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Readout:
-    """What the frozen features of one backbone are worth on one data set.
+    """Readouts of the frozen features of one backbone on one data set.
 
     Attributes:
         pool: with as many pool images as were used.
@@ -125,7 +125,7 @@ class Readout:
         return found
 
     def findings(self) -> str:
-        """What the table says about depth, pooling and image size, in sentences."""
+        """Sentences on depth, pooling and image size."""
         size, accuracy = self.config.image_size, self.table[self.table["probe"] == self.few]
         here = accuracy[accuracy["image_size"] == size].set_index(["depth", "pooling"])["accuracy"]
         own = here.xs(self.config.pooling, level="pooling")

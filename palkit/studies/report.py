@@ -57,7 +57,7 @@ def write_report(
 
 
 def provenance_of(runs: Sequence[RunDirectory]) -> dict[str, list[str]]:
-    """What was computed on what, with what and when, over all runs: a name and one or more lines for each fact.
+    """Data, weights, code, packages and machines of all runs, and when they began: a name and lines for each fact.
 
     Args:
         runs: one or more.

@@ -43,7 +43,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a comparison found.
+    """Findings of a comparison.
 
     Attributes:
         conclusion: one sentence that begins with the verdict, or says why there is none.

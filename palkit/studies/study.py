@@ -1,4 +1,4 @@
-"""Execute the notebooks of a study over the results of a sweep, and only if something changed."""
+"""The notebooks of a study: what they show of a sweep, and their execution over its results if something changed."""
 
 import ast
 import json
@@ -114,7 +114,7 @@ def names_as_written() -> None:
 
 
 def attempt(make: Callable[[], Made], of: str = "") -> Made | None:
-    """What a call makes; None, with the reason printed, if it cannot.
+    """Result of a call; None, with the reason printed, if there is none.
 
     Args:
         make: a PalkitError or an OSError of it is a reason.
@@ -174,7 +174,7 @@ def pools_of(datasets: Sequence[str]) -> list[ImagePool]:
 
 
 def readouts(datasets: Sequence[str], backbones: Sequence[Mapping[str, Any]], **options: Any) -> list[Readout]:
-    """What every backbone's frozen features are worth on every data set; why not, where that cannot be found out.
+    """Readouts of every backbone's frozen features on every data set; of one that cannot be made the reason is printed.
 
     Args:
         datasets: names.
@@ -210,7 +210,7 @@ def show_each(subjects: Sequence[Subject], make: Callable[[Subject], object]) ->
 
 
 def overview(rounds: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep holds: of every data set and backbone the numbers of runs, configurations, seeds and labels."""
+    """Numbers of runs, configurations, seeds and labels in a sweep, for every data set and backbone."""
     groups = rounds.assign(configurations=rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)).groupby(
         ["dataset", "backbone"], sort=False
     )
@@ -293,7 +293,7 @@ def ranking(rounds: pd.DataFrame) -> Ranking:
 
 
 def missing(sweep: str) -> list[str]:
-    """How many planned runs are not among the results that a notebook reads, and why, a sentence each; none if all are.
+    """Sentences on planned runs that are not among the results that a notebook reads: their number, and the reasons.
 
     Args:
         sweep: its name or its YAML file.
@@ -346,7 +346,7 @@ def claims_of(folder: Path) -> Styler:
 
 
 def conclusion(sweep: str) -> "Markdown":
-    """What a person wrote about a sweep in a file beside it that has its name and the suffix `.md`, if anything.
+    """Conclusion that a person wrote into a file beside the sweep, with its name and the suffix `.md`, if any.
 
     Args:
         sweep: its name or its YAML file.
@@ -420,7 +420,7 @@ def _execute(source: Path, target: Path, values: Mapping[str, Any], console: Con
 
 
 def _first_error(notebook: Path) -> str:
-    """What failed first, after which the rest may fail for want of it; papermill names what failed last."""
+    """First cell that failed; the rest may fail for want of it, and papermill names the last."""
     cells = nbformat.read(notebook, as_version=4).cells
     count, failure = next(
         (cell.execution_count, output)

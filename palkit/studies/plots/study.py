@@ -170,7 +170,7 @@ def pairwise(penalties: pd.DataFrame) -> Figure:
 
 @style.styled
 def label_savings(table: pd.DataFrame) -> Figure:
-    """How many times fewer labels each configuration needs than the reference, with intervals.
+    """Labels that each configuration saves against the reference, as a factor with its interval.
 
     Args:
         table: from `label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in it.

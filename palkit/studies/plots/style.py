@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, markers, axes, files."""
+"""Sizes, colours, markers, names, axes and files of all figures."""
 
 import hashlib
 import json
@@ -49,17 +49,8 @@ OTHER_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "P", "p", "h")
 SERIES_COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#7799BB")
 COST_COLOURS = {"fit_s": "#004488", "score_s": "#6699CC", "select_s": "#DDAA33"}
 CLASS_COLOURS = (
-    "#332288",
-    "#88CCEE",
-    "#117733",
-    "#DDCC77",
-    "#CC6677",
-    "#AA4499",
-    "#999933",
-    "#882255",
-    "#44AA99",
-    "#888888",
-)
+    "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#999933", "#882255", "#44AA99", "#888888",
+)  # fmt: skip
 CLASS_MARKERS = ("o", "^", "s", "D", "v")
 CLASS_LINES = ("-", "--", ":", "-.")
 CLASS_LOOKS = len(CLASS_COLOURS) * len(CLASS_MARKERS) * len(CLASS_LINES)  # all of them different
@@ -354,7 +345,7 @@ def filling(adapter: str, colour: str) -> str:
 
 
 def seeds_of(counts: pd.Series) -> str:
-    """How many seeds the curves of a figure are means of, in words."""
+    """Number of seeds that the curves of a figure are means of, in words."""
     low, high = counts.min(), counts.max()
     if low < high:
         return f"{low} to {high} seeds"
@@ -362,7 +353,7 @@ def seeds_of(counts: pd.Series) -> str:
 
 
 def interval_note(look: str, low: pd.Series, of: str) -> str:
-    """What the intervals of a figure speak of.
+    """Note on what the intervals of a figure speak of.
 
     Args:
         look: what they look like, "bars" or "bands".

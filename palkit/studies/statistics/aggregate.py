@@ -192,7 +192,7 @@ def _tasks_of_groups(
 
 
 def _common_points(curves: Sequence[pd.DataFrame], axis: str, name: str) -> NDArray:
-    """Where the curves of all tasks have their points: label counts, or fractions of the last one."""
+    """Points that the curves of all tasks have in common: label counts, or fractions of the last one."""
     points = [table.index.to_numpy() / (table.index[-1] if axis == "fraction" else 1) for table in curves]
     if any(len(at) != len(points[0]) or not np.allclose(at, points[0]) for at in points):
         found = tables.some((str(np.round(at, 3).tolist()) for at in points), most=2)

@@ -1,4 +1,4 @@
-"""How many labels a configuration saves.
+"""Labels that a configuration saves against a reference.
 
 The count of labels at which a noisy curve first reaches a noisy final value favours whoever is lucky: of two identical
 strategies the one that gets there at all does so 1.27 times as early. Here both mean curves are made monotone, many
@@ -31,7 +31,7 @@ def label_saving(
     by: Sequence[str] = tables.GROUP,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """How many times fewer labels a group needs than the reference, for the same value of the metric.
+    """Factor by which a group needs fewer labels than the reference, for the same value of the metric.
 
     Mean curves over seeds are made monotone by isotonic regression; between rounds the logarithm of labels is linear.
     Targets lie evenly between the higher of the two second rounds (the first is shared, nothing is chosen yet) and the
