@@ -177,7 +177,7 @@ def test_tables_are_written_for_machines_and_for_latex(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_csv(csv, keep_default_na=False), areas)
     assert r"\caption{50 \% of a\_b \& \$c}" in tex.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.csv", "long.tex", "new"]
-    with pytest.raises(ConfigError, match="several rows of linear probe, BADGE on b"):
+    with pytest.raises(ConfigError, match="several rows of configuration linear probe, BADGE, dataset b"):
         plots.wide_areas(pd.concat([areas, areas]).sort_values(["dataset", "strategy"], ignore_index=True))
 
 

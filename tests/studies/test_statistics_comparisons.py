@@ -293,7 +293,7 @@ def test_overlap_leaves_out_the_initial_set_and_averages_seeds() -> None:
 
 def test_overlap_refuses_what_it_cannot_pair() -> None:
     twice = pd.concat([bought("entropy", 0, [1], [3], name="a"), bought("entropy", 0, [1], [3], name="b")])
-    with pytest.raises(ConfigError, match="strategy=entropy has several runs of one seed"):
+    with pytest.raises(ConfigError, match="strategy=entropy has several runs of seed 0"):
         selection_overlap(twice)
     with pytest.raises(ConfigError, match="no strategy chose anything"):
         selection_overlap(bought("entropy", 0, [1, 2]))

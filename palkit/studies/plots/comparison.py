@@ -9,7 +9,7 @@ from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES
 from palkit.studies.plots import style
 from palkit.studies.statistics import Ranking
-from palkit.studies.statistics.tables import check_table
+from palkit.studies.statistics.tables import check_runs, check_table
 
 BLOCK_NAMES = {"seed": "pairs of setting and seed", "setting": "settings", "dataset": "data sets"}
 
@@ -82,10 +82,7 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
     check_table(recalls, ["run", "seed", by, "labels", "class", "recall"], "table of recalls")
     if "dataset" in recalls.columns and recalls["dataset"].nunique() > 1:
         raise ConfigError(f"recalls are of {recalls['dataset'].nunique()} data sets, whose classes differ: take one.")
-    repeated = recalls.groupby([by, "seed"])["run"].nunique() > 1
-    if repeated.any():
-        panel, seed = repeated[repeated].index[0]
-        raise ConfigError(f"{by}={panel} has several runs of seed {seed}: filter the table of recalls.")
+    check_runs(recalls, by, "table of recalls")
     names = sorted(recalls["class"].unique())
     if len(names) > style.CLASS_LOOKS:
         raise ConfigError(

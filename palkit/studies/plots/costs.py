@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter
 
 from palkit.studies.plots import style
 from palkit.studies.statistics import pareto_front, sign_of
@@ -54,10 +54,7 @@ def cost_areas(table: pd.DataFrame) -> Figure:
         if ringed:
             axes.plot(row["seconds"], row["aubc"], **RING)
     _draw_front(axes, table["seconds"], table["aubc"], metric)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.log_axis(axes, (1, 2, 5))
     axes.set_xlabel("seconds per run (fit, score, select)")
     style.metric_axis(axes, "y", metric)
     axes.set_ylabel(f"area under the budget curve, {axes.get_ylabel()}")

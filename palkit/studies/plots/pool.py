@@ -118,11 +118,7 @@ def depth_curves(table: pd.DataFrame) -> Figure:
         ConfigError: columns are missing, there are no rows, or a combination occurs twice.
     """
     keys = ["image_size", "depth", "pooling", "probe"]
-    check_table(table, [*keys, "accuracy"], "depth table")
-    repeated = table[table.duplicated(keys)]
-    if len(repeated):
-        which = ", ".join(f"{name} {value}" for name, value in repeated[keys].iloc[0].items())
-        raise ConfigError(f"the depth table has more than one row for {which}.")
+    check_table(table, [*keys, "accuracy"], "depth table", unique=keys)
     sizes, probes = sorted(table["image_size"].unique()), list(dict.fromkeys(table["probe"]))
     poolings = list(dict.fromkeys(table["pooling"]))
     size = (max(style.WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes))

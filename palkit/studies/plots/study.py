@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from palkit.errors import ConfigError
 from palkit.studies.plots import style
@@ -39,7 +39,6 @@ def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
 def iqm_budget_curves(
     rounds: pd.DataFrame,
     metric: str = "accuracy",
-    tasks: Sequence[str] = ("dataset",),
     axis: str = "labels",
     label: str | None = None,
 ) -> Figure:
@@ -48,7 +47,6 @@ def iqm_budget_curves(
     Args:
         rounds: table of rounds, or of gains (see `palkit.studies.statistics.gains`), of one or more data sets.
         metric: column to draw.
-        tasks: columns that tell data sets apart.
         axis: "labels" or "fraction" of the budget, see `palkit.studies.statistics.iqm_curves`.
         label: of the vertical axis, e.g. "gain over random (points)"; None names the metric.
 
@@ -56,7 +54,7 @@ def iqm_budget_curves(
         ConfigError: as `palkit.studies.statistics.iqm_curves`.
     """
     by = style.panel_columns(rounds)
-    return _curve_panels(iqm_curves(rounds, metric, (*by, "strategy"), tasks, axis), by, "iqm", metric, axis, label)
+    return _curve_panels(iqm_curves(rounds, metric, (*by, "strategy"), axis), by, "iqm", metric, axis, label)
 
 
 def _curve_panels(
@@ -189,13 +187,10 @@ def label_savings(table: pd.DataFrame) -> Figure:
         look: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "fontsize": 7}
         axes.annotate(texts[row], place, xytext=(6, 0), **look)
     axes.axvline(1, color=style.INK, linewidth=0.8)
-    axes.set_xscale("log")
     shown = ordered[ends].clip(1 / MOST_SAVED, MOST_SAVED)
     left, right = min(shown.min().min(), 0.9), max(shown.max().max(), 1.1)
     # As many as have room for their numbers.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if right / left < 20 else (1, 3)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    style.log_axis(axes, (1, 1.5, 2, 3, 5, 7) if right / left < 20 else (1, 3))
     # Room on the right for the numbers.
     axes.set_xlim(left / (right / left) ** 0.05, right * (right / left) ** 0.5)
     style.name_configurations(axes, ordered)

@@ -29,7 +29,7 @@ from matplotlib.font_manager import findfont, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from palkit.storage.files import atomic_path
@@ -458,6 +458,14 @@ def random_first(name: str) -> tuple[bool, str]:
 def is_share(metric: str) -> bool:
     """Whether a metric is shown as per cent."""
     return METRIC_LABELS.get(metric, metric).endswith("(%)")
+
+
+def log_axis(axes: Axes, subs: Sequence[float]) -> None:
+    """Horizontal axis with ticks at these numbers and their powers of ten, written out."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:

@@ -19,7 +19,6 @@ from palkit.errors import ConfigError
 from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import Estimate, areas_of, mean_interval, pooled_freedom, with_ends
 
-TASKS = ("dataset",)
 AXES = ("labels", "fraction")
 
 
@@ -39,8 +38,8 @@ def iqm(scores: ArrayLike) -> NDArray:
     return ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
 
 
-def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Yuen's t interval of the interquartile mean, from winsorised variances within each task.
+def iqm_interval(scores: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Yuen's 95 % t interval of the interquartile mean, from winsorised variances within each task.
 
     Scores that are trimmed count as the last one that is not. Degrees of freedom are Satterthwaite's, from the scores
     of each task that are not trimmed. Measured coverage of the nominal 95 %: 0.94 to 0.95 for 3, 5 and 10 normal seeds
@@ -48,7 +47,6 @@ def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, 
 
     Args:
         scores: (seeds, tasks, points).
-        confidence: coverage.
 
     Returns:
         low and high, each (points,); NaN for a single seed, and for two of several tasks, where nothing is left to
@@ -69,14 +67,13 @@ def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, 
     inside = ((first <= array) & (array <= last)).sum(axis=0)
     error = np.sqrt((size - 1) / (kept * (kept - 1)) * variances.mean(axis=0))
     freedom = pooled_freedom(variances, np.maximum(inside - 1, 1))
-    return Estimate(iqm(array), error, freedom).interval(confidence)
+    return Estimate(iqm(array), error, freedom).interval()
 
 
 def iqm_curves(
     rounds: pd.DataFrame,
     metric: str = "accuracy",
     by: Sequence[str] = tables.GROUP,
-    tasks: Sequence[str] = TASKS,
     axis: str = "labels",
 ) -> pd.DataFrame:
     """Interquartile mean budget curve of every group over seeds and tasks, with pointwise 95 % intervals.
@@ -85,7 +82,6 @@ def iqm_curves(
         rounds: the table of rounds.
         metric: column to aggregate.
         by: columns that tell groups apart.
-        tasks: columns that tell the tasks of a group apart.
         axis: "labels" bought, or the "fraction" of the labels bought at the end, for tasks of different budgets.
 
     Returns:
@@ -97,16 +93,14 @@ def iqm_curves(
     if axis not in AXES:
         raise ConfigError(f"the axis of a curve is one of {', '.join(AXES)}, got {axis!r}.")
     parts = []
-    for key, curves in _tasks_of_groups(rounds, metric, by, tasks):
+    for key, curves in _data_sets_of(rounds, metric, by):
         points = _common_points(curves, axis, tables.name_of(key))
         scores = np.stack([table.to_numpy(float).T for table in curves], axis=1)
         parts.append(_aggregated({**key, axis: points}, scores))
     return pd.concat(parts, ignore_index=True)
 
 
-def iqm_areas(
-    rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP, tasks: Sequence[str] = TASKS
-) -> pd.DataFrame:
+def iqm_areas(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP) -> pd.DataFrame:
     """Interquartile mean of the area under the budget curve over seeds and tasks, with a 95 % interval.
 
     Tasks may have different label counts, since an area is divided by its range of labels.
@@ -115,7 +109,6 @@ def iqm_areas(
         rounds: the table of rounds.
         metric: column to aggregate.
         by: columns that tell groups apart.
-        tasks: columns that tell the tasks of a group apart.
 
     Returns:
         One row per group: `by`, `metric` (its name), `iqm`, `low`, `high`, `n_seeds` (of each task), `n_tasks`.
@@ -124,7 +117,7 @@ def iqm_areas(
         ConfigError: the table cannot be used, or the tasks of a group differ in their number of seeds.
     """
     parts = []
-    for key, curves in _tasks_of_groups(rounds, metric, by, tasks):
+    for key, curves in _data_sets_of(rounds, metric, by):
         scores = np.stack([areas_of(table) for table in curves], axis=1)[:, :, None]
         parts.append(_aggregated({**key, "metric": metric}, scores))
     return pd.concat(parts, ignore_index=True)
@@ -134,7 +127,6 @@ def area_table(
     rounds: pd.DataFrame,
     metric: str = "accuracy",
     by: Sequence[str] = (*tables.GROUP, "balance"),
-    tasks: Sequence[str] = TASKS,
 ) -> pd.DataFrame:
     """Area under the budget curve of every group on every task, and which group is best.
 
@@ -142,26 +134,25 @@ def area_table(
         rounds: the table of rounds.
         metric: column to summarise.
         by: columns that tell groups apart.
-        tasks: columns that tell tasks apart.
 
     Returns:
-        One row per task and group: `tasks`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`, `mean_high`,
-        `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that task, NaN for one seed), `best` (best mean
-        of its task) and `clear`: best, and the paired 95 % t interval of its difference to the second on the same
-        seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not a test of the best
-        against all others.
+        One row per data set and group: `dataset`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`,
+        `mean_high`, `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that data set, NaN for one seed),
+        `best` (best mean of its data set) and `clear`: best, and the paired 95 % t interval of its difference to the
+        second on the same seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not
+        a test of the best against all others.
 
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     parts, areas = [], []
-    for key, curves in tables.groups(rounds, metric, [*tasks, *by]):
+    for key, curves in tables.groups(rounds, metric, ["dataset", *by]):
         values = areas_of(curves)
         areas.append(pd.Series(values, index=curves.columns))
         part = _aggregated({**key, "metric": metric}, values[:, None, None])
         parts.append(part.rename(columns={"low": "iqm_low", "high": "iqm_high"}).assign(**with_ends("mean", values)))
     table = pd.concat(parts, ignore_index=True).assign(best=False, clear=False)
-    for rows in table.groupby(list(tasks), dropna=False).groups.values():
+    for rows in table.groupby("dataset", dropna=False).groups.values():
         order = (tables.sign_of(metric) * table.loc[rows, "mean"]).sort_values(ascending=False, kind="stable").index
         table.loc[order[0], "best"] = True
         if len(order) > 1:
@@ -169,16 +160,16 @@ def area_table(
             difference = tables.sign_of(metric) * (areas[order[0]] - areas[order[1]])
             table.loc[order[0], "clear"] = bool(mean_interval(difference)[0] > tables.TIE)
     measures = [f"{value}{end}" for value in ("mean", "iqm") for end in ("", "_low", "_high")]
-    return table[[*tasks, *by, "metric", "n_seeds", *measures, "best", "clear"]]
+    return table[["dataset", *by, "metric", "n_seeds", *measures, "best", "clear"]]
 
 
-def _tasks_of_groups(
-    rounds: pd.DataFrame, metric: str, by: Sequence[str], tasks: Sequence[str]
+def _data_sets_of(
+    rounds: pd.DataFrame, metric: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Hashable], list[pd.DataFrame]]]:
     """Each group's column values, and its curves by seed on each task, of which all must have as many seeds."""
-    tables.validate(rounds, [*by, *tasks], metric)
+    tables.validate(rounds, [*by, "dataset"], metric)
     for key, rows in tables.rows_by(rounds, by):
-        parts = list(tables.rows_by(rows, tasks))
+        parts = list(tables.rows_by(rows, ["dataset"]))
         curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in parts]
         if len({table.shape[1] for table in curves}) > 1:
             counts = [

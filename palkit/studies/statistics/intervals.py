@@ -113,19 +113,18 @@ def pooled_freedom(squares: NDArray, freedom: NDArray) -> NDArray:
     return 1 / (shares**2 / freedom).sum(axis=0)
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Student's t interval of the mean over the first axis, for values that are about normal.
+def mean_interval(values: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Student's 95 % t interval of the mean over the first axis, for values that are about normal.
 
     Args:
         values: (seeds, ...) one row per seed.
-        confidence: coverage.
 
     Returns:
         low and high, each of the shape of one row; NaN for a single seed.
 
     Source: Student, The Probable Error of a Mean, Biometrika 1908.
     """
-    return estimate([values]).interval(confidence)
+    return estimate([values]).interval()
 
 
 def with_ends(name: str, values: NDArray) -> dict[str, float]:

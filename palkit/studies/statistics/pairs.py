@@ -83,13 +83,9 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
     """
     tables.check_table(selections, ["run", by, "seed", "round", "position"], "table of selections")
     chosen = selections[selections["round"] > 0]
-    repeated = chosen.groupby([by, "seed"])["run"].transform("nunique") > 1
-    if chosen.empty or repeated.any():
-        raise ConfigError(
-            f"no {by} chose anything after the initial set."
-            if chosen.empty
-            else f"{by}={chosen[by][repeated].iloc[0]} has several runs of one seed: filter the table."
-        )
+    if chosen.empty:
+        raise ConfigError(f"no {by} chose anything after the initial set.")
+    tables.check_runs(chosen, by, "table of selections")
     shares = []
     for _, rows in chosen.groupby("seed"):
         bought = pd.crosstab(rows[by], rows["position"]).clip(upper=1)

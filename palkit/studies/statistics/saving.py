@@ -21,6 +21,7 @@ from palkit.errors import ConfigError
 from palkit.studies.statistics import tables
 
 TARGETS = 50
+CONFIDENCE = 0.95  # of the intervals
 HAIR = 1e-9
 
 
@@ -29,7 +30,6 @@ def label_saving(
     reference: Mapping[str, Hashable] = tables.REFERENCE,
     metric: str = "accuracy",
     by: Sequence[str] = tables.GROUP,
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Factor by which a group needs fewer labels than the reference, for the same value of the metric.
 
@@ -46,7 +46,6 @@ def label_saving(
         reference: column values that pick the reference configuration.
         metric: column to compare.
         by: columns that tell groups apart.
-        confidence: coverage of the intervals.
 
     Returns:
         One row per group: `by`, `metric` (its name), `target_low`, `target_high` (range of the targets), `saving`,
@@ -67,19 +66,18 @@ def label_saving(
         tables.check_pairs(key, curves, reference, base)
         if min(len(base), len(curves)) < 2:
             raise ConfigError(f"labels saved need two or more rounds; {tables.name_of(key)} or the reference has one.")
-        found = saving_of(sign * base, sign * curves[base.columns], confidence)
+        found = saving_of(sign * base, sign * curves[base.columns])
         targets = {name: sign * found.pop(name) for name in ("target_low", "target_high")}
         rows.append({**key, "metric": metric, **targets, **found, "n_seeds": len(base.columns)})
     return pd.DataFrame(rows)
 
 
-def saving_of(reference: pd.DataFrame, own: pd.DataFrame, confidence: float = 0.95) -> dict[str, float]:
+def saving_of(reference: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
     """Range of targets, saving and its interval, as in `label_saving`.
 
     Args:
         reference: (labels, seeds) values of the metric, higher being better.
         own: the same of what may save labels, with the same seeds in the same order.
-        confidence: coverage of the interval.
     """
     values = reference.to_numpy(float), own.to_numpy(float)
     logs = np.log(reference.index.to_numpy(float)), np.log(own.index.to_numpy(float))
@@ -90,7 +88,7 @@ def saving_of(reference: pd.DataFrame, own: pd.DataFrame, confidence: float = 0.
     others = [np.delete(np.arange(seeds), seed) for seed in range(seeds)] if seeds > 1 else []
     without = [_log_saving([table[:, kept] for table in values], logs) for kept in others] or [np.nan]
     error = np.sqrt(freedom * np.var(without))
-    near, far = stats.t.isf([stats.norm.sf(1), (1 - confidence) / 2], freedom) * error
+    near, far = stats.t.isf([stats.norm.sf(1), (1 - CONFIDENCE) / 2], freedom) * error
     middle = 0.0 if near >= abs(whole) else whole - near**2 / whole if seeds > 1 else whole
     ends = {"saving": middle, "saving_low": whole - far, "saving_high": whole + far}
     return {"target_low": low, "target_high": high, **{name: float(np.exp(end)) for name, end in ends.items()}}

@@ -26,14 +26,26 @@ def name_of(config: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{column}={value}" for column, value in config.items())
 
 
-def check_table(table: pd.DataFrame, columns: Iterable[str], name: str) -> None:
-    """A ConfigError that calls the table by its name, unless it has these columns, and rows."""
+def check_table(table: pd.DataFrame, columns: Iterable[str], name: str, unique: Sequence[str] = ()) -> None:
+    """A ConfigError that names the table, unless it has these columns, and rows that those of `unique` tell apart."""
     missing = [column for column in dict.fromkeys(columns) if column not in table.columns]
     if missing:
         there = ", ".join(map(str, table.columns)) or "none"
         raise ConfigError(f"the {name} lacks the columns {', '.join(missing)}; it has {there}.")
     if table.empty:
         raise ConfigError(f"the {name} is empty.")
+    repeated = table[table.duplicated(list(unique))] if unique else table[:0]
+    if len(repeated):
+        first = ", ".join(f"{column} {value}" for column, value in repeated[list(unique)].iloc[0].items())
+        raise ConfigError(f"the {name} has several rows of {first}.")
+
+
+def check_runs(table: pd.DataFrame, by: str, name: str) -> None:
+    """A ConfigError unless each value of a column has one run of every seed."""
+    repeated = table.groupby([by, "seed"])["run"].nunique() > 1
+    if repeated.any():
+        value, seed = repeated[repeated].index[0]
+        raise ConfigError(f"{by}={value} has several runs of seed {seed}: filter the {name}.")
 
 
 def validate(rounds: pd.DataFrame, columns: Sequence[str], metric: str) -> None:
