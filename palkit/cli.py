@@ -73,10 +73,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
     for command in (doctor, embed):
         command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
-    for command, here in ((embed, "this process"), (sweep, "processes of this machine")):
+    for command, here, one in ((embed, "this process", "worker"), (sweep, "processes of this machine", "run")):
         command.add_argument("--engine", choices=("local", "ray"), default="local", help=f"{here}, or Ray")
         command.add_argument("--address", help="of a running Ray cluster; without it, Ray starts on this machine (ray)")
-        command.add_argument("--gpus", type=float, help="GPU share of each, as 0.25 (ray; default: 1 on cuda)")
+        command.add_argument("--gpus", type=float, help=f"GPU share of a {one}, as 0.25 (ray; default: 1 on cuda)")
     for command in (watched, studied, compared):
         command.add_argument("name", nargs="?", default="default", help="its name, or its file")
     for command in (run, predict, doctor, embed, sweep, watched, studied, renewed):
