@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scaling import bound
 
 from palkit.config import ExperimentConfig
 from palkit.experiments.setting import setting
 from palkit.strategies import STRATEGIES, select
 from palkit.strategies.scores import LabelledSet, PoolScores
-from palkit.studies.scaling import bound
 
 Array = NDArray[Any]
 PEERS = ("least_confidence", "margin", "entropy", "coreset", "badge", "typiclust", "probcover", "maxherding")

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False)
 
 
+def say(text: object) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser, one sub-command per job."""
     top = argparse.ArgumentParser(prog="palkit", description=str(__doc__).partition("\n")[0])
@@ -34,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     manifest = commands.add_parser("manifest", help="check your own images and write a manifest with fixed splits")
     manifest.add_argument("source", help="folder, manifest or name of a data set")
     manifest.add_argument("out", type=Path, help="manifest to write, .csv or .parquet")
-    manifest.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
     manifest.add_argument("--drop-duplicates", action="store_true", help="leave out copies of images")
     manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
     manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
@@ -45,41 +49,37 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
     predict.add_argument("images", help="folder, manifest or name of a data set")
     predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
-    predict.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
     doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
     embed = commands.add_parser("embed", help="compute the frozen inputs of a config's runs, here or on a Ray cluster")
-    embed.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     embed.add_argument("--workers", type=int, default=2, help="shards at a time (ray)")
-    embed.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
-    embed.add_argument("--gpus", type=float, help="GPU share of a worker (ray; default: 1 if the device is cuda)")
-    for command in (doctor, embed):
-        command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
     sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
     sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a file, .yaml or .yml")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
-    sweep.add_argument(
-        "--engine", choices=("local", "ray"), default="local", help="processes of this machine, or Ray tasks"
-    )
-    sweep.add_argument("--address", help="of a running Ray cluster; without it, Ray is started on this machine (ray)")
-    sweep.add_argument("--gpus", type=float, help="GPU share of a run, as 0.25 (ray; default: 1 if the device is cuda)")
     sweep.add_argument("--time-limit", type=float, metavar="SECONDS", help="that a run may take (default: no limit)")
     sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
     sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
     sweep.add_argument("--dry-run", action="store_true", help="print the grid, time and memory; start nothing")
-    looker = commands.add_parser("watch", help="show the table of a sweep that another process computes")
-    looker.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    report = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
-    report.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    held = commands.add_parser("reproduce", help="compare the results of a sweep with the committed reference")
-    held.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    held.add_argument("--results", type=Path, metavar="FOLDER", help="to compare (default: that of the sweep's study)")
-    held.add_argument("--reference", type=Path, metavar="FOLDER", help="to compare with (default: figures/NAME)")
+    watched = commands.add_parser("watch", help="show the table of a sweep that another process computes")
+    studied = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
+    compared = commands.add_parser("reproduce", help="compare the results of a sweep with the committed reference")
+    compared.add_argument("--results", type=Path, metavar="FOLDER", help="to compare (default: of the sweep's study)")
+    compared.add_argument("--reference", type=Path, metavar="FOLDER", help="to compare with (default: figures/NAME)")
     renewed = commands.add_parser(
         "reference", help="for contributors: make your results of a profile the reference, in figures/ and notebooks/"
     )
     renewed.add_argument("name", help="of the profile; all of its runs must be complete")
-    for command in (run, predict, doctor, embed, sweep, looker, report, renewed):
+    for command in (manifest, predict):
+        command.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
+    for command in (doctor, embed):
+        command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
+    for command, here, one in ((embed, "this process", "worker"), (sweep, "processes of this machine", "run")):
+        command.add_argument("--engine", choices=("local", "ray"), default="local", help=f"{here}, or Ray")
+        command.add_argument("--address", help="of a running Ray cluster; without it, Ray starts on this machine (ray)")
+        command.add_argument("--gpus", type=float, help=f"GPU share of a {one}, as 0.25 (ray; default: 1 on cuda)")
+    for command in (watched, studied, compared):
+        command.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    for command in (run, predict, doctor, embed, sweep, watched, studied, renewed):
         command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -131,14 +131,14 @@ def _fetch(options: argparse.Namespace) -> int:
 
     with console.status("fetching the embedded weights"):
         weights = embedded_weights()
-    console.print(f"weights  {weights}  verified", markup=False, soft_wrap=True)
+    say(f"weights  {weights}  verified")
     for name in ("fashion_mnist", "fashion_mnist_lt", "digits"):
         pool = load_dataset(name)
-        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
+        say(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes, verified")
     for name in options.datasets:
         pool = load_dataset(name)
-        console.print(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes", markup=False)
-        console.print(pool.counts().to_string(), markup=False, soft_wrap=True)
+        say(f"data     {name}: {len(pool)} images, {len(pool.class_names)} classes")
+        say(pool.counts().to_string())
     return 0
 
 
@@ -150,7 +150,7 @@ def _manifest(options: argparse.Namespace) -> int:
     pool = load_dataset(options.source, group=options.group, unlabelled=options.unlabelled, classes=options.classes)
     findings = examine(pool)
     for line in findings.report():
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
     if len(findings.unreadable) and not options.skip_unreadable:
         raise DataError(
             f"{options.out} was not written: {len(findings.unreadable)} files cannot be read, see above. "
@@ -158,7 +158,7 @@ def _manifest(options: argparse.Namespace) -> int:
         )
     pool = findings.cleaned(options.drop_duplicates)
     written = write_manifest(pool, options.out, ordered=bool(options.classes))
-    console.print(f"manifest: {written}, {len(pool)} images", markup=False, soft_wrap=True)
+    say(f"manifest: {written}, {len(pool)} images")
     return 0
 
 
@@ -209,7 +209,7 @@ def _embed(options: argparse.Namespace) -> int:
             what = "features" if start_block == here.backbone.depth else f"tokens entering block {start_block}"
             rows, shape = len(shards), " x ".join(map(str, shards.shape[1:]))
             console.print(f"{what}: {rows:,} rows of {shape} {shards.stored.name}, {rows / seconds:,.0f} rows/s")
-            console.print(f"  {here.cache.folder(start_block)}", markup=False, soft_wrap=True)
+            say(f"  {here.cache.folder(start_block)}")
     return 0
 
 
@@ -221,7 +221,7 @@ def _run(options: argparse.Namespace) -> int:
         for round_ in rounds(config, device=device, progress=progress):
             accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
             console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
-    console.print(f"results: {run_directory(config, device).path}", markup=False, soft_wrap=True)
+    say(f"results: {run_directory(config, device).path}")
     return 0
 
 
@@ -242,8 +242,8 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             table.to_csv(temporary, index=False)
     for name, count in table["predicted"].value_counts().items():
-        console.print(f"{name}: {count} images", markup=False, soft_wrap=True)
-    console.print(f"predictions: {options.out}, {len(table)} images", markup=False, soft_wrap=True)
+        say(f"{name}: {count} images")
+    say(f"predictions: {options.out}, {len(table)} images")
     return 0
 
 
@@ -255,23 +255,16 @@ def _sweep(options: argparse.Namespace) -> int:
     from palkit.models.devices import choose_device
 
     began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
-    config = DispatchConfig(
-        jobs=options.jobs,
-        engine=options.engine,
-        address=options.address,
-        gpus=options.gpus,
-        time_limit=options.time_limit,
-        notebooks=not options.no_notebooks,
-        watch=options.watch,
-    )
+    same = {name: getattr(options, name) for name in ("jobs", "engine", "address", "gpus", "time_limit", "watch")}
+    config = DispatchConfig(notebooks=not options.no_notebooks, **same)
     if options.dry_run:
         for line in expected(sweep, device, config.jobs):
-            console.print(line, markup=False, soft_wrap=True)
+            say(line)
         return 0
     outcomes = run_sweep(sweep, config, device=device, console=console)
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(failed) < len(outcomes):
-        console.print(f"results: {write_results(sweep, device)}", markup=False, soft_wrap=True)
+        say(f"results: {write_results(sweep, device)}")
     console.print(f"{len(outcomes) - len(failed)} complete, {len(failed)} failed, {time.perf_counter() - began:.0f} s")
     return 1 if failed else 0
 
@@ -296,11 +289,11 @@ def _study(options: argparse.Namespace) -> int:
     failed = _show(study.execute(options.name, device=device, console=console))
     for line in read_missing(sweep.studies):
         console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
-    console.print(f"figures:  {sweep.studies}", markup=False, soft_wrap=True)
+    say(f"figures:  {sweep.studies}")
     found = study.reproduction(options.name)
     page = study.report(options.name, found, device=device)
-    console.print(f"report:   {page or 'none, as 04 could not be executed'}", markup=False, soft_wrap=True)
-    console.print(found.conclusion, markup=False, soft_wrap=True)
+    say(f"report:   {page or 'none, as 04 could not be executed'}")
+    say(found.conclusion)
     return 1 if failed else 0
 
 
@@ -308,7 +301,7 @@ def _show(notebooks: "Iterator[Executed]") -> bool:
     """Print which notebooks were executed; whether one failed."""
     failed = False
     for notebook in notebooks:
-        console.print(f"notebook: {notebook.path}", markup=False, soft_wrap=True)
+        say(f"notebook: {notebook.path}")
         if notebook.error is not None:
             failed = True
             where = f"{notebook.path.name}, {notebook.error}"
@@ -320,7 +313,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     from palkit.studies import study
 
     found = study.reproduction(options.name, options.results, options.reference)
-    console.print("\n".join(found.lines()), markup=False, soft_wrap=True)
+    say("\n".join(found.lines()))
     return 0  # a result that differs is a result
 
 
@@ -330,7 +323,7 @@ def _reference(options: argparse.Namespace) -> int:
 
     notebooks = study.renew_reference(options.name, device=choose_device(options.device), console=console)
     failed = _show(notebooks)
-    console.print("Look at `git diff --stat`, and commit figures/ and notebooks/.", markup=False)
+    say("Look at `git diff --stat`, and commit figures/ and notebooks/.")
     return 1 if failed else 0
 
 

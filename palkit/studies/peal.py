@@ -1,4 +1,4 @@
-"""What PEAL and C-PEAL claim, what a table of rounds says about it, and a verdict.
+"""The claims of PEAL and C-PEAL, what a table of rounds says about each, and a verdict.
 
 The rule: runs that differ in nothing but what a claim compares are paired, on the same data set, seed and label counts.
 Each pair gives one difference of areas under the budget curve; pairs of a data set and seed are averaged, then seeds,
@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
+from palkit.studies.statistics.tables import counted, matching
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -100,16 +101,19 @@ class Comparison:
         return {_side(mean) for mean in self.means} >= {-1, 1}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper, where it stands, and what finds evidence for it in (runs, metric).
+class Remark(NamedTuple):
+    """Evidence and verdict of a claim for which no areas are compared."""
 
-    What is found is a comparison to be judged, or a sentence with a verdict that needs none.
-    """
+    evidence: str
+    verdict: str
+
+
+class Claim(NamedTuple):
+    """A sentence of the paper, where it stands, and what finds evidence for it in (runs, metric)."""
 
     text: str
     source: str
-    find: Callable[[pd.DataFrame, str], "Comparison | tuple[str, str]"]
+    find: Callable[[pd.DataFrame, str], Comparison | Remark]
 
 
 def judge(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
@@ -133,15 +137,11 @@ def judge(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     found = [claim.find(runs, metric) for claim in CLAIMS]
     tested = [one for one in found if isinstance(one, Comparison)]
     corrected = iter(holm([float(one.here.p_value) for one in tested]))
-    rows = [
-        {"claim": claim.text, "source": claim.source}
-        | (
-            _judged(one, next(corrected), len(tested))
-            if isinstance(one, Comparison)
-            else {"evidence": one[0], "verdict": one[1], "n_seeds": 0, "n_datasets": 0}
-        )
-        for claim, one in zip(CLAIMS, found, strict=True)
-    ]
+    rows = []
+    for claim, one in zip(CLAIMS, found, strict=True):
+        nothing = {"n_seeds": 0, "n_datasets": 0}
+        said = one._asdict() | nothing if isinstance(one, Remark) else _judged(one, next(corrected), len(tested))
+        rows.append({"claim": claim.text, "source": claim.source, **said})
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["caption"] = CAPTION
     return table
@@ -156,28 +156,17 @@ def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:
     if p_holm < LEVEL and not found.disagree:
         verdict = {1: REPRODUCED, -1: OPPOSITE, 0: UNDECIDED}[found.side]
     count = len(found.means)
-    several = "" if count == 1 else f"; data sets in general {_ends(general_low, general_high, found.metric)}"
+    several = "" if count == 1 else f"; data sets in general {_ends((general_low, general_high), found.metric)}"
     unsure = " The data sets disagree." if found.disagree else ""
     evidence = (
-        f"{_amount(float(found.here.mean), found.metric)} {_ends(low, high, found.metric)} of area under the "
-        f"{found.metric} curve on {_plural(count, 'data set')}, {_seeds(found.seeds)}{several}; {found.agreeing} of "
+        f"{_amount(float(found.here.mean), found.metric)} {_ends((low, high), found.metric)} of area under the "
+        f"{found.metric} curve on {counted(count, 'data set')}, {_seeds(found.seeds)}{several}; {found.agreeing} of "
         f"{count} on the claimed side; Holm p {_p(p_holm)}; detectable "
         f"{_amount(detectable, found.metric).removeprefix('+')}.{unsure}{found.left_out}"
     )
-    return {
-        "evidence": evidence,
-        "verdict": verdict,
-        "mean": float(found.here.mean),
-        "low": low,
-        "high": high,
-        "general_low": general_low,
-        "general_high": general_high,
-        "detectable": detectable,
-        "p": float(found.here.p_value),
-        "p_holm": p_holm,
-        "n_seeds": min(found.seeds),
-        "n_datasets": count,
-    }
+    mean, p = float(found.here.mean), float(found.here.p_value)
+    numbers = (mean, low, high, general_low, general_high, detectable, p, p_holm, min(found.seeds), count)
+    return dict(zip(COLUMNS[2:], (evidence, verdict, *numbers), strict=True))
 
 
 def describe_runs(rounds: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -241,11 +230,11 @@ def _is_config(column: str) -> bool:
     return column.split(".")[0] in FIELDS
 
 
-def _count(runs: pd.DataFrame, metric: str) -> tuple[str, str]:
+def _count(runs: pd.DataFrame, metric: str) -> Remark:
     learning, size = lora_count(LARGE), backbone_size(LARGE)
     assert size is not None, "timm's"
     percent = 100 * learning / size
-    return (
+    return Remark(
         f"Rank 1 on the qkv of every block of {LARGE} trains {learning:,} of {size:,} parameters, {percent:.4f} %: a "
         "count, which says nothing about accuracy.",
         REPRODUCED if round(percent, 2) == PERCENT else OPPOSITE,
@@ -254,7 +243,7 @@ def _count(runs: pd.DataFrame, metric: str) -> tuple[str, str]:
 
 def _compare(
     runs: pd.DataFrame, metric: str, *, terms: Terms, where: Columns, better: bool = True, of: str | None = None
-) -> Comparison | tuple[str, str]:
+) -> Comparison | Remark:
     """A weighted sum of areas, or why there is none.
 
     Args:
@@ -268,17 +257,17 @@ def _compare(
     metric = of or metric
     missing = _missing(runs, [{**side, **where} for _, side in terms], metric)
     if missing:
-        return missing, NOT_TESTABLE
+        return Remark(missing, NOT_TESTABLE)
     differences, lacking = _differences(runs, metric, terms, where)
     if differences.empty:
-        return "The runs to compare have no data set, seed and label counts in common.", NOT_TESTABLE
+        return Remark("The runs to compare have no data set, seed and label counts in common.", NOT_TESTABLE)
     groups = {name: group.to_numpy() for name, group in differences.groupby(level="dataset")}
     alone = [str(name) for name, sample in groups.items() if len(sample) < 2]
     samples = [sample for sample in groups.values() if len(sample) > 1]
     left_out = f" Left out for runs that are missing: {', '.join(lacking)}." if lacking else ""
     left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
     if not samples:
-        return f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE
+        return Remark(f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE)
     means = [float(sample.mean()) for sample in samples]
     towards = (1 if better else -1) * sign_of(metric)
     seeds = [len(sample) for sample in samples]
@@ -296,7 +285,7 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
     columns = [column for column in map(str, runs) if _is_config(column) and column not in compared]
     alike = [column for column in columns if not column.startswith(details)]
     parts = [
-        _pick(runs, {**where, **side})[[*alike, metric]].rename(columns={metric: number})
+        matching(runs, {**where, **side})[[*alike, metric]].rename(columns={metric: number})
         for number, (_, side) in enumerate(terms)
     ]
     paired = reduce(lambda left, right: left.merge(right, on=alike), parts)
@@ -311,30 +300,20 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
     return found[complete], [f"{dataset} seed {seed}" for dataset, seed in sorted(lacking)]
 
 
-def _pick(runs: pd.DataFrame, config: Columns) -> pd.DataFrame:
-    wanted = pd.Series(True, index=runs.index)
-    for column, value in config.items():
-        wanted &= runs[column] == value
-    return runs[wanted]
-
-
 def _missing(runs: pd.DataFrame, configs: Sequence[Columns], metric: str) -> str:
-    """What the table lacks for a claim, as a sentence; empty if nothing."""
-    wanted: dict[str, dict[Hashable, None]] = {}
-    for config in configs:
-        for column, value in config.items():
-            wanted.setdefault(column, {})[value] = None
+    """Sentence on what the table lacks for a claim; empty if nothing."""
+    wanted = pd.DataFrame(configs)
     absent = [column for column in (*wanted, metric) if column not in runs]
     if absent:
         return f"The table has no column {', '.join(absent)}: no runs to compare."
     unknown = [
-        f"{column} {' or '.join(gone)} (only {', '.join(sorted(map(str, set(runs[column]))))})"
-        for column, values in wanted.items()
-        if (gone := [str(value) for value in values if value not in set(runs[column])])
+        f"{column} {' or '.join(map(str, gone))} (only {', '.join(sorted(map(str, set(runs[column]))))})"
+        for column in wanted
+        if len(gone := wanted[column][~wanted[column].isin(runs[column])].unique())
     ]
     if unknown:
         return f"No run has {', nor '.join(unknown)}."
-    lacking = [", ".join(map(str, config.values())) for config in configs if _pick(runs, config).empty]
+    lacking = [", ".join(map(str, config.values())) for config in configs if matching(runs, config).empty]
     return f"No run is {'; or '.join(lacking)}, though each value occurs." if lacking else ""
 
 
@@ -347,9 +326,9 @@ def _amount(value: float, metric: str) -> str:
     return f"{value:+.3f}" if metric == "nll" else f"{100 * value:+.1f} points"
 
 
-def _ends(low: float, high: float, metric: str) -> str:
-    scale, digits = (1, 3) if metric == "nll" else (100, 1)
-    return f"[{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+def _ends(ends: tuple[float, float], metric: str) -> str:
+    """An interval as the amounts in it, without their unit."""
+    return "[" + ", ".join(_amount(end, metric).removesuffix(" points") for end in ends) + "]"
 
 
 def _p(value: float) -> str:
@@ -360,10 +339,6 @@ def _seeds(counts: Sequence[int]) -> str:
     fewest, most = min(counts), max(counts)
     text = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
     return f"only {text}" if fewest < FEW_SEEDS else text
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _minus(a: Columns, b: Columns) -> Terms:
@@ -384,73 +359,50 @@ def _selected(adapter: str, strategy: str) -> Terms:
 PLAIN = {"balance": "none"}
 OVERALL: Terms = tuple((weight / len(STRATEGIES), side) for name in STRATEGIES for weight, side in _adapted(name))
 TINY = _minus({"adapter": "lora", "adapter.share": SMALL_SHARE}, {"adapter": "linear_probe", "adapter.share": "none"})
+MORE = (*_selected("lora", "featdist"), *((-weight, side) for weight, side in _selected("linear_probe", "featdist")))
+PCB = _minus({"balance": "pcb"}, {"balance": "none"})
+CALIBRATED = _minus({"training.calibration": True}, {"training.calibration": False})
 CURVES = "PEAL, accuracy curves"
+
+
+def _claim(text: str, terms: Terms, source: str = CURVES, where: Columns = PLAIN, **how: Any) -> Claim:
+    """A claim about a weighted sum of areas, see `_compare`."""
+    return Claim(text, source, partial(_compare, terms=terms, where=where, **how))
+
+
 CLAIMS = (
-    *(
-        Claim(
-            f"LoRA beats a linear probe with {name} selection.",
-            CURVES,
-            partial(_compare, terms=_adapted(name), where=PLAIN),
-        )
-        for name in STRATEGIES
-    ),
-    Claim(
+    *(_claim(f"LoRA beats a linear probe with {name} selection.", _adapted(name)) for name in STRATEGIES),
+    _claim(
         "LoRA beats a linear probe on average over random, entropy and featdist.",
+        OVERALL,
         "PEAL, abstract and accuracy curves",
-        partial(_compare, terms=OVERALL, where=PLAIN),
     ),
     *(
-        Claim(
-            f"With a linear probe, {name} falls below random.",
-            CURVES,
-            partial(_compare, terms=_selected("linear_probe", name), where=PLAIN, better=False),
-        )
+        _claim(f"With a linear probe, {name} falls below random.", _selected("linear_probe", name), better=False)
         for name in STRATEGIES[1:]
     ),
-    *(
-        Claim(
-            f"With LoRA, {name} beats random.",
-            CURVES,
-            partial(_compare, terms=_selected("lora", name), where=PLAIN),
-        )
-        for name in STRATEGIES[1:]
-    ),
-    Claim(
-        "Adapting the features helps featdist more than it helps random.",
-        "PEAL, method",
-        partial(
-            _compare,
-            terms=(*_selected("lora", "featdist"), *((-w, side) for w, side in _selected("linear_probe", "featdist"))),
-            where=PLAIN,
-        ),
-    ),
-    Claim(
-        "Class-balanced sampling (here PCB) beats the same strategy without it.",
-        CURVES,
-        partial(_compare, terms=_minus({"balance": "pcb"}, {"balance": "none"}), where={}),
-    ),
+    *(_claim(f"With LoRA, {name} beats random.", _selected("lora", name)) for name in STRATEGIES[1:]),
+    _claim("Adapting the features helps featdist more than it helps random.", MORE, "PEAL, method"),
+    _claim("Class-balanced sampling (here PCB) beats the same strategy without it.", PCB, where={}),
     Claim(f"LoRA on qkv trains about {PERCENT} % of the backbone's parameters.", "PEAL, method", _count),
-    Claim(
+    _claim(
         f"LoRA that trains {SMALL_SHARE} of the backbone's parameters beats a linear probe.",
+        TINY,
         "PEAL, method and accuracy curves",
-        partial(_compare, terms=TINY, where=PLAIN),
     ),
     *(
-        Claim(
+        _claim(
             f"LoRA beats a linear probe on {title} with DINOv2 weights.",
-            CURVES,
-            partial(_compare, terms=OVERALL, where={**PLAIN, "dataset": name, "backbone.weights": "DINOv2"}),
+            OVERALL,
+            where={**PLAIN, "dataset": name, "backbone.weights": "DINOv2"},
         )
         for name, title in DATASETS.items()
     ),
-    Claim(
+    _claim(
         "With LoRA, a calibration loss lowers the expected calibration error.",
+        CALIBRATED,
         "C-PEAL, abstract and method",
-        partial(
-            _compare,
-            terms=_minus({"training.calibration": True}, {"training.calibration": False}),
-            where={**PLAIN, "adapter": "lora"},
-            of="ece",
-        ),
+        {**PLAIN, "adapter": "lora"},
+        of="ece",
     ),
 )

@@ -1,6 +1,6 @@
-"""What frozen features are worth: simple readouts at every depth, on validation data."""
+"""Simple readouts of frozen features at every depth: what the features are worth, on validation data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -15,12 +15,14 @@ from torch import Tensor
 from palkit.data import ImagePool, head
 from palkit.errors import ConfigError
 from palkit.models.backbones import Backbone, BackboneConfig, Pooling, load_backbone
+from palkit.studies.statistics.tables import counted
 
 BATCH = 128  # images per forward pass
 NEIGHBOURS = 10
 RIDGE = 100.0  # closed form: hundreds of probes in seconds
 STRONG_RIDGE = 1000.0  # for all labels at once
 SIZES = (2 / 3, 1, 4 / 3)  # of the backbone's own image size: less, the same, more
+SETTING = ["image_size", "depth", "pooling", "cost"]
 TIE = 1e-12  # means of the same accuracies may differ in the last bits
 PERPLEXITY = 30  # of t-SNE, about the number of neighbours that count
 
@@ -51,7 +53,7 @@ def features_by_depth(backbone: Backbone, pool: ImagePool, rows: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Readout:
-    """What the frozen features of one backbone are worth on one data set.
+    """Readouts of the frozen features of one backbone on one data set.
 
     Attributes:
         pool: with as many pool images as were used.
@@ -76,7 +78,7 @@ class Readout:
     @property
     def name(self) -> str:
         """Data set and backbone."""
-        config, depth = self.config, _counted(self.depth, "block")
+        config, depth = self.config, counted(self.depth, "block")
         return f"{self.pool.name}, {config.name}, {config.image_size} px, {depth}, {config.pooling}"
 
     @property
@@ -92,9 +94,7 @@ class Readout:
     @property
     def wide(self) -> pd.DataFrame:
         """Accuracy of both readouts, indexed by image_size, depth, pooling and cost."""
-        return self.table.pivot_table(
-            index=["image_size", "depth", "pooling", "cost"], columns="probe", values="accuracy"
-        )
+        return self.table.pivot_table(index=SETTING, columns="probe", values="accuracy")
 
     def best(self, count: int = 10) -> pd.DataFrame:
         """The best settings by the few-label readout."""
@@ -106,7 +106,7 @@ class Readout:
         other_depth, other_pooling = here["depth"] != self.depth, here["pooling"] != self.config.pooling
         kept = here["depth"].isin([self.depth, self.blocks]) & here["pooling"].isin([self.config.pooling, "cls"])
         order = here.assign(first=other_depth, second=other_pooling)[kept].sort_values(["first", "second"])
-        return order.drop(columns=["first", "second"]).set_index(["image_size", "depth", "pooling", "cost"])
+        return order.drop(columns=["first", "second"]).set_index(SETTING)
 
     def decisions(self) -> np.ndarray:
         """(m, C) scores of the classes for the validation images, by a linear readout of all labels used.
@@ -126,7 +126,7 @@ class Readout:
         return found
 
     def findings(self) -> str:
-        """What the table says about depth, pooling and image size, in sentences."""
+        """Sentences on depth, pooling and image size."""
         size, accuracy = self.config.image_size, self.table[self.table["probe"] == self.few]
         here = accuracy[accuracy["image_size"] == size].set_index(["depth", "pooling"])["accuracy"]
         own = here.xs(self.config.pooling, level="pooling")
@@ -136,7 +136,7 @@ class Readout:
         sizes = [f"{row.image_size} px {row.accuracy:.3f} (cost {row.cost})" for row in best.itertuples()]
         top = best[best["image_size"] == size].iloc[0]
         better = (
-            f"Best at that size: {_counted(top['depth'], 'block')}, {top['pooling']} pooling, {top['accuracy']:.3f}."
+            f"Best at that size: {counted(top['depth'], 'block')}, {top['pooling']} pooling, {top['accuracy']:.3f}."
             if top["accuracy"] > here[self.depth, self.config.pooling] + TIE
             else "Nothing is better at that size."
         )
@@ -144,19 +144,19 @@ class Readout:
         lines = [
             f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is "
             + (
-                f"the same ({own.max():.3f}) after each of {_counted(self.blocks, 'block')}."
+                f"the same ({own.max():.3f}) after each of {counted(self.blocks, 'block')}."
                 if len(depths) == len(own)
-                else f"best after {_listed(depths)} of {_counted(self.blocks, 'block')} ({own.max():.3f}); after the "
+                else f"best after {_listed(depths)} of {counted(self.blocks, 'block')} ({own.max():.3f}); after the "
                 f"last it is at {own.loc[self.blocks]:.3f}."
             ),
-            f"Pooling, after {_counted(depths[0], 'block')}: {self.config.pooling} {own.max():.3f}"
+            f"Pooling, after {counted(depths[0], 'block')}: {self.config.pooling} {own.max():.3f}"
             + "".join(f", {pooling} {value:.3f}" for pooling, value in others.items())
             + ".",
             f"Image size, each at its best: {', '.join(sizes)}.",
-            f"Runs take {_counted(self.depth, 'block')} and {self.config.pooling} pooling at {size} px: "
+            f"Runs take {counted(self.depth, 'block')} and {self.config.pooling} pooling at {size} px: "
             f"{here[self.depth, self.config.pooling]:.3f}. {better}",
-            f"Accuracies are means over {_counted(self.draws, 'draw')} of {_counted(self.labels, 'label')} on "
-            f"{_counted(validation, 'validation image')}; the number of these alone gives a standard error of up to "
+            f"Accuracies are means over {counted(self.draws, 'draw')} of {counted(self.labels, 'label')} on "
+            f"{counted(validation, 'validation image')}; the number of these alone gives a standard error of up to "
             f"{50 / validation**0.5:.1f} points.",
         ]
         return "\n".join(lines)
@@ -243,6 +243,7 @@ def readout_table(
     train, val = pool.rows("pool"), pool.rows("val")
     y_train, y_val = pool.labels[train], pool.labels[val]
     neighbours = min(NEIGHBOURS, len(train))
+    chosen_rows = [np.random.default_rng(draw).permutation(len(train))[:labels] for draw in range(draws)]
     rows = []
     for image_size in image_sizes:
         backbone = load_backbone(replace(config, image_size=image_size, depth=None, pooling="mean"))
@@ -254,12 +255,11 @@ def readout_table(
             probes = {
                 f"{neighbours}-NN, {len(train)} labels": [knn.score(x_val, y_val)],
                 f"linear, {labels} labels": [
-                    _linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val)
-                    for chosen in _draws(y_train, labels, draws)
+                    _linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val) for chosen in chosen_rows
                 ],
             }
-            for probe, accuracies in probes.items():
-                rows.append((image_size, depth, pooling, tokens, tokens * depth, probe, float(np.mean(accuracies))))
+            setting = (image_size, depth, pooling, tokens, tokens * depth)
+            rows += [(*setting, probe, float(np.mean(accuracies))) for probe, accuracies in probes.items()]
     return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"])
 
 
@@ -270,19 +270,10 @@ def _linear_accuracy(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.
     return RidgeClassifier(alpha=RIDGE).fit(x, y).score(x_val, y_val)
 
 
-def _draws(y: np.ndarray, labels: int, draws: int) -> Iterator[np.ndarray]:
-    for draw in range(draws):
-        yield np.random.default_rng(draw).permutation(len(y))[:labels]
-
-
 def map_2d(features: np.ndarray) -> np.ndarray:
     """(n, 2) t-SNE map of (n, D) features, started from their first principal components."""
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)  # t-SNE's own advice for few images
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _listed(numbers: Sequence[int]) -> str:

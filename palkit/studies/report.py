@@ -5,7 +5,8 @@ a browser load nothing and run nothing. Formulas in the text stay as they are wr
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256 as digest_of
 from pathlib import Path
@@ -22,73 +23,7 @@ NOTEBOOK_LINK = re.compile(r"\[([^\]]+)\]\([^)\s]+\.ipynb(#[^)\s]*)?\)")
 HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 # Widgets and scripts of the notebook cannot work in the page.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
-TEMPLATE = """
-{%- extends 'lab/base.html.j2' -%}
-
-{%- block header -%}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="content-sha256" content="{{ resources.checksum }}">
-<title>{{ resources.title | e }}</title>
-<style>
-:root { color-scheme: light; --grey: #667; --line: #dde; }
-body { margin: 0; background: white; color: #223; font: 16px/1.55 system-ui, sans-serif; }
-main { max-width: 58rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1, h2, h3 { line-height: 1.25; margin: 2.2rem 0 .6rem; }
-header p { margin: 0 0 .4rem; font-weight: 600; }
-header { padding-bottom: 1rem; border-bottom: 1px solid var(--line); }
-table { border: 0; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .6rem; border: 0; text-align: right; }
-header th { padding-left: 0; color: var(--grey); font-weight: 600; white-space: nowrap; }
-header td { overflow-wrap: anywhere; }
-header th, header td { text-align: left; vertical-align: top; }
-.jp-RenderedHTML tbody tr { border-top: 1px solid var(--line); }
-.jp-OutputArea-output { overflow-x: auto; margin: .6rem 0; }
-.jp-MarkdownOutput table th, .jp-MarkdownOutput table td { text-align: left; }
-img { max-width: 100%; height: auto; }
-pre, code { font: .82rem/1.45 ui-monospace, monospace; }
-pre { margin: .4rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
-details > pre { padding: .6rem .8rem; background: #f5f6fa; }
-summary { color: var(--grey); font-size: .75rem; cursor: pointer; }
-@media print { details { display: none; } }
-</style>
-</head>
-<body>
-<main>
-<header>
-<p>{{ resources.title | e }}</p>
-<table>
-{%- for name, lines in resources.facts.items() %}
-<tr><th scope="row">{{ name | e }}</th>
-<td>{% for line in lines %}{{ line | e }}{% if not loop.last %}<br>{% endif %}{% endfor %}</td></tr>
-{%- endfor %}
-</table>
-</header>
-{{ resources.section }}
-{%- endblock header -%}
-
-{%- block input_group -%}
-<details><summary>code</summary><pre>{{ cell.source | e }}</pre></details>
-{%- endblock input_group -%}
-
-{%- block data_png scoped -%}
-<img src="data:image/png;base64,{{ output.data['image/png'] | e }}" alt="{{ cell.metadata.heading | e }}">
-{%- endblock data_png -%}
-
-{%- block error -%}
-<p>This section could not be made: {{ output.ename | e }}: {{ output.evalue | e }}</p>
-{%- endblock error -%}
-
-{%- block footer -%}
-</main>
-</body>
-</html>
-{%- endblock footer -%}
-"""
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def write_report(
@@ -122,7 +57,7 @@ def write_report(
 
 
 def provenance_of(runs: Sequence[RunDirectory]) -> dict[str, list[str]]:
-    """What was computed on what, with what and when, over all runs: a name and one or more lines for each fact.
+    """Data, weights, code, packages and machines of all runs, and when they began: a name and lines for each fact.
 
     Args:
         runs: one or more.
@@ -130,25 +65,22 @@ def provenance_of(runs: Sequence[RunDirectory]) -> dict[str, list[str]]:
     Raises:
         DataError: a file of a run cannot be read; names it.
     """
-    configs = [_config(run) for run in runs]
+    configs = [run.config() for run in runs]
     sessions = [session for run in runs for session in run.sessions()]
     started = sorted(_minute(session["started"]) for session in sessions)
-    versions: dict[str, set[str]] = {}
+    versions: dict[str, set[str]] = defaultdict(set)
     for session in sessions:
         for name, version in {"Python": session["python"], **session["packages"]}.items():
-            versions.setdefault(name, set()).add(version)
-    return {
-        "Started": [" to ".join(dict.fromkeys([started[0], started[-1]]))],
-        "Data sets": _distinct(f"{config['dataset']}, SHA-256 {config['data_sha256']}" for config in configs),
-        "Backbones": _distinct(
-            f"{config['backbone']['name']}, SHA-256 {config['weights_sha256']}" for config in configs
-        ),
-        "Code": _distinct(_code(session["git"]) for session in sessions),
+            versions[name].add(version)
+    facts = {
+        "Data sets": (f"{config['dataset']}, SHA-256 {config['data_sha256']}" for config in configs),
+        "Backbones": (f"{config['backbone']['name']}, SHA-256 {config['weights_sha256']}" for config in configs),
+        "Code": (_code(session["git"]) for session in sessions),
         "Packages": [", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in versions.items())],
-        "Machines": _distinct(
-            f"{session['platform']}, {session['cpus']} CPUs, computed on {session['device']}" for session in sessions
-        ),
+        "Machines": (f"{one['platform']}, {one['cpus']} CPUs, computed on {one['device']}" for one in sessions),
     }
+    when = {"Started": [" to ".join(dict.fromkeys([started[0], started[-1]]))]}
+    return when | {name: sorted(set(lines)) for name, lines in facts.items()}
 
 
 def render(
@@ -167,7 +99,11 @@ def render(
 
     config = Config({"NbConvertBase": {"display_data_priority": SHOWN}})
     exporter = HTMLExporter(
-        config=config, raw_template=TEMPLATE, embed_images=True, exclude_anchor_links=True, exclude_output_prompt=True
+        config=config,
+        raw_template=TEMPLATE.read_text(encoding="utf-8"),
+        embed_images=True,
+        exclude_anchor_links=True,
+        exclude_output_prompt=True,
     )
     resources = {"title": title, "facts": facts, "checksum": checksum, "section": section}
     page, _ = exporter.from_notebook_node(_prepared(notebook), resources)
@@ -187,10 +123,6 @@ def _prepared(notebook: NotebookNode) -> NotebookNode:
     return copy
 
 
-def _config(run: RunDirectory) -> dict[str, Any]:
-    return run.config()
-
-
 def _code(git: Mapping[str, Any] | None) -> str:
     if git is None:
         return "not from a git checkout"
@@ -200,7 +132,3 @@ def _code(git: Mapping[str, Any] | None) -> str:
 def _minute(moment: str) -> str:
     """An ISO time in UTC, to the minute."""
     return f"{moment[:16].replace('T', ' ')} UTC"
-
-
-def _distinct(lines: Iterable[str]) -> list[str]:
-    return sorted(set(lines))

@@ -1,4 +1,4 @@
-"""Did it reproduce? The results of a sweep beside those of the committed reference, and a verdict.
+"""The results of a sweep beside those of the committed reference, and a verdict: did it reproduce?
 
 Runs are compared by the hash of their config, with the data and weights that they had; compared is what both sides
 have. A run bought the same images if it bought the same identifiers in every round; their order within a round does not
@@ -25,8 +25,9 @@ from palkit.errors import ConfigError
 from palkit.experiments.results import named, read_tables, short_paths
 from palkit.storage.files import atomic_path
 from palkit.studies.peal import judge
-from palkit.studies.plots import configuration_name
-from palkit.studies.statistics import area_under_curve, mean_interval
+from palkit.studies.plots.style import configuration_names
+from palkit.studies.statistics.intervals import area_under_curve, with_ends
+from palkit.studies.statistics.tables import interval_texts
 
 TOLERANCE = 0.005  # of an accuracy and of an area: half a point
 GROUP = ["dataset", "backbone", "adapter", "strategy", "balance"]
@@ -42,7 +43,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a comparison found.
+    """Findings of a comparison.
 
     Attributes:
         conclusion: one sentence that begins with the verdict, or says why there is none.
@@ -60,17 +61,15 @@ class Reproduction:
         shown: dict[str, list[str]] = {}
         for name in ("dataset", "backbone"):
             if rows[name].nunique() > 1:
-                short = short_paths(rows[name].unique())
-                shown[name] = [short[value] for value in rows[name]]
-        parts = rows[["adapter", "strategy", "balance"]].astype(str)
-        shown["configuration"] = [configuration_name(*row) for row in parts.itertuples(index=False)]
+                shown[name] = rows[name].map(short_paths(rows[name].unique())).tolist()
+        shown["configuration"] = configuration_names(rows)
         shown["same images"] = _counts(rows["same_images"], rows["runs"])
         if rows["first_apart"].notna().any():
             shown["first part in round"] = ["" if pd.isna(first) else f"{first:.0f}" for first in rows["first_apart"]]
         shown[f"within {POINTS}"] = _counts(rows["rounds_within"], rows["rounds"])
         shown["area"] = [f"{100 * area:.1f}" for area in rows["area"]]
-        shown["reference"] = _intervals(rows, "reference", "")
-        shown["difference"] = _intervals(rows, "difference", "+z")
+        shown["reference"] = interval_texts(rows, "reference", scale=100, share=True)
+        shown["difference"] = interval_texts(rows, "difference", "+z.1f", scale=100)
         return pd.DataFrame(shown)
 
     def lines(self) -> list[str]:
@@ -124,11 +123,8 @@ def compare(results: Path, reference: Path) -> Reproduction:
     runs = _runs(*ours, *theirs)
     table = pd.DataFrame([_configuration(key, rows) for key, rows in runs.groupby(GROUP, sort=False)])
     claims = _changed_claims(ours[0], theirs[0])
-    changed = claims or ()
-    lacking = len(there) - len(both)
-    return Reproduction(
-        _conclusion(table, None if claims is None else len(claims), lacking), (*absent, *changed), table
-    )
+    conclusion = _conclusion(table, None if claims is None else len(claims), len(there) - len(both))
+    return Reproduction(conclusion, (*absent, *(claims or ())), table)
 
 
 def _runs(rounds: pd.DataFrame, bought: pd.DataFrame, there: pd.DataFrame, bought_there: pd.DataFrame) -> pd.DataFrame:
@@ -147,24 +143,16 @@ def _runs(rounds: pd.DataFrame, bought: pd.DataFrame, there: pd.DataFrame, bough
     both = pairs[["accuracy", "accuracy_there"]].notna().all(axis=1).to_numpy()
     pairs["same"] = both & (ids.reindex(at) == ids_there.reindex(at)).to_numpy()
     pairs["within"] = (pairs["accuracy"] - pairs["accuracy_there"]).abs() <= TOLERANCE + 1e-9
-    runs = []
-    for run, rows in pairs.groupby("run", sort=False):
-        apart = rows.loc[~rows["same"], "round"]
-        first = rows.iloc[0]
-        runs.append(
-            {
-                **first[GROUP],
-                "seed": first["seed"],
-                "run": run,
-                "apart": apart.min() if len(apart) else np.nan,
-                "within": rows["within"].sum(),
-                "rounds": len(rows),
-                "area": _area(rows["labels"], rows["accuracy"]),
-                "reference": _area(rows["labels"], rows["accuracy_there"]),
-            }
-        )
-    table = pd.DataFrame(runs)
-    return table.assign(adapter=table["run"].map(named(rounds)))
+    pairs["apart"] = pairs["round"].mask(pairs["same"])
+    runs = pairs.groupby("run", sort=False)
+    table = runs[[*GROUP, "seed"]].first().assign(
+        apart=runs["apart"].min(),
+        within=runs["within"].sum(),
+        rounds=runs.size(),
+        area=[_area(rows["labels"], rows["accuracy"]) for _, rows in runs],
+        reference=[_area(rows["labels"], rows["accuracy_there"]) for _, rows in runs],
+    )  # fmt: skip
+    return table.assign(adapter=table.index.map(named(rounds).to_dict()))
 
 
 def _area(labels: pd.Series, accuracy: pd.Series) -> float:
@@ -185,19 +173,7 @@ def _configuration(key: tuple, runs: pd.DataFrame) -> dict[str, object]:
         "rounds_within": runs["within"].sum(),
         "area": runs["area"].mean(skipna=False),
     }
-    for name, values in (("reference", runs["reference"]), ("difference", difference)):
-        low, high = mean_interval(values)
-        row |= {name: values.mean(skipna=False), f"{name}_low": float(low), f"{name}_high": float(high)}
-    return row
-
-
-def _intervals(rows: pd.DataFrame, name: str, sign: str) -> list[str]:
-    """Means in points, as "61.0 [59.2, 62.8]"; without brackets for one seed."""
-    ends = 100 * rows[[name, f"{name}_low", f"{name}_high"]]
-    return [
-        f"{mean:{sign}.1f}" + ("" if np.isnan(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]")
-        for mean, low, high in ends.itertuples(index=False)
-    ]
+    return row | with_ends("reference", runs["reference"].to_numpy()) | with_ends("difference", difference.to_numpy())
 
 
 def _counts(some: pd.Series, of: pd.Series) -> list[str]:
@@ -227,11 +203,11 @@ def _conclusion(table: pd.DataFrame, changed: int | None, lacking: int) -> str:
     else:
         verdict = "Reproduced" + (" so far" if lacking else "")
         verdict += "" if same == runs and within == rounds else f" within {POINTS}"
-    worst = table.loc[moved.fillna(np.inf).idxmax()]
     areas = f"the largest change of a mean area is {100 * moved.max():.1f} points"
     if far.any():
         areas = f"{far.sum()} of {len(table)} mean areas moved by more than that"
-        name = configuration_name(*(str(worst[part]) for part in ("adapter", "strategy", "balance")))
+        at = moved.fillna(np.inf).argmax()
+        worst, name = table.iloc[at], configuration_names(table)[at]
         if np.isnan(worst["difference"]):
             areas += f" or cannot be told, for rounds or numbers are missing or other: {name}"
         else:
@@ -251,9 +227,7 @@ def _conclusion(table: pd.DataFrame, changed: int | None, lacking: int) -> str:
 
 def _names(rounds: pd.DataFrame) -> str:
     """Runs by configuration, with their seeds."""
-    seeds: dict[str, list[str]] = {}
     runs = rounds.assign(adapter=rounds["run"].map(named(rounds))).drop_duplicates("run")
-    short = short_paths(runs["dataset"].unique())
-    for dataset, *parts, seed in runs[["dataset", "adapter", "strategy", "balance", "seed"]].astype(str).to_numpy():
-        seeds.setdefault(f"{short[dataset]}, {configuration_name(*parts)}", []).append(seed)
-    return "; ".join(f"{name}, seed{'s' * (len(of) > 1)} {', '.join(of)}" for name, of in seeds.items())
+    names = runs["dataset"].map(short_paths(runs["dataset"].unique())) + ", " + configuration_names(runs)
+    groups = runs["seed"].astype(str).groupby(names, sort=False)
+    return "; ".join(f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for name, seeds in groups)

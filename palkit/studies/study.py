@@ -1,15 +1,17 @@
-"""Execute the notebooks of a study over the results of a sweep, and only if something changed."""
+"""The notebooks of a study: what they show of a sweep, and their execution over its results if something changed."""
 
 import ast
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from hashlib import sha256 as digest_of
 from html import escape
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import nbformat
 import pandas as pd
@@ -39,20 +41,14 @@ from palkit.models.backbones import BackboneConfig
 from palkit.storage.files import REPOSITORY, atomic_path, runs_dir, sha256, write_text
 from palkit.storage.formats import read_table
 from palkit.strategies import STRATEGIES
+from palkit.studies import plots
 from palkit.studies.peal import judge
-from palkit.studies.plots import (
-    configuration_columns,
-    configuration_name,
-    entitle,
-    save_figure,
-    table_files,
-    wide_areas,
-)
 from palkit.studies.readouts import Readout, readout
 from palkit.studies.report import write_report
 from palkit.studies.reproduce import TABLE, Reproduction
 from palkit.studies.reproduce import compare as compare_results
 from palkit.studies.statistics import REFERENCE, Ranking, against, area_table, label_saving, rank_strategies
+from palkit.studies.statistics.tables import interval_texts, matching
 
 if TYPE_CHECKING:
     from IPython.display import Markdown
@@ -62,16 +58,7 @@ KEPT = (".parquet", ".csv", ".tex", ".png", ".svg")  # of a study, in the refere
 FILE_MAX = 60  # characters of a figure's name that say what it shows
 
 
-class Named(Protocol):
-    """Something with a name."""
-
-    @property
-    def name(self) -> str:
-        """What readers call it."""
-        ...
-
-
-Subject = TypeVar("Subject", bound=Named)
+Subject = TypeVar("Subject", ImagePool, Readout)
 Made = TypeVar("Made")
 
 
@@ -127,7 +114,7 @@ def names_as_written() -> None:
 
 
 def attempt(make: Callable[[], Made], of: str = "") -> Made | None:
-    """What a call makes; None, with the reason printed, if it cannot.
+    """Result of a call; None, with the reason printed, if there is none.
 
     Args:
         make: a PalkitError or an OSError of it is a reason.
@@ -157,13 +144,13 @@ def show(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, path: Path
     drawn = parts(table) if divided else {"": table}
     names = _file_names(path.name, list(drawn))
     for part, rows in drawn.items():
-        figure = attempt(lambda rows=rows: draw(rows), part)  # type: ignore[misc]
+        figure = attempt(partial(draw, rows), part)
         if figure is None:
             continue
         if part:
-            entitle(figure, part)
+            plots.entitle(figure, part)
         metadata = {"sweep": path.parent.name, "runs": sorted(rows["run"].unique())}
-        save_figure(figure, path.with_name(names[part]), metadata)
+        plots.save_figure(figure, path.with_name(names[part]), metadata)
         display(figure)
 
 
@@ -182,24 +169,24 @@ def _file_names(stem: str, parts: Sequence[str]) -> dict[str, str]:
 
 def pools_of(datasets: Sequence[str]) -> list[ImagePool]:
     """Data sets by name; of one that cannot be loaded the reason is printed."""
-    found = (attempt(lambda name=name: load_dataset(name), name) for name in datasets)  # type: ignore[misc]
+    found = (attempt(partial(load_dataset, name), name) for name in datasets)
     return [pool for pool in found if pool is not None]
 
 
 def readouts(datasets: Sequence[str], backbones: Sequence[Mapping[str, Any]], **options: Any) -> list[Readout]:
-    """What every backbone's frozen features are worth on every data set; why not, where that cannot be found out.
+    """Readouts of every backbone's frozen features on every data set; of one that cannot be made the reason is printed.
 
     Args:
         datasets: names.
         backbones: fields of `BackboneConfig` that differ from the default.
         options: of `palkit.studies.readouts.readout`.
     """
-    found = []
-    for dataset in datasets:
-        for fields in backbones:
-            config = BackboneConfig(**fields)
-            of = f"{dataset}, {config.name}"
-            found.append(attempt(lambda d=dataset, c=config: readout(load_dataset(d), c, **options), of))  # type: ignore[misc]
+
+    def one(dataset: str, config: BackboneConfig) -> Readout:
+        return readout(load_dataset(dataset), config, **options)
+
+    pairs = product(datasets, (BackboneConfig(**fields) for fields in backbones))
+    found = (attempt(partial(one, dataset, config), f"{dataset}, {config.name}") for dataset, config in pairs)
     return [one for one in found if one is not None]
 
 
@@ -215,7 +202,7 @@ def show_each(subjects: Sequence[Subject], make: Callable[[Subject], object]) ->
     for subject in subjects:
         if len(subjects) > 1:
             display(HTML(f'<h4 class="tex2jax_ignore mathjax_ignore" dir="auto">{escape(subject.name)}</h4>'))
-        made = attempt(lambda subject=subject: make(subject))  # type: ignore[misc]
+        made = attempt(partial(make, subject))
         if isinstance(made, str):
             print(made)
         elif made is not None:
@@ -223,19 +210,16 @@ def show_each(subjects: Sequence[Subject], make: Callable[[Subject], object]) ->
 
 
 def overview(rounds: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep holds: of every data set and backbone the numbers of runs, configurations, seeds and labels."""
-    return pd.DataFrame(
-        [
-            {
-                "data set": rows["dataset"].iloc[0],
-                "backbone": rows["backbone"].iloc[0],
-                "runs": rows["run"].nunique(),
-                "configurations": len(rows[["adapter", "strategy", "balance"]].drop_duplicates()),
-                "seeds": rows["seed"].nunique(),
-                "labels": f"{rows['labels'].min()} to {rows['labels'].max()}",
-            }
-            for rows in parts(rounds).values()
-        ]
+    """Numbers of runs, configurations, seeds and labels in a sweep, for every data set and backbone."""
+    groups = rounds.assign(configurations=rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)).groupby(
+        ["dataset", "backbone"], sort=False
+    )
+    table = groups[["run", "configurations", "seed"]].nunique()
+    labels = groups["labels"].agg(lambda labels: f"{labels.min()} to {labels.max()}")
+    return (
+        table.assign(labels=labels)
+        .reset_index()
+        .rename(columns={"dataset": "data set", "run": "runs", "seed": "seeds"})
     )
 
 
@@ -245,12 +229,8 @@ def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame |
     if table is None:
         return None
     for name, title in {"aubc": "over the budget", "final": "after the last round"}.items():
-        ends = 100 * table[[name, f"{name}_low", f"{name}_high"]]
-        table[title] = [
-            f"{mean:+.1f}" + (f" [{low:+.1f}, {high:+.1f}]" if low == low else "")  # one seed has no interval
-            for mean, low, high in ends.itertuples(index=False)
-        ]
-        table = table.drop(columns=list(ends))
+        table[title] = interval_texts(table, name, "+.1f", scale=100)
+        table = table.drop(columns=[name, f"{name}_low", f"{name}_high"])
     table["p (Holm)"] = [f"{p:.3f}" if p == p else "" for p in table["p_holm"]]
     return table.drop(columns=["n_seeds", "p_holm"])
 
@@ -269,9 +249,9 @@ def areas(rounds: pd.DataFrame, path: Path) -> pd.DataFrame:
     several = rounds["backbone"].nunique() > 1
     shown = {}
     for backbone, rows in rounds.groupby("backbone", sort=False):
-        cells, clear = (table.rename(columns=titles) for table in wide_areas(area_table(rows)))
+        cells, clear = (table.rename(columns=titles) for table in plots.wide_areas(area_table(rows)))
         (name,) = _file_names(path.name, [str(backbone) if several else ""]).values()
-        table_files(cells, path.with_name(name), bold=clear)
+        plots.table_files(cells, path.with_name(name), bold=clear)
         shown[str(backbone)] = cells.rename_axis(index=None, columns=None)
     return pd.concat(shown) if several else next(iter(shown.values()))
 
@@ -296,12 +276,12 @@ def savings(rounds: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ConfigError: there are no such runs to compare with, or as `palkit.studies.statistics.label_saving`.
     """
-    by = configuration_columns(rounds)
+    by = plots.configuration_columns(rounds)
     reference = {**REFERENCE, **({"balance": "none"} if "balance" in by else {})}
     if "linear_probe" not in set(rounds["adapter"]) and rounds["adapter"].nunique() == 1:
         reference["adapter"] = rounds["adapter"].iloc[0]
         print(f"Compared with random choice with {reference['adapter']}: there is no linear probe.")
-    if not (rounds[list(reference)] == pd.Series(reference)).all(axis=1).any():
+    if matching(rounds, reference).empty:
         raise ConfigError("no run chooses at random with a linear probe, so there is nothing to compare with.")
     return label_saving(rounds, reference, by=by)
 
@@ -313,7 +293,7 @@ def ranking(rounds: pd.DataFrame) -> Ranking:
 
 
 def missing(sweep: str) -> list[str]:
-    """How many planned runs are not among the results that a notebook reads, and why, a sentence each; none if all are.
+    """Sentences on planned runs that are not among the results that a notebook reads: their number, and the reasons.
 
     Args:
         sweep: its name or its YAML file.
@@ -338,7 +318,7 @@ def one_configuration(rounds: pd.DataFrame) -> frozenset[str]:
         balance = "none" if (rows["balance"] == "none").any() else rows["balance"].min()
         balanced = rows[rows["balance"] == balance]
         adapter = balanced["adapter"].max()
-        name = configuration_name(adapter, balance) + (", without class balance" if balance == "none" else "")
+        name = plots.configuration_name(adapter, balance) + (", without class balance" if balance == "none" else "")
         print(f"Shown{f' of {part}' if part else ''}: {name}")
         chosen += balanced.loc[balanced["adapter"] == adapter, "run"].unique().tolist()
     return frozenset(chosen)
@@ -360,13 +340,13 @@ def claims_of(folder: Path) -> Styler:
         ConfigError: as `palkit.studies.peal.judge`.
     """
     claims = judge(read_table(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
-    table_files(claims, folder / "claims")
+    plots.table_files(claims, folder / "claims")
     look = claims.style.set_uuid("claims").hide(axis="index").format(escape="html")
     return look.set_properties(None, **{"text-align": "left"})
 
 
 def conclusion(sweep: str) -> "Markdown":
-    """What a person wrote about a sweep in a file beside it that has its name and the suffix `.md`, if anything.
+    """Conclusion that a person wrote into a file beside the sweep, with its name and the suffix `.md`, if any.
 
     Args:
         sweep: its name or its YAML file.
@@ -384,8 +364,7 @@ def conclusion(sweep: str) -> "Markdown":
     return Markdown("Nobody has written a conclusion yet: put one into a file beside the sweep, with the suffix `.md`.")
 
 
-@dataclass(frozen=True)
-class Executed:
+class Executed(NamedTuple):
     """A notebook of a study.
 
     Attributes:
@@ -441,7 +420,7 @@ def _execute(source: Path, target: Path, values: Mapping[str, Any], console: Con
 
 
 def _first_error(notebook: Path) -> str:
-    """What failed first, after which the rest may fail for want of it; papermill names what failed last."""
+    """First cell that failed; the rest may fail for want of it, and papermill names the last."""
     cells = nbformat.read(notebook, as_version=4).cells
     count, failure = next(
         (cell.execution_count, output)

@@ -177,8 +177,21 @@ def test_tables_are_written_for_machines_and_for_latex(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_csv(csv, keep_default_na=False), areas)
     assert r"\caption{50 \% of a\_b \& \$c}" in tex.read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.csv", "long.tex", "new"]
-    with pytest.raises(ConfigError, match="several rows of linear probe, BADGE on b"):
+    with pytest.raises(ConfigError, match="several rows of configuration linear probe, BADGE, dataset b"):
         plots.wide_areas(pd.concat([areas, areas]).sort_values(["dataset", "strategy"], ignore_index=True))
+
+
+def test_intervals_of_shares_stay_within_0_and_100_per_cent() -> None:
+    """Of two seeds 0.1 apart, the t interval is 127 points wide; differences of shares may have all of it."""
+    rounds = study("a")[lambda table: table["seed"] < 2]
+
+    def cell(**metric: pd.Series) -> str:
+        return plots.wide_areas(statistics.area_table(rounds.assign(**metric), *metric))[0].iloc[0, 0]
+
+    assert cell(accuracy=0.99 - 0.1 * rounds["seed"]) == "94.0 [30.5, 100.0]"
+    assert cell(ece=0.01 + 0.1 * rounds["seed"]) == "6.0 [0.0, 69.5]"
+    assert cell(nll=0.01 + 0.1 * rounds["seed"]) == "0.060 [-0.575, 0.695]"
+    assert cell(accuracy=-0.1 * rounds["seed"]) == "-5.0 [-68.5, 58.5]"
 
 
 @pytest.mark.parametrize("count", [3, 1000])

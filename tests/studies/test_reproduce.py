@@ -204,6 +204,18 @@ def test_text_and_page_say_the_same_and_names_are_text(default: Tables, tmp_path
     assert not (tmp_path / "reproduction.csv").exists(), "an old table would speak of other runs"
 
 
+def test_intervals_of_areas_stay_within_0_and_100_per_cent(default: Tables, tmp_path: Path) -> None:
+    """Two seeds 0.2 apart have a t interval of 254 points; that of their difference is shown as it is."""
+    rounds, bought = (table[table["run"].isin(runs_of(default[0], "lora", "random")[:2])] for table in default)
+    first = rounds["run"] == rounds["run"].iloc[0]
+    there = rounds.assign(accuracy=np.where(first, 0.9, 0.7))
+    here = there.assign(accuracy=np.where(first, 0.9, 0.9))
+    found = compare(*(stored((table, bought), tmp_path / name) for name, table in (("here", here), ("there", there))))
+    assert found.readable()[["reference", "difference"]].iloc[0].tolist() == [
+        "80.0 [0.0, 100.0]", "+10.0 [-117.1, +137.1]",
+    ]  # fmt: skip
+
+
 # --- who writes where
 
 

@@ -2,13 +2,17 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from palkit.errors import DataError
-from palkit.studies.scaling import beside_peer, bound, load_measurements
+from palkit.storage.files import REPOSITORY
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+from scaling import beside_peer, bound, load_measurements
 
 JOB = {"n": 1000, "d": 8, "c": 4, "b": 10, "bandwidth": 1e6, "flops": 1e9, "features": "noise"}
 

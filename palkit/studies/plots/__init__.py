@@ -6,9 +6,9 @@ of a page, in 8 point type. A strategy has the same colour and marker in every f
 own panel or its own filling, so that figures stay readable without colour.
 """
 
-from palkit.studies.plots.adapters import cost_quality
 from palkit.studies.plots.calibration import calibration_curves, reliability_diagrams
-from palkit.studies.plots.comparison import class_recalls, cost_areas, critical_difference
+from palkit.studies.plots.comparison import class_recalls, critical_difference
+from palkit.studies.plots.costs import cost_areas, cost_quality
 from palkit.studies.plots.labelling import session_curve
 from palkit.studies.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.studies.plots.selection import pick_maps, pick_strips, selection_times
@@ -33,35 +33,9 @@ from palkit.studies.plots.style import (
 from palkit.studies.plots.tables import table_files, wide_areas
 
 __all__ = [
-    "area_under_curves",
-    "budget_curves",
-    "calibration_curves",
-    "class_counts",
-    "class_recalls",
-    "configuration_columns",
-    "configuration_name",
-    "confusion",
-    "cost_areas",
-    "cost_quality",
-    "critical_difference",
-    "depth_curves",
-    "entitle",
-    "image_grid",
-    "iqm_budget_curves",
-    "label_savings",
-    "overlaps",
-    "pairwise",
-    "pick_maps",
-    "pick_strips",
-    "picks_by_class",
-    "projection",
-    "reliability_diagrams",
-    "round_costs",
-    "run_digest",
-    "save_figure",
-    "selection_times",
-    "session_curve",
-    "strategy_style",
-    "table_files",
-    "wide_areas",
-]
+    "area_under_curves", "budget_curves", "calibration_curves", "class_counts", "class_recalls",
+    "configuration_columns", "configuration_name", "confusion", "cost_areas", "cost_quality", "critical_difference",
+    "depth_curves", "entitle", "image_grid", "iqm_budget_curves", "label_savings", "overlaps", "pairwise",
+    "pick_maps", "pick_strips", "picks_by_class", "projection", "reliability_diagrams", "round_costs", "run_digest",
+    "save_figure", "selection_times", "session_curve", "strategy_style", "table_files", "wide_areas",
+]  # fmt: skip

@@ -11,35 +11,19 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from palkit.errors import ConfigError
 from palkit.models.metrics import ECE_BINS, calibration_error
-from palkit.studies.plots.style import (
-    CLASS_COLOURS,
-    INK,
-    OTHER_COLOURS,
-    OTHER_MARKERS,
-    PER_ROW,
-    SERIES_COLOURS,
-    check_table,
-    interval_note,
-    legend_below,
-    metric_axis,
-    seeds_of,
-    shown_names,
-    side_by_side,
-    styled,
-    ticks_at,
-    title_of,
-)
+from palkit.studies.plots import style
 from palkit.studies.statistics import curves
+from palkit.studies.statistics.tables import check_table
 
-ACCURACY_COLOUR, GAP_COLOUR = CLASS_COLOURS[1], SERIES_COLOURS[1]
-VARIANT_COLOURS = (*SERIES_COLOURS, *OTHER_COLOURS[1:6])
+ACCURACY_COLOUR, GAP_COLOUR = style.CLASS_COLOURS[1], style.SERIES_COLOURS[1]
+VARIANT_COLOURS = (*style.SERIES_COLOURS, *style.OTHER_COLOURS[1:6])
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
 # As parts of a panel's height.
 STRIP_HEIGHT, STRIP_GAP = 0.2, 0.06
 
 
-@styled
+@style.styled
 def reliability_diagrams(tables: pd.DataFrame) -> Figure:
     """Accuracy against confidence, one panel per variant, with the share of samples per bin below.
 
@@ -58,16 +42,21 @@ def reliability_diagrams(tables: pd.DataFrame) -> Figure:
     check_table(tables, ["variant", "bin", "count", "confidence", "accuracy"], "reliability table")
     variants = {str(name): table.sort_values("bin") for name, table in tables.groupby("variant", sort=False)}
     for name, table in variants.items():
-        _check_bins(name, table)
+        if list(table["bin"]) != list(range(ECE_BINS)) or not table["count"].sum():
+            raise ConfigError(
+                f"the reliability table of variant {name!r} must have each bin from 0 to {ECE_BINS - 1} once and at "
+                f"least one sample; it has {len(table)} rows and {table['count'].sum()} samples. Make one table per "
+                "variant, of all its samples, with palkit.models.metrics.reliability_of."
+            )
     # One or two panels are wide, and the diagonal should not lie flat.
-    figure, panels = side_by_side(len(variants), 2.3 if len(variants) > 2 else 3.2)
+    figure, panels = style.side_by_side(len(variants), 2.3 if len(variants) > 2 else 3.2)
     strips = []
-    titles = shown_names(variants)
+    titles = style.shown_names(variants)
     for number, (axes, title, table) in enumerate(zip(panels, titles, variants.values(), strict=True)):
         axes.set_title(title)
         _draw_accuracy(axes, table)
         strips.append(_draw_shares(axes, table))
-        if number % PER_ROW == 0:
+        if number % style.PER_ROW == 0:
             axes.set_ylabel("accuracy (%)")
             strips[-1].set_ylabel("share (%)")
         else:
@@ -75,17 +64,8 @@ def reliability_diagrams(tables: pd.DataFrame) -> Figure:
     top = max(strip.get_ylim()[1] for strip in strips)
     for strip in strips:
         strip.set_ylim(0, top)
-    legend_below(figure, [*panels[0].containers, *panels[0].lines, *strips[0].containers])
+    style.legend_below(figure, [*panels[0].containers, *panels[0].lines, *strips[0].containers])
     return figure
-
-
-def _check_bins(variant: str, table: pd.DataFrame) -> None:
-    if list(table["bin"]) != list(range(ECE_BINS)) or not table["count"].sum():
-        raise ConfigError(
-            f"the reliability table of variant {variant!r} must have each bin from 0 to {ECE_BINS - 1} once and at "
-            f"least one sample; it has {len(table)} rows and {table['count'].sum()} samples. Make one table per "
-            "variant, of all its samples, with palkit.models.metrics.reliability_of."
-        )
 
 
 def _draw_accuracy(axes: Axes, table: pd.DataFrame) -> None:
@@ -94,13 +74,9 @@ def _draw_accuracy(axes: Axes, table: pd.DataFrame) -> None:
     # Hatched, so that it can be told from the bars without colour.
     look = {"facecolor": (GAP_COLOUR, 0.3), "edgecolor": GAP_COLOUR, "hatch": "/////"}
     _bars(axes, confidence - accuracy, bottom=accuracy, label="gap to mean confidence", **look)
-    axes.plot([0, 1], [0, 1], color=INK, linestyle="--", linewidth=0.8, label="accuracy = confidence")
-    axes.annotate(
-        f"ECE {100 * calibration_error(table):.1f} %",
-        (0.04, 0.96),
-        va="top",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-    )
+    axes.plot([0, 1], [0, 1], color=style.INK, linestyle="--", linewidth=0.8, label="accuracy = confidence")
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    axes.annotate(f"ECE {100 * calibration_error(table):.1f} %", (0.04, 0.96), va="top", bbox=box)
     axes.set(ylim=(0, 1), yticks=QUARTERS)
     axes.tick_params(labelbottom=False)
 
@@ -108,7 +84,7 @@ def _draw_accuracy(axes: Axes, table: pd.DataFrame) -> None:
 def _draw_shares(axes: Axes, table: pd.DataFrame) -> Axes:
     """Share of samples per bin in a strip of its own below a panel."""
     strip = axes.inset_axes((0, -STRIP_HEIGHT - STRIP_GAP, 1, STRIP_HEIGHT))
-    _bars(strip, table["count"] / table["count"].sum(), color=INK, edgecolor="white", label="share of samples")
+    _bars(strip, table["count"] / table["count"].sum(), color=style.INK, edgecolor="white", label="share of samples")
     strip.set_xlabel("confidence (%)")
     strip.yaxis.set_major_locator(MaxNLocator(2, steps=(1, 2, 5, 10)))
     return strip
@@ -122,7 +98,7 @@ def _bars(axes: Axes, heights: pd.Series, **look: Any) -> None:
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=None))
 
 
-@styled
+@style.styled
 def calibration_curves(rounds: pd.DataFrame, metric: str = "ece", by: str = "variant") -> Figure:
     """Metric against labels bought: one panel per adapter and strategy, one line per variant, 95 % intervals as bands.
 
@@ -141,28 +117,18 @@ def calibration_curves(rounds: pd.DataFrame, metric: str = "ece", by: str = "var
     named = rounds.assign(run=rounds["run"].astype(str) + "/" + rounds[by].astype(str))
     table = curves(named, metric, ("adapter", "strategy", by))
     variants = rounds[by].unique()
-    styles = dict(zip(variants, cycle(zip(VARIANT_COLOURS, OTHER_MARKERS, strict=True)), strict=False))
+    styles = dict(zip(variants, cycle(zip(VARIANT_COLOURS, style.OTHER_MARKERS, strict=True)), strict=False))
     panels_of = table.groupby(["adapter", "strategy"])
-    figure, panels = side_by_side(len(panels_of), 2.6)
+    figure, panels = style.side_by_side(len(panels_of), 2.6)
     handles = {}
     for number, (axes, ((adapter, strategy), lines)) in enumerate(zip(panels, panels_of, strict=True)):
         for variant, line in lines.groupby(by):
             colour, marker = styles[variant]
-            axes.fill_between(line["labels"], line["low"], line["high"], color=colour, alpha=0.13, linewidth=0)
-            (handles[variant],) = axes.plot(
-                line["labels"],
-                line["mean"],
-                color=colour,
-                marker=marker,
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-                label=str(variant),
-            )
-        axes.set_title(f"{title_of(str(adapter))}\n{title_of(str(strategy))} ({seeds_of(lines['n_seeds'])})")
-        axes.set_xlabel("labels bought")
-        ticks_at(axes, lines["labels"])
-        metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
-        axes.grid()
-    note = interval_note("bands", table["low"], "of the mean over seeds")
-    legend_below(figure, [handles[variant] for variant in variants], note)
+            handles[variant] = style.curve(axes, line, color=colour, marker=marker, label=str(variant))
+        names = f"{style.title_of(str(adapter))}\n{style.title_of(str(strategy))}"
+        axes.set_title(f"{names} ({style.seeds_of(lines['n_seeds'])})")
+        style.label_axes(axes, number, metric)
+        style.ticks_at(axes, lines["labels"])
+    note = style.interval_note("bands", table["low"], "of the mean over seeds")
+    style.legend_below(figure, [handles[variant] for variant in variants], note)
     return figure

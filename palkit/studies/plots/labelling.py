@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from palkit.labelling.extrapolation import Forecast
-from palkit.studies.plots.style import SERIES_COLOURS, PlainFigure, check_table, metric_axis, styled, ticks_at
+from palkit.studies.plots import style
+from palkit.studies.statistics.tables import check_table
 
-ACCURACY, GUESS = SERIES_COLOURS[:2]
+ACCURACY, GUESS = style.SERIES_COLOURS[:2]
 SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
 
 
-@styled
+@style.styled
 def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figure:
     """Held-out accuracy of a session against its labels, with what more labels would bring.
 
@@ -30,8 +31,7 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
         ConfigError: no rows, or a column is missing.
     """
     check_table(curve, ("labels", "accuracy", "held_out", "first_guess"), "curve")
-    figure = PlainFigure(figsize=SIZE, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = style.one_panel(*SIZE)
     measured, guessed = curve.dropna(subset="accuracy"), curve.dropna(subset="first_guess")
     if len(guessed):
         axes.plot(guessed["labels"], guessed["first_guess"], color=GUESS, marker="s", markersize=3.5, linestyle=":",
@@ -45,9 +45,9 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
     axes.set_xlabel("labels")
     axes.set_ylim(0, 1)
     axes.set_yticks(np.linspace(0, 1, 6))
-    metric_axis(axes, "y", "accuracy")
+    style.metric_axis(axes, "y", "accuracy")
     axes.grid(axis="y")
-    ticks_at(axes, shown)
+    style.ticks_at(axes, shown)
     axes.margins(x=0.06)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper left", ncols=2, handlelength=2.2)

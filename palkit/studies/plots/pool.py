@@ -2,7 +2,9 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,33 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from palkit.errors import ConfigError
-from palkit.studies.plots.style import (
-    CLASS_COLOURS,
-    CLASS_MARKERS,
-    INK,
-    OTHER_MARKERS,
-    SERIES_COLOURS,
-    WIDTH,
-    PlainFigure,
-    check_table,
-    columns_of,
-    excess,
-    heatmap,
-    legend,
-    legend_below,
-    metric_axis,
-    name_ticks,
-    shown_names,
-    side_by_side,
-    styled,
-    ticks_at,
-)
+from palkit.studies.plots import style
+from palkit.studies.statistics.tables import check_table
 
 GAP = 0.03  # inches between images
 TITLE = 30  # letters of an image's title: what three lines hold where eight images share a page
 
 
-@styled
+@style.styled
 def image_grid(
     images: Sequence[NDArray | Image.Image], titles: Sequence[str] | None = None, columns: int = 8
 ) -> Figure:
@@ -52,18 +35,18 @@ def image_grid(
     Raises:
         ConfigError: no images, another array type or shape, columns < 1, or titles that do not match.
     """
-    if not len(images) or columns < 1:
-        raise ConfigError(f"an image grid needs images and columns, got {len(images)} images, {columns} columns.")
-    if titles is not None and len(titles) != len(images):
-        raise ConfigError(f"{len(titles)} titles for {len(images)} images; give one each.")
+    if not len(images) or columns < 1 or len(titles or images) != len(images):
+        titled = f"{len(titles)} titles for " if titles else ""
+        given = f"{titled}{len(images)} images in {columns} columns"
+        raise ConfigError(f"an image grid needs images, a title for each or none, and columns; got {given}.")
     arrays = [_pixels(image, number) for number, image in enumerate(images)]
     columns = min(columns, len(arrays))
     rows = ceil(len(arrays) / columns)
     # 8 columns fill the width of a page; fewer keep the size of an image instead of blowing it up.
-    cell = min(WIDTH / columns, 1.1)
-    wrapped = [_wrapped(title, cell) for title in shown_names(titles or [], TITLE)]
+    cell = min(style.WIDTH / columns, 1.1)
+    wrapped = [_wrapped(title, cell) for title in style.shown_names(titles or [], TITLE)]
     lines = max((title.count("\n") + 1 for title in wrapped), default=0)
-    figure = PlainFigure(figsize=(cell * columns, (cell + 0.12 * lines) * rows))
+    figure = style.PlainFigure(figsize=(cell * columns, (cell + 0.12 * lines) * rows))
     # One axes, in inches, for all of them: seventy take longer than the rounds of a probe.
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
@@ -81,7 +64,7 @@ def image_grid(
 
 def _wrapped(title: str, width: float) -> str:
     """A title in lines of so many inches, three at most."""
-    letters = int(width * 17 * len(title) / max(1, columns_of(title)))
+    letters = int(width * 17 * len(title) / max(1, style.columns_of(title)))
     return textwrap.fill(title, max(letters, 6), max_lines=3, placeholder="…")
 
 
@@ -97,7 +80,7 @@ def _pixels(image: NDArray | Image.Image, number: int) -> NDArray:
     return array
 
 
-@styled
+@style.styled
 def class_counts(counts: pd.DataFrame | Mapping[str, pd.Series]) -> Figure:
     """Images per class, one panel per split, each with its own scale.
 
@@ -108,22 +91,21 @@ def class_counts(counts: pd.DataFrame | Mapping[str, pd.Series]) -> Figure:
         ConfigError: no splits or no classes.
     """
     table = pd.DataFrame(counts).fillna(0)
-    if table.empty:
-        raise ConfigError("class counts are empty; give a series of counts per split.")
-    figure, panels = side_by_side(len(table.columns), 0.8 + 0.18 * len(table))
+    check_table(table, [], "table of class counts")
+    figure, panels = style.side_by_side(len(table.columns), 0.8 + 0.18 * len(table))
     for axes, split in zip(panels, table, strict=True):
-        bars = axes.barh(range(len(table)), table[split], color=SERIES_COLOURS[0], height=0.7)
+        bars = axes.barh(range(len(table)), table[split], color=style.SERIES_COLOURS[0], height=0.7)
         axes.bar_label(bars, fmt="{:.0f}", padding=2, fontsize=6.5)
         axes.margins(x=0.18)
         axes.set_title(f"{split} ({table[split].sum():.0f})")
         axes.set_xlabel("images")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    panels[0].set_yticks(range(len(table)), shown_names(table.index))
+    panels[0].set_yticks(range(len(table)), style.shown_names(table.index))
     panels[0].invert_yaxis()
     return figure
 
 
-@styled
+@style.styled
 def depth_curves(table: pd.DataFrame) -> Figure:
     """Accuracy of frozen features by depth: columns of image size, rows of readout, lines of pooling.
 
@@ -136,48 +118,37 @@ def depth_curves(table: pd.DataFrame) -> Figure:
         ConfigError: columns are missing, there are no rows, or a combination occurs twice.
     """
     keys = ["image_size", "depth", "pooling", "probe"]
-    check_table(table, [*keys, "accuracy"], "depth table")
-    if table.duplicated(keys).any():
-        twice = table[table.duplicated(keys)].iloc[0]
-        raise ConfigError(
-            "the depth table has more than one row for " + ", ".join(f"{key} {twice[key]}" for key in keys)
-        )
+    check_table(table, [*keys, "accuracy"], "depth table", unique=keys)
     sizes, probes = sorted(table["image_size"].unique()), list(dict.fromkeys(table["probe"]))
     poolings = list(dict.fromkeys(table["pooling"]))
-    figure = PlainFigure(
-        figsize=(max(WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes)), layout="constrained"
-    )
+    size = (max(style.WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes))
+    figure = style.PlainFigure(figsize=size, layout="constrained")
     grid = figure.subplots(len(probes), len(sizes), sharex=True, sharey="row", squeeze=False)
     for axes_row, probe in zip(grid, probes, strict=True):
         rows = table[table["probe"] == probe]
         best = rows.loc[rows["accuracy"].idxmax()]
         for axes, pixels in zip(axes_row, sizes, strict=True):
-            for number, pooling in enumerate(poolings):
+            looks = zip(cycle(style.SERIES_COLOURS), cycle(style.OTHER_MARKERS), strict=False)
+            for pooling, (colour, marker) in zip(poolings, looks, strict=False):
                 line = rows[(rows["image_size"] == pixels) & (rows["pooling"] == pooling)].sort_values("depth")
-                axes.plot(
-                    line["depth"],
-                    line["accuracy"],
-                    color=SERIES_COLOURS[number % len(SERIES_COLOURS)],
-                    marker=OTHER_MARKERS[number % len(OTHER_MARKERS)],
-                    label=str(pooling),
-                )
+                axes.plot(line["depth"], line["accuracy"], color=colour, marker=marker, label=str(pooling))
             if pixels == best["image_size"]:
-                axes.plot(best["depth"], best["accuracy"], "o", ms=9, mfc="none", mec=INK, label="best")
-            ticks_at(axes, table["depth"])
+                axes.plot(best["depth"], best["accuracy"], "o", ms=9, mfc="none", mec=style.INK, label="best")
+            style.ticks_at(axes, table["depth"])
             axes.margins(y=0.12)
             axes.grid()
-        metric_axis(axes_row[0], "y", "accuracy")
+        style.metric_axis(axes_row[0], "y", "accuracy")
         axes_row[0].set_ylabel(f"{probe}\naccuracy (%)")
     for axes, pixels in zip(grid[0], sizes, strict=True):
         axes.set_title(f"{pixels} px")
     for axes in grid[-1]:
         axes.set_xlabel("depth (blocks)")
     handles = {handle.get_label(): handle for axes in grid.ravel() for handle in axes.lines}
-    legend_below(figure, list(handles.values()))
+    style.legend_below(figure, list(handles.values()))
     return figure
 
 
-@styled
+@style.styled
 def projection(
     points_2d: ArrayLike, labels: ArrayLike, class_names: Sequence[str], picks: ArrayLike | None = None
 ) -> Figure:
@@ -202,45 +173,39 @@ def projection(
         if values.size and (values.min() < 0 or values.max() >= limit):
             raise ConfigError(f"{what} must lie in 0..{limit - 1}, got {values.min()}..{values.max()} in a projection.")
     beside = ceil(len(class_names) / 20)  # columns of a legend on the right, where two are the most
-    figure = PlainFigure(
-        figsize=(min(3.8 + (1.4 + excess(class_names)) * min(beside, 2), WIDTH), 3.8), layout="constrained"
-    )
-    axes = figure.subplots()
+    figure, axes = style.one_panel(min(3.8 + (1.4 + style.excess(class_names)) * min(beside, 2), style.WIDTH), 3.8)
+    # Picks must stand out from the pool.
+    look: dict[str, Any] = {
+        "markersize": 3,
+        "markeredgewidth": 0,
+        "linestyle": "",
+        "alpha": 0.5 if chosen.size else 0.8,
+    }
     handles = []
     for number, name in enumerate(class_names):
         here = points[classes == number]
-        handles += axes.plot(
-            here[:, 0],
-            here[:, 1],
-            linestyle="",
-            marker=CLASS_MARKERS[number // len(CLASS_COLOURS) % len(CLASS_MARKERS)],
-            markersize=3,
-            markeredgewidth=0,
-            color=CLASS_COLOURS[number % len(CLASS_COLOURS)],
-            # Picks must stand out from the pool.
-            alpha=0.5 if chosen.size else 0.8,
-            label=str(name),
-        )
+        turn, colour = divmod(number, len(style.CLASS_COLOURS))
+        marker = style.CLASS_MARKERS[turn % len(style.CLASS_MARKERS)]
+        handles += axes.plot(*here.T, color=style.CLASS_COLOURS[colour], marker=marker, label=str(name), **look)
     for order, pick in enumerate(chosen, start=1):
         x, y = points[pick]
         # A later pick covers an earlier one with its number, so that at least one of them can be read.
         layer = 3 + order
-        axes.plot(x, y, "o", ms=8.5, mfc="white", mec=INK, mew=0.7, zorder=layer)
+        axes.plot(x, y, "o", ms=8.5, mfc="white", mec=style.INK, mew=0.7, zorder=layer)
         axes.annotate(str(order), (x, y), ha="center", va="center_baseline", fontsize=5.5, zorder=layer)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    looks = len(CLASS_COLOURS) * len(CLASS_MARKERS)
+    axes.set(xticks=[], yticks=[])
+    looks = len(style.CLASS_COLOURS) * len(style.CLASS_MARKERS)
     alike = f"; {len(class_names)} classes share {looks} looks" if len(class_names) > looks else ""
     axes.set_xlabel(f"first axis of the projection{alike}")
     axes.set_ylabel("second axis of the projection")
     if beside > 2:
-        legend_below(figure, handles)
+        style.legend_below(figure, handles)
     else:
-        legend(figure, handles, beside, loc="outside right upper", markerscale=1.6)
+        style.legend(figure, handles, beside, loc="outside right upper", markerscale=1.6)
     return figure
 
 
-@styled
+@style.styled
 def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     """Confusion matrix: counts as numbers, shares of the true class as shades.
 
@@ -255,12 +220,11 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     if counts.shape != (len(class_names), len(class_names)):
         raise ConfigError(f"a confusion matrix of {len(class_names)} classes cannot be {counts.shape}.")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = min(1.2 + 0.34 * len(class_names) + excess(class_names), WIDTH - 0.4)
-    figure = PlainFigure(figsize=(size + 0.4, size), layout="constrained")
-    axes = figure.subplots()
-    heatmap(axes, shares, np.where(counts > 0, counts.astype(int).astype(str), ""))
-    name_ticks(axes, "x", class_names)
-    name_ticks(axes, "y", class_names)
+    size = min(1.2 + 0.34 * len(class_names) + style.excess(class_names), style.WIDTH - 0.4)
+    figure, axes = style.one_panel(size + 0.4, size)
+    style.heatmap(axes, shares, np.where(counts > 0, counts.astype(int).astype(str), ""))
+    style.name_ticks(axes, "x", class_names)
+    style.name_ticks(axes, "y", class_names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     return figure

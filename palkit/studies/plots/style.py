@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, markers, axes, files."""
+"""Sizes, colours, markers, names, axes and files of all figures."""
 
 import hashlib
 import json
@@ -7,19 +7,19 @@ import re
 import textwrap
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, wraps
+from functools import cache
 from io import BytesIO
 from math import ceil
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, cast
 from unicodedata import east_asian_width
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import rc_context, rc_params_from_file
 from matplotlib.artist import allow_rasterization
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
@@ -27,16 +27,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path
 from palkit.storage.plugins import is_registered
 from palkit.strategies import STRATEGIES
-
-Parameters = ParamSpec("Parameters")
 
 WIDTH = 7.0
 PER_ROW = 4
@@ -51,17 +49,8 @@ OTHER_MARKERS = ("o", "s", "^", "D", "v", "<", ">", "P", "p", "h")
 SERIES_COLOURS = ("#004488", "#BB5566", "#DDAA33", "#000000", "#7799BB")
 COST_COLOURS = {"fit_s": "#004488", "score_s": "#6699CC", "select_s": "#DDAA33"}
 CLASS_COLOURS = (
-    "#332288",
-    "#88CCEE",
-    "#117733",
-    "#DDCC77",
-    "#CC6677",
-    "#AA4499",
-    "#999933",
-    "#882255",
-    "#44AA99",
-    "#888888",
-)
+    "#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#AA4499", "#999933", "#882255", "#44AA99", "#888888",
+)  # fmt: skip
 CLASS_MARKERS = ("o", "^", "s", "D", "v")
 CLASS_LINES = ("-", "--", ":", "-.")
 CLASS_LOOKS = len(CLASS_COLOURS) * len(CLASS_MARKERS) * len(CLASS_LINES)  # all of them different
@@ -79,70 +68,17 @@ METRIC_LABELS = {
     "adaptive_ece": "adaptive calibration error (%)",
     "recall": "recall (%)",
 }
-NAMES = {
-    "lora": "LoRA",
-    "rslora": "rsLoRA",
-    "dora": "DoRA",
-    "pissa": "PiSSA",
-    "adalora": "AdaLoRA",
-    "vera": "VeRA",
-    "ia3": "IA³",
-    "loha": "LoHa",
-    "lokr": "LoKr",
-    "oft": "OFT",
-    "boft": "BOFT",
-    "bitfit": "BitFit",
-    "vpt": "VPT",
-    "badge": "BADGE",
-    "bald": "BALD",
-    "bait": "BAIT",
-    "pcb": "PCB",
-}
+ADAPTERS = ("LoRA", "rsLoRA", "DoRA", "PiSSA", "AdaLoRA", "VeRA", "LoHa", "LoKr", "OFT", "BOFT", "BitFit", "VPT")
+NAMES = {name.lower(): name for name in (*ADAPTERS, "BADGE", "BALD", "BAIT", "PCB")} | {"ia3": "IA³"}
 BALANCES = frozenset({"pcb"})
 OURS = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")  # names in palkit's own spelling
 LONGEST = 24  # columns of a name at a tick or in a legend
 LETTER = 0.055  # inches of one of them, about
 
 FONT = "DejaVu Sans"
-STYLE: dict[Any, Any] = {
-    "font.family": FONT,
-    # Names of classes, data sets and variants are a user's: a dollar in them is a dollar.
-    "text.parse_math": False,
-    "text.usetex": False,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "legend.frameon": False,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#E5E5E5",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 4,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "savefig.dpi": 200,
-    # Without it the ids inside an SVG are random and no two files are equal.
-    "svg.hashsalt": "palkit",
-}
-
-
-def styled(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Draw under our settings whatever those of the caller are, and leave these as they were."""
-
-    @wraps(draw)
-    def inner(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return inner
+STYLE = rc_params_from_file(Path(__file__).with_name("palkit.mplstyle"), use_default_template=False)
+# A decorator: figures are drawn under our settings whatever those of the caller are, and leave these as they were.
+styled = rc_context(STYLE)
 
 
 class PlainFigure(Figure):
@@ -222,12 +158,13 @@ def strategy_style(name: str) -> tuple[str, str]:
     return OTHER_COLOURS[colour], OTHER_MARKERS[marker % len(OTHER_MARKERS)]
 
 
-def class_look(number: int) -> tuple[str, str, str]:
+def class_look(number: int) -> dict[str, Any]:
     """Colour, marker and line style of a class; the first `CLASS_LOOKS` numbers have each their own."""
     colours, markers = len(CLASS_COLOURS), len(CLASS_MARKERS)
     # Each time the colours begin again, so do the markers, one further on.
     marker = CLASS_MARKERS[(number + number // colours) % markers]
-    return CLASS_COLOURS[number % colours], marker, CLASS_LINES[number // (colours * markers) % len(CLASS_LINES)]
+    dashes = CLASS_LINES[number // (colours * markers) % len(CLASS_LINES)]
+    return {"color": CLASS_COLOURS[number % colours], "marker": marker, "linestyle": dashes}
 
 
 def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]) -> tuple[Path, Path]:
@@ -272,16 +209,76 @@ def run_digest(runs: object) -> dict[str, object]:
     return {"runs_count": len(distinct), "runs_sha256": digest}
 
 
-def side_by_side(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Panels side by side that share their vertical axis; `height` is that of a row in inches."""
-    columns, rows = min(count, PER_ROW), ceil(count / PER_ROW)
+def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches with one panel."""
+    figure = PlainFigure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def side_by_side(
+    count: int, height: float, columns: int = 0, *, sharex: bool = False, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Panels in rows.
+
+    Args:
+        count: of panels.
+        height: of a row in inches.
+        columns: panels in a row; 0 takes as many as there are, up to `PER_ROW`.
+        sharex: all have one horizontal axis.
+        sharey: all have one vertical axis.
+    """
     # A single panel as wide as the page would be stretched.
-    width = 4.2 if count == 1 else WIDTH
+    width = 4.2 if count == 1 and not columns else WIDTH
+    columns = columns or min(count, PER_ROW)
+    rows = ceil(count / columns)
     figure = PlainFigure(figsize=(width, height * rows + 0.3), layout="constrained")
-    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).ravel())
     for unused in panels[count:]:
         unused.remove()
     return figure, panels[:count]
+
+
+def error_bar(axes: Axes, x: float, y: float, ends: tuple[float, float], which: str, **look: Any) -> None:
+    """A point with the interval of its x or y value.
+
+    Args:
+        axes: where.
+        x: of the point.
+        y: of the point.
+        ends: of the interval; NaN for none.
+        which: "x" or "y", of which the interval is.
+        look: of matplotlib's error bars.
+    """
+    value, (low, high) = x if which == "x" else y, ends
+    look[f"{which}err"] = [[value - low], [high - value]]
+    axes.errorbar(x, y, **look)
+
+
+def curve(axes: Axes, line: pd.DataFrame, value: str = "mean", at: str = "labels", **look: Any) -> Line2D:
+    """A curve and its band.
+
+    Args:
+        axes: where.
+        line: columns `at`, `value`, and `low` and `high` of the band, NaN for none.
+        value: column to draw.
+        at: column to draw it against.
+        look: of the line; the band has its colour.
+    """
+    axes.fill_between(line[at], line["low"], line["high"], color=look["color"], alpha=0.13, linewidth=0)
+    (handle,) = axes.plot(line[at], line[value], markeredgecolor="white", markeredgewidth=0.4, **look)
+    return handle
+
+
+def label_axes(axes: Axes, number: int, metric: str) -> None:
+    """Axes of the panel with that number in `side_by_side`: a metric against labels bought."""
+    axes.set_xlabel("labels bought")
+    metric_axis(axes, "y", metric, labelled=number % PER_ROW == 0)
+    axes.grid()
+
+
+def legend_key(name: str, **look: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=name, **{"linestyle": "", **look})
 
 
 def ticks_at(axes: Axes, values: pd.Series) -> None:
@@ -306,8 +303,7 @@ def name_ticks(axes: Axes, which: str, names: Iterable) -> None:
 def name_configurations(axes: Axes, table: pd.DataFrame) -> None:
     """Rows named by adapter, strategy and, if the table has it, balance."""
     names = shown_names(configuration_names(table), 2 * LONGEST)
-    figure = axes.get_figure(root=True)
-    assert figure is not None, "axes are drawn in one"
+    figure = cast(Figure, axes.get_figure(root=True))
     figure.set_figwidth(min(WIDTH, figure.get_figwidth() + excess(names, LONGEST, 2 * LONGEST)))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
@@ -349,7 +345,7 @@ def filling(adapter: str, colour: str) -> str:
 
 
 def seeds_of(counts: pd.Series) -> str:
-    """How many seeds the curves of a figure are means of, in words."""
+    """Number of seeds that the curves of a figure are means of, in words."""
     low, high = counts.min(), counts.max()
     if low < high:
         return f"{low} to {high} seeds"
@@ -357,7 +353,7 @@ def seeds_of(counts: pd.Series) -> str:
 
 
 def interval_note(look: str, low: pd.Series, of: str) -> str:
-    """What the intervals of a figure speak of.
+    """Note on what the intervals of a figure speak of.
 
     Args:
         look: what they look like, "bars" or "bands".
@@ -464,6 +460,14 @@ def is_share(metric: str) -> bool:
     return METRIC_LABELS.get(metric, metric).endswith("(%)")
 
 
+def log_axis(axes: Axes, subs: Sequence[float]) -> None:
+    """Horizontal axis with ticks at these numbers and their powers of ten, written out."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def metric_axis(axes: Axes, which: str, metric: str, labelled: bool = True) -> None:
     """Label the x or y axis with the name of a metric, and show shares as per cent."""
     label = METRIC_LABELS.get(metric, metric)
@@ -509,26 +513,11 @@ def heatmap(axes: Axes, values: NDArray, text: NDArray) -> None:
         for (row, column), value in np.ndenumerate(values):
             # Relative luminance below 0.18 contrasts more with white than with black (WCAG 2).
             dark = np.dot(np.power(BLUES(value / top)[:3], 2.2), (0.2126, 0.7152, 0.0722)) < 0.18
-            axes.text(
-                column,
-                row,
-                str(text[row, column]),
-                ha="center",
-                va="center_baseline",
-                fontsize=6.5,
-                color="white" if dark else "black",
-            )
+            ink = "white" if dark else "black"
+            written = axes.text(column, row, str(text[row, column]), fontsize=6.5, color=ink)
+            written.set(ha="center", va="center_baseline")
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="both", length=0)
-
-
-def check_table(table: pd.DataFrame, columns: Sequence[str], name: str) -> None:
-    """A ConfigError unless the table has these columns, and rows."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise ConfigError(f"the {name} to draw lacks the columns {', '.join(missing)}.")
-    if table.empty:
-        raise ConfigError(f"the {name} to draw is empty.")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path
-from palkit.studies.plots.style import METRIC_LABELS, check_table, configuration_names, one_line
+from palkit.studies.plots.style import METRIC_LABELS, configuration_names, is_share, one_line
+from palkit.studies.statistics.tables import check_table, interval_texts
 
 LATEX = {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 INTERVAL = "95 % t interval over the seeds of that data set"
@@ -15,12 +15,11 @@ CLEAR = "best, with a paired 95 % t interval of the difference to the second tha
 SIGNS = str.maketrans({sign: f"\\{sign}" for sign in "%&_#$"})
 
 
-def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, pd.DataFrame]:
+def wide_areas(areas: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Areas under budget curves as text, one row per configuration and one column per data set.
 
     Args:
         areas: from `palkit.studies.statistics.area_table`.
-        value: "mean" or "iqm".
 
     Returns:
         Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), with
@@ -30,25 +29,16 @@ def wide_areas(areas: pd.DataFrame, value: str = "mean") -> tuple[pd.DataFrame, 
     Raises:
         ConfigError: columns are missing or there are no rows, or two rows are of one configuration and data set.
     """
-    check_table(areas, ["dataset", "metric", value, f"{value}_low", f"{value}_high", "clear"], "table of areas")
-    named = areas.assign(configuration=configuration_names(areas))
-    repeated = named[named.duplicated(["configuration", "dataset"])]
-    if len(repeated):
-        first = repeated.iloc[0]
-        raise ConfigError(f"the table of areas has several rows of {first['configuration']} on {first['dataset']}.")
+    named, keys = areas.assign(configuration=configuration_names(areas)), ["configuration", "dataset"]
+    check_table(named, [*keys, "metric", "mean", "mean_low", "mean_high", "clear"], "table of areas", unique=keys)
     metric = areas["metric"].iloc[0]
-    label = METRIC_LABELS.get(metric, metric)
-    share = label.endswith("(%)")
-    scale, digits = (100, 1) if share else (1, 3)
-    named["cell"] = [
-        f"{scale * middle:.{digits}f}"
-        + (f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]" if low == low else "")
-        for middle, low, high in areas[[value, f"{value}_low", f"{value}_high"]].itertuples(index=False)
-    ]
+    scale, form = (100, ".1f") if is_share(metric) else (1, ".3f")
+    share = is_share(metric) and bool((areas["mean"] >= 0).all())  # differences of shares are none
+    named["cell"] = interval_texts(areas, "mean", form, scale=scale, share=share)
     order, index, columns = list(dict.fromkeys(named["configuration"])), "configuration", "dataset"
     cells, clear = (named.pivot(index=index, columns=columns, values=values).loc[order] for values in ("cell", "clear"))
-    brackets = f" [{INTERVAL}]" if areas[f"{value}_low"].notna().any() else ", one seed"
-    what = f"{'mean' if value == 'mean' else 'interquartile mean'} {label} over the budget{brackets}"
+    brackets = f" [{INTERVAL}]" if areas["mean_low"].notna().any() else ", one seed"
+    what = f"mean {METRIC_LABELS.get(metric, metric)} over the budget{brackets}"
     cells.attrs["caption"] = f"{what[0].upper()}{what[1:]}. Bold: {CLEAR}."
     # A CSV has no caption: what the numbers are stands where it names its first column.
     return cells.rename_axis(index=f"configuration: {what}"), clear.eq(True)

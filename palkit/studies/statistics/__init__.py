@@ -1,4 +1,4 @@
-"""What a table of rounds says: areas under budget curves, intervals, paired comparisons, labels saved.
+"""Statistics of a table of rounds: areas under budget curves, intervals, paired comparisons, labels saved.
 
 Intervals are Student's t over seeds (Welch's over several data sets, each with its own spread): with other seeds, on
 these data sets and test images, 95 % of them hold the true value. They are not about other data sets.
@@ -27,36 +27,11 @@ from palkit.studies.statistics.intervals import (
 from palkit.studies.statistics.pairs import against, gains, penalty_matrix, selection_overlap
 from palkit.studies.statistics.ranks import Ranking, block_areas, rank_strategies
 from palkit.studies.statistics.saving import label_saving
-from palkit.studies.statistics.tables import GROUP, LOWER_IS_BETTER, REFERENCE, SETTING, TIE, sign_of
+from palkit.studies.statistics.tables import GROUP, REFERENCE, SETTING, TIE, sign_of
 
 __all__ = [
-    "GROUP",
-    "LOWER_IS_BETTER",
-    "REFERENCE",
-    "SETTING",
-    "TIE",
-    "Estimate",
-    "Ranking",
-    "against",
-    "area_costs",
-    "area_table",
-    "area_under_curve",
-    "block_areas",
-    "curves",
-    "estimate",
-    "gains",
-    "holm",
-    "iqm",
-    "iqm_areas",
-    "iqm_curves",
-    "iqm_interval",
-    "label_saving",
-    "mean_interval",
-    "paired_difference",
-    "pareto_front",
-    "penalty_matrix",
-    "rank_strategies",
-    "selection_overlap",
-    "sign_of",
-    "summarise",
-]
+    "GROUP", "REFERENCE", "SETTING", "TIE", "Estimate", "Ranking", "against", "area_costs", "area_table",
+    "area_under_curve", "block_areas", "curves", "estimate", "gains", "holm", "iqm", "iqm_areas", "iqm_curves",
+    "iqm_interval", "label_saving", "mean_interval", "paired_difference", "pareto_front", "penalty_matrix",
+    "rank_strategies", "selection_overlap", "sign_of", "summarise",
+]  # fmt: skip

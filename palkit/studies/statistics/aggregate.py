@@ -16,10 +16,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics.intervals import Estimate, areas_of, mean_interval, pooled_freedom
-from palkit.studies.statistics.tables import GROUP, TIE, name_of, seed_curves, sign_of, some, validate
+from palkit.studies.statistics import tables
+from palkit.studies.statistics.intervals import Estimate, areas_of, mean_interval, pooled_freedom, with_ends
 
-TASKS = ("dataset",)
 AXES = ("labels", "fraction")
 
 
@@ -39,8 +38,8 @@ def iqm(scores: ArrayLike) -> NDArray:
     return ordered[:, cut : ordered.shape[1] - cut].mean(axis=1)
 
 
-def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Yuen's t interval of the interquartile mean, from winsorised variances within each task.
+def iqm_interval(scores: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Yuen's 95 % t interval of the interquartile mean, from winsorised variances within each task.
 
     Scores that are trimmed count as the last one that is not. Degrees of freedom are Satterthwaite's, from the scores
     of each task that are not trimmed. Measured coverage of the nominal 95 %: 0.94 to 0.95 for 3, 5 and 10 normal seeds
@@ -48,7 +47,6 @@ def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, 
 
     Args:
         scores: (seeds, tasks, points).
-        confidence: coverage.
 
     Returns:
         low and high, each (points,); NaN for a single seed, and for two of several tasks, where nothing is left to
@@ -69,14 +67,13 @@ def iqm_interval(scores: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, 
     inside = ((first <= array) & (array <= last)).sum(axis=0)
     error = np.sqrt((size - 1) / (kept * (kept - 1)) * variances.mean(axis=0))
     freedom = pooled_freedom(variances, np.maximum(inside - 1, 1))
-    return Estimate(iqm(array), error, freedom).interval(confidence)
+    return Estimate(iqm(array), error, freedom).interval()
 
 
 def iqm_curves(
     rounds: pd.DataFrame,
     metric: str = "accuracy",
-    by: Sequence[str] = GROUP,
-    tasks: Sequence[str] = TASKS,
+    by: Sequence[str] = tables.GROUP,
     axis: str = "labels",
 ) -> pd.DataFrame:
     """Interquartile mean budget curve of every group over seeds and tasks, with pointwise 95 % intervals.
@@ -85,7 +82,6 @@ def iqm_curves(
         rounds: the table of rounds.
         metric: column to aggregate.
         by: columns that tell groups apart.
-        tasks: columns that tell the tasks of a group apart.
         axis: "labels" bought, or the "fraction" of the labels bought at the end, for tasks of different budgets.
 
     Returns:
@@ -96,17 +92,15 @@ def iqm_curves(
     """
     if axis not in AXES:
         raise ConfigError(f"the axis of a curve is one of {', '.join(AXES)}, got {axis!r}.")
-    keys, scores, points = [], [], []
-    for key, curves in _tasks_of_groups(rounds, metric, by, tasks):
-        keys.append(key)
-        points.append(_common_points(curves, axis, name_of(key)))
-        scores.append(np.stack([table.to_numpy(float).T for table in curves.values()], axis=1))
-    return _aggregated(keys, scores, [{axis: at} for at in points])
+    parts = []
+    for key, curves in _data_sets_of(rounds, metric, by):
+        points = _common_points(curves, axis, tables.name_of(key))
+        scores = np.stack([table.to_numpy(float).T for table in curves], axis=1)
+        parts.append(_aggregated({**key, axis: points}, scores))
+    return pd.concat(parts, ignore_index=True)
 
 
-def iqm_areas(
-    rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = GROUP, tasks: Sequence[str] = TASKS
-) -> pd.DataFrame:
+def iqm_areas(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP) -> pd.DataFrame:
     """Interquartile mean of the area under the budget curve over seeds and tasks, with a 95 % interval.
 
     Tasks may have different label counts, since an area is divided by its range of labels.
@@ -115,7 +109,6 @@ def iqm_areas(
         rounds: the table of rounds.
         metric: column to aggregate.
         by: columns that tell groups apart.
-        tasks: columns that tell the tasks of a group apart.
 
     Returns:
         One row per group: `by`, `metric` (its name), `iqm`, `low`, `high`, `n_seeds` (of each task), `n_tasks`.
@@ -123,18 +116,17 @@ def iqm_areas(
     Raises:
         ConfigError: the table cannot be used, or the tasks of a group differ in their number of seeds.
     """
-    keys, scores = [], []
-    for key, curves in _tasks_of_groups(rounds, metric, by, tasks):
-        keys.append(key)
-        scores.append(np.stack([areas_of(table) for table in curves.values()], axis=1)[:, :, None])
-    return _aggregated(keys, scores, [{"metric": metric}] * len(keys))
+    parts = []
+    for key, curves in _data_sets_of(rounds, metric, by):
+        scores = np.stack([areas_of(table) for table in curves], axis=1)[:, :, None]
+        parts.append(_aggregated({**key, "metric": metric}, scores))
+    return pd.concat(parts, ignore_index=True)
 
 
 def area_table(
     rounds: pd.DataFrame,
     metric: str = "accuracy",
-    by: Sequence[str] = (*GROUP, "balance"),
-    tasks: Sequence[str] = TASKS,
+    by: Sequence[str] = (*tables.GROUP, "balance"),
 ) -> pd.DataFrame:
     """Area under the budget curve of every group on every task, and which group is best.
 
@@ -142,106 +134,66 @@ def area_table(
         rounds: the table of rounds.
         metric: column to summarise.
         by: columns that tell groups apart.
-        tasks: columns that tell tasks apart.
 
     Returns:
-        One row per task and group: `tasks`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`, `mean_high`,
-        `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that task, NaN for one seed), `best` (best mean
-        of its task) and `clear`: best, and the paired 95 % t interval of its difference to the second on the same
-        seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not a test of the best
-        against all others.
+        One row per data set and group: `dataset`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`,
+        `mean_high`, `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that data set, NaN for one seed),
+        `best` (best mean of its data set) and `clear`: best, and the paired 95 % t interval of its difference to the
+        second on the same seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not
+        a test of the best against all others.
 
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
-    keys, areas = [], []
-    for key, curves in _tasks_of_groups(rounds, metric, [*tasks, *by], ()):
-        (curve,) = curves.values()
-        keys.append(key)
-        areas.append(pd.Series(areas_of(curve), index=curve.columns))
-    table = _aggregated(
-        keys, [values.to_numpy()[:, None, None] for values in areas], [{"metric": metric}] * len(keys)
-    ).rename(columns={"low": "iqm_low", "high": "iqm_high"})
-    low, high = zip(*(mean_interval(values) for values in areas), strict=True)
-    table = table.assign(
-        mean=[values.mean() for values in areas],
-        mean_low=np.array(low, dtype=float),
-        mean_high=np.array(high, dtype=float),
-        best=False,
-        clear=False,
-    )
-    for rows in table.groupby(list(tasks), dropna=False).groups.values():
-        order = (sign_of(metric) * table.loc[rows, "mean"]).sort_values(ascending=False, kind="stable").index
+    parts, areas = [], []
+    for key, curves in tables.groups(rounds, metric, ["dataset", *by]):
+        values = areas_of(curves)
+        areas.append(pd.Series(values, index=curves.columns))
+        part = _aggregated({**key, "metric": metric}, values[:, None, None])
+        parts.append(part.rename(columns={"low": "iqm_low", "high": "iqm_high"}).assign(**with_ends("mean", values)))
+    table = pd.concat(parts, ignore_index=True).assign(best=False, clear=False)
+    for rows in table.groupby("dataset", dropna=False).groups.values():
+        order = (tables.sign_of(metric) * table.loc[rows, "mean"]).sort_values(ascending=False, kind="stable").index
         table.loc[order[0], "best"] = True
         if len(order) > 1:
-            table.loc[order[0], "clear"] = _excludes_zero(areas[order[0]], areas[order[1]], sign_of(metric))
+            # A seed that one of them lacks gives NaN, and so no interval.
+            difference = tables.sign_of(metric) * (areas[order[0]] - areas[order[1]])
+            table.loc[order[0], "clear"] = bool(mean_interval(difference)[0] > tables.TIE)
     measures = [f"{value}{end}" for value in ("mean", "iqm") for end in ("", "_low", "_high")]
-    return table[[*tasks, *by, "metric", "n_seeds", *measures, "best", "clear"]]
+    return table[["dataset", *by, "metric", "n_seeds", *measures, "best", "clear"]]
 
 
-def _excludes_zero(best: pd.Series, second: pd.Series, sign: int) -> bool:
-    """Whether the paired interval of the difference excludes zero; not for other seeds, or one."""
-    if set(best.index) != set(second.index):
-        return False
-    low, _ = mean_interval(sign * (best - second[best.index]).to_numpy())
-    return bool(low > TIE)
+def _data_sets_of(
+    rounds: pd.DataFrame, metric: str, by: Sequence[str]
+) -> Iterator[tuple[dict[str, Hashable], list[pd.DataFrame]]]:
+    """Each group's column values, and its curves by seed on each task, of which all must have as many seeds."""
+    tables.validate(rounds, [*by, "dataset"], metric)
+    for key, rows in tables.rows_by(rounds, by):
+        parts = list(tables.rows_by(rows, ["dataset"]))
+        curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in parts]
+        if len({table.shape[1] for table in curves}) > 1:
+            counts = [
+                f"{tables.name_of(task)}: {len(curve.columns)}" for (task, _), curve in zip(parts, curves, strict=True)
+            ]
+            raise ConfigError(
+                f"{tables.name_of(key)}: tasks differ in their number of seeds ({tables.some(counts)}). Run the "
+                "missing seeds, drop the others, or compare within each task."
+            )
+        yield key, curves
 
 
-def _tasks_of_groups(
-    rounds: pd.DataFrame, metric: str, by: Sequence[str], tasks: Sequence[str]
-) -> Iterator[tuple[dict[str, Hashable], dict[Hashable, pd.DataFrame]]]:
-    """Each group's column values, and its curves by seed on each task."""
-    if isinstance(by, str) or isinstance(tasks, str) or not by:
-        raise ConfigError(f"`by` and `tasks` must list columns, `by` one or more; got {by!r} and {tasks!r}.")
-    validate(rounds, [*by, *tasks], metric)
-    for values, rows in rounds.groupby(list(by), dropna=False):
-        key = dict(zip(by, values, strict=True))
-        yield key, _curves_of_tasks(rows, metric, tasks, name_of(key))
-
-
-def _curves_of_tasks(rows: pd.DataFrame, metric: str, tasks: Sequence[str], name: str) -> dict[Hashable, pd.DataFrame]:
-    """Curves by seed of one configuration on each task, after checking that every task has as many seeds."""
-    if not tasks:
-        return {(): seed_curves(rows, metric, name)}
-    curves: dict[Hashable, pd.DataFrame] = {
-        values: seed_curves(part, metric, f"{name}, {name_of(dict(zip(tasks, values, strict=True)))}")
-        for values, part in rows.groupby(list(tasks), dropna=False)
-    }
-    counts = {str(values): table.shape[1] for values, table in curves.items()}
-    if len(set(counts.values())) > 1:
-        raise ConfigError(
-            f"{name}: tasks differ in their number of seeds ("
-            + some(f"{task}: {count}" for task, count in counts.items())
-            + "). Run the missing seeds, drop the others, or compare within each task."
-        )
-    return curves
-
-
-def _common_points(curves: Mapping[Hashable, pd.DataFrame], axis: str, name: str) -> NDArray:
-    """Where the curves of all tasks have their points: label counts, or fractions of the last one."""
-    points = [table.index.to_numpy() / (table.index[-1] if axis == "fraction" else 1) for table in curves.values()]
+def _common_points(curves: Sequence[pd.DataFrame], axis: str, name: str) -> NDArray:
+    """Points that the curves of all tasks have in common: label counts, or fractions of the last one."""
+    points = [table.index.to_numpy() / (table.index[-1] if axis == "fraction" else 1) for table in curves]
     if any(len(at) != len(points[0]) or not np.allclose(at, points[0]) for at in points):
-        remedy = (
-            "Aggregate over the share of the budget, or aggregate areas."
-            if axis == "labels"
-            else "Aggregate areas instead."
-        )
-        raise ConfigError(
-            f"{name}: tasks differ in the {axis} of their rounds, "
-            + some((str(np.round(at, 3).tolist()) for at in points), most=2)
-            + f". {remedy}"
-        )
-    first = next(iter(curves.values())).index.to_numpy()
-    return first if axis == "labels" else points[0]
+        found = tables.some((str(np.round(at, 3).tolist()) for at in points), most=2)
+        remedy = "over the share of the budget, or aggregate areas" if axis == "labels" else "areas instead"
+        raise ConfigError(f"{name}: tasks differ in the {axis} of their rounds, {found}. Aggregate {remedy}.")
+    return curves[0].index.to_numpy() if axis == "labels" else points[0]
 
 
-def _aggregated(
-    keys: Sequence[Mapping[str, Hashable]], scores: Sequence[NDArray], columns: Sequence[Mapping[str, object]]
-) -> pd.DataFrame:
-    """Rows of `iqm`, `low`, `high`, `n_seeds`, `n_tasks` per group and point."""
-    parts = []
-    for key, array, more in zip(keys, scores, columns, strict=True):
-        low, high = iqm_interval(array)
-        band = {"iqm": iqm(array), "low": low, "high": high, "n_seeds": array.shape[0], "n_tasks": array.shape[1]}
-        parts.append(pd.DataFrame({**key, **more, **band}))
-    return pd.concat(parts, ignore_index=True)
+def _aggregated(columns: Mapping[str, object], scores: NDArray) -> pd.DataFrame:
+    """A row per point of (seeds, tasks, points) scores: `columns`, `iqm`, `low`, `high`, `n_seeds`, `n_tasks`."""
+    low, high = iqm_interval(scores)
+    seeds, tasks, _ = scores.shape
+    return pd.DataFrame({**columns, "iqm": iqm(scores), "low": low, "high": high, "n_seeds": seeds, "n_tasks": tasks})

@@ -1,4 +1,4 @@
-"""What quality costs."""
+"""Quality against cost: the seconds of a run, and the front of what nothing beats."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from palkit.errors import ConfigError
 from palkit.studies.statistics.intervals import summarise
-from palkit.studies.statistics.tables import GROUP, SETTING
+from palkit.studies.statistics.tables import GROUP, SETTING, check_table
 
 SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
 CHOICE = ("strategy", "balance")  # what decides which images are bought, and not how long a fit takes
@@ -44,9 +43,7 @@ def area_costs(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str]
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
-    missing = [column for column in SECONDS if column not in rounds.columns]
-    if missing:
-        raise ConfigError(f"the table of rounds lacks the columns {', '.join(missing)}.")
+    check_table(rounds, SECONDS, "table of rounds")
     summary = summarise(rounds, metric, by)
     alike = list(dict.fromkeys([*(name for name in by if name not in CHOICE), *SETTING[:2]]))
     spent = rounds.groupby(list(dict.fromkeys([*by, *alike, "run"])), dropna=False)[list(SECONDS)].sum().reset_index()

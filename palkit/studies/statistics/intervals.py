@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import integrate, optimize, stats
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics.tables import GROUP, TIE, groups, name_of, pick, seed_curves, sign_of, validate
+from palkit.studies.statistics import tables
 
 
 def area_under_curve(labels: ArrayLike, metric: ArrayLike) -> float:
@@ -63,7 +63,7 @@ class Estimate:
     def p_value(self) -> NDArray:
         """Of the two-sided test that the true mean is 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            statistic = np.where(abs(self.mean) <= TIE, 0, abs(self.mean) / self.error)
+            statistic = np.where(abs(self.mean) <= tables.TIE, 0, abs(self.mean) / self.error)
         return np.minimum(2 * stats.t.sf(statistic, self.df), 1)
 
     def detectable(self, level: float = 0.05, power: float = 0.8) -> float:
@@ -113,22 +113,27 @@ def pooled_freedom(squares: NDArray, freedom: NDArray) -> NDArray:
     return 1 / (shares**2 / freedom).sum(axis=0)
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[NDArray, NDArray]:
-    """Student's t interval of the mean over the first axis, for values that are about normal.
+def mean_interval(values: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Student's 95 % t interval of the mean over the first axis, for values that are about normal.
 
     Args:
         values: (seeds, ...) one row per seed.
-        confidence: coverage.
 
     Returns:
         low and high, each of the shape of one row; NaN for a single seed.
 
     Source: Student, The Probable Error of a Mean, Biometrika 1908.
     """
-    return estimate([values]).interval(confidence)
+    return estimate([values]).interval()
 
 
-def summarise(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = GROUP) -> pd.DataFrame:
+def with_ends(name: str, values: NDArray) -> dict[str, float]:
+    """Mean of (seeds,) values and the ends of its interval, as the columns `name`, `name_low`, `name_high`."""
+    low, high = mean_interval(values)
+    return {name: values.mean(), f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def summarise(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP) -> pd.DataFrame:
     """Final value and area under the budget curve of every group, with 95 % t intervals over seeds.
 
     Args:
@@ -144,27 +149,16 @@ def summarise(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] 
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     rows = []
-    for key, table in groups(rounds, metric, by):
-        final, areas = table.iloc[-1].to_numpy(), areas_of(table)
-        (final_low, aubc_low), (final_high, aubc_high) = mean_interval(np.stack([final, areas], axis=1))
-        rows.append(
-            {
-                **key,
-                "metric": metric,
-                "n_seeds": table.shape[1],
-                "labels": table.index[-1],
-                "final": final.mean(),
-                "final_low": float(final_low),
-                "final_high": float(final_high),
-                "aubc": areas.mean(),
-                "aubc_low": float(aubc_low),
-                "aubc_high": float(aubc_high),
-            }
-        )
+    for key, table in tables.groups(rounds, metric, by):
+        row = {**key, "metric": metric, "n_seeds": table.shape[1], "labels": table.index[-1]}
+        values = np.stack([table.iloc[-1].to_numpy(), areas_of(table)], axis=1)
+        for name, own, low, high in zip(("final", "aubc"), values.T, *mean_interval(values), strict=True):
+            row |= {name: own.mean(), f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def curves(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = GROUP) -> pd.DataFrame:
+def curves(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP) -> pd.DataFrame:
     """Mean budget curve of every group with pointwise 95 % t intervals over seeds.
 
     Args:
@@ -179,7 +173,7 @@ def curves(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = G
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     parts = []
-    for key, table in groups(rounds, metric, by):
+    for key, table in tables.groups(rounds, metric, by):
         low, high = mean_interval(table.to_numpy().T)
         mean = table.mean(axis=1).to_numpy()
         band = {"labels": table.index, "mean": mean, "low": low, "high": high, "n_seeds": table.shape[1]}
@@ -221,48 +215,29 @@ def paired_difference(
     Raises:
         ConfigError: a value does not occur, or a and b lack a common set of seeds or label counts.
     """
-    validate(rounds, [*a, *b], metric)
-    left = seed_curves(pick(rounds, a), metric, name_of(a))
-    right = seed_curves(pick(rounds, b), metric, name_of(b))
-    if set(left.columns) != set(right.columns):
-        raise ConfigError(
-            f"{name_of(a)} and {name_of(b)} do not pair: seeds {_missing(left.columns, right.columns)} only in "
-            f"the first, {_missing(right.columns, left.columns)} only in the second. Run the missing seeds "
-            "or drop them from the table."
-        )
+    tables.validate(rounds, [*a, *b], metric)
+    left = tables.seed_curves(tables.pick(rounds, a), metric, tables.name_of(a))
+    right = tables.seed_curves(tables.pick(rounds, b), metric, tables.name_of(b))
+    tables.check_pairs(a, left, b, right)
     if list(left.index) != list(right.index):
         raise ConfigError(
-            f"{name_of(a)} and {name_of(b)} do not pair: label counts {list(left.index)} and {list(right.index)} "
-            "differ. Compare runs with the same budget."
+            f"{tables.name_of(a)} and {tables.name_of(b)} do not pair: label counts {list(left.index)} and "
+            f"{list(right.index)} differ. Compare runs with the same budget."
         )
-    sign = sign_of(metric)
+    sign = tables.sign_of(metric)
     rows = []
     for measure, difference in (
         ("aubc", areas_of(left) - areas_of(right)),
         ("final", left.iloc[-1].to_numpy() - right.iloc[-1].to_numpy()),
     ):
         found = estimate([difference])
-        low, high = found.interval()
-        rows.append(
-            {
-                "measure": measure,
-                "mean": difference.mean(),
-                "low": float(low),
-                "high": float(high),
-                "wins": int((sign * difference > TIE).sum()),
-                "ties": int((abs(difference) <= TIE).sum()),
-                "losses": int((sign * difference < -TIE).sum()),
-                "n_seeds": len(difference),
-                "p": float(found.p_value),
-            }
-        )
-    return pd.DataFrame(rows).set_index("measure")
+        mean, (low, high), p = float(found.mean), map(float, found.interval()), float(found.p_value)
+        wins, losses = int((sign * difference > tables.TIE).sum()), int((sign * difference < -tables.TIE).sum())
+        rows.append((measure, mean, low, high, wins, len(difference) - wins - losses, losses, len(difference), p))
+    columns = ["measure", "mean", "low", "high", "wins", "ties", "losses", "n_seeds", "p"]
+    return pd.DataFrame(rows, columns=columns).set_index("measure")
 
 
 def areas_of(table: pd.DataFrame) -> NDArray:
     """(S,) area under the curve of each column, a seed, over the index, labels."""
     return np.array([area_under_curve(table.index, table[seed]) for seed in table])
-
-
-def _missing(here: pd.Index, there: pd.Index) -> list:
-    return sorted(set(here) - set(there))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from palkit.errors import ConfigError
+from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import holm, paired_difference
-from palkit.studies.statistics.tables import SETTING, name_of, pick, seed_curves, sign_of, some, validate
 
 
 def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: float = 0.95) -> pd.DataFrame:
@@ -40,38 +40,30 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
 
     Source: Ash et al., Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds, ICLR 2020.
     """
-    validate(rounds, ["strategy", *SETTING], metric)
+    tables.validate(rounds, ["strategy", *tables.SETTING], metric)
     strategies = sorted(map(str, rounds["strategy"].unique()))
-    wins = np.full((len(strategies), len(strategies)), np.nan)
-    np.fill_diagonal(wins, 0.0)
-    settings = list(rounds.groupby(list(SETTING), dropna=False))
+    wins = np.where(np.eye(len(strategies)), 0.0, np.nan)
+    settings = list(tables.rows_by(rounds, tables.SETTING))
     seed_counts: list[int] = []
     for key, setting in settings:
-        where = name_of(dict(zip(SETTING, key, strict=True)))
-        tables = {
-            str(strategy): seed_curves(rows, metric, f"{where}, strategy={strategy}")
+        curves = {
+            str(strategy): tables.seed_curves(rows, metric, tables.name_of({**key, "strategy": strategy}))
             for strategy, rows in setting.groupby("strategy")
         }
         chosen = pd.Index(sorted(setting["labels"].unique())[1:])
-        for i, j in combinations(tables, 2):
-            seeds = tables[i].columns.intersection(tables[j].columns)
+        for i, j in combinations(curves, 2):
+            seeds = curves[i].columns.intersection(curves[j].columns)
             if len(seeds) < 2 or not len(chosen):
                 continue
-            labels = tables[i].index.intersection(tables[j].index).intersection(chosen)
-            better = sign_of(metric) * (
-                tables[i].loc[labels, seeds].to_numpy() - tables[j].loc[labels, seeds].to_numpy()
-            )
-            for entry, count in zip(((i, j), (j, i)), _significant(better, confidence), strict=True):
-                at = strategies.index(entry[0]), strategies.index(entry[1])
-                wins[at] = np.nan_to_num(wins[at]) + count / len(chosen)
+            labels = curves[i].index.intersection(curves[j].index).intersection(chosen)
+            better = tables.sign_of(metric) * (curves[i].loc[labels, seeds] - curves[j].loc[labels, seeds])
+            at = strategies.index(i), strategies.index(j)
+            for place, count in zip((at, at[::-1]), _significant(better.to_numpy(), confidence), strict=True):
+                wins[place] = np.nan_to_num(wins[place]) + count / len(chosen)
             seed_counts.append(len(seeds))
+    few = min(seed_counts, default=0)
     penalties = pd.DataFrame(wins, index=strategies, columns=strategies)
-    penalties.attrs = {
-        "settings": len(settings),
-        "n_seeds": min(seed_counts, default=0),
-        "confidence": confidence,
-        "metric": metric,
-    }
+    penalties.attrs = {"settings": len(settings), "n_seeds": few, "confidence": confidence, "metric": metric}
     return penalties
 
 
@@ -89,27 +81,18 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
     Raises:
         ConfigError: the table is empty, nothing was bought after the initial set, or a group has two runs of one seed.
     """
-    if selections.empty:
-        raise ConfigError("the table of selections is empty.")
+    tables.check_table(selections, ["run", by, "seed", "round", "position"], "table of selections")
     chosen = selections[selections["round"] > 0]
-    repeated = chosen.groupby([by, "seed"])["run"].transform("nunique") > 1
-    if chosen.empty or repeated.any():
-        raise ConfigError(
-            f"no {by} chose anything after the initial set."
-            if chosen.empty
-            else f"{by}={chosen[by][repeated].iloc[0]} has several runs of one seed: filter the table."
-        )
-    bought = {key: frozenset(rows["position"]) for key, rows in chosen.groupby([by, "seed"], sort=False)}
-    names, seeds = list(dict.fromkeys(chosen[by])), sorted(chosen["seed"].unique())
-    shared = pd.DataFrame(np.nan, index=names, columns=names)
-    for a in names:
-        for b in names:
-            pairs = [
-                (bought[a, seed], bought[b, seed]) for seed in seeds if (a, seed) in bought and (b, seed) in bought
-            ]
-            if pairs:
-                shared.loc[a, b] = np.mean([len(one & two) / min(len(one), len(two)) for one, two in pairs])
-    return shared
+    if chosen.empty:
+        raise ConfigError(f"no {by} chose anything after the initial set.")
+    tables.check_runs(chosen, by, "table of selections")
+    shares = []
+    for _, rows in chosen.groupby("seed"):
+        bought = pd.crosstab(rows[by], rows["position"]).clip(upper=1)
+        sizes = bought.sum(axis=1).to_numpy()
+        shares.append(bought @ bought.T / np.minimum.outer(sizes, sizes))
+    names = list(dict.fromkeys(chosen[by]))
+    return pd.concat(shares).groupby(level=0).mean().loc[names, names].rename_axis(index=None, columns=None)
 
 
 def gains(
@@ -130,19 +113,21 @@ def gains(
         ConfigError: the table cannot be used, a run has no reference or more than one.
     """
     values = {"strategy": "random"} if reference is None else reference
-    validate(rounds, ["strategy", *SETTING, *values], metric)
-    keys = [*(column for column in SETTING if column not in values), "seed", "labels"]
-    base = pick(rounds, values)
+    tables.validate(rounds, ["strategy", *tables.SETTING, *values], metric)
+    keys = [*(column for column in tables.SETTING if column not in values), "seed", "labels"]
+    base = tables.pick(rounds, values)
     repeated = base[base.duplicated(keys)]
     if len(repeated):
         raise ConfigError(
-            f"{name_of(values)} has several runs of one setting and seed, among them {some(repeated['run'].unique())}; "
-            "say more about the reference, or filter the table."
+            f"{tables.name_of(values)} has several runs of one setting and seed, among them "
+            f"{tables.some(repeated['run'].unique())}; say more about the reference, or filter the table."
         )
     found = rounds[keys].merge(base[[*keys, metric]], on=keys, how="left", validate="many_to_one")[metric].to_numpy()
     alone = rounds.loc[np.isnan(found), "run"].unique()
     if len(alone):
-        raise ConfigError(f"no run with {name_of(values)} has the setting, seed and label counts of {some(alone)}.")
+        raise ConfigError(
+            f"no run with {tables.name_of(values)} has the setting, seed and label counts of {tables.some(alone)}."
+        )
     return rounds.assign(**{metric: rounds[metric].to_numpy() - found})
 
 
@@ -164,24 +149,22 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
     Raises:
         ConfigError: nothing to compare, or the table cannot be used.
     """
-    columns = list(dict.fromkeys([*SETTING, "strategy"]))
-    validate(rounds, columns, metric)
+    columns = list(dict.fromkeys([*tables.SETTING, "strategy"]))
+    tables.validate(rounds, columns, metric)
     rows = []
-    for key, group in rounds.groupby([name for name in columns if name != column]):
-        others = sorted(set(group[column]) - {reference})
-        if len(others) == group[column].nunique():
+    for same, group in tables.rows_by(rounds, [name for name in columns if name != column]):
+        if reference not in set(group[column]):
             continue
-        same = dict(zip([name for name in columns if name != column], key, strict=True))
-        for other in others:
+        for other in sorted(set(group[column]) - {reference}):
             found = paired_difference(group, {column: other}, {column: reference}, metric)
-            area, final = found.loc["aubc"], found.loc["final"]
-            row = {name: {**same, column: other}[name] for name in columns}
-            for name, measure in (("aubc", area), ("final", final)):
-                row |= {name: measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
+            row, area = {**same, column: other}, found.loc["aubc"]
+            for name, measure in found.iterrows():
+                row |= {str(name): measure["mean"], f"{name}_low": measure["low"], f"{name}_high": measure["high"]}
             rows.append(row | {name: area[name] for name in ("wins", "losses", "n_seeds", "p")})
     if not rows:
         raise ConfigError(f"nothing here differs in {column} alone from runs with {column}={reference}.")
     table = pd.DataFrame(rows)
+    table = table[[*columns, *table.columns.difference(columns, sort=False)]]
     tested = table["p"].notna()
     table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"].tolist())
     table = table.drop(columns="p")

@@ -8,10 +8,10 @@ import pandas as pd
 from scipy import stats
 
 from palkit.errors import ConfigError
+from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import areas_of
-from palkit.studies.statistics.tables import SETTING, name_of, seed_curves, sign_of, some, validate
 
-BLOCKS = {"seed": (*SETTING, "seed"), "setting": SETTING, "dataset": ("dataset",)}
+BLOCKS = {"seed": (*tables.SETTING, "seed"), "setting": tables.SETTING, "dataset": ("dataset",)}
 DIGITS = 12  # areas that agree this far are equal: see TIE
 
 
@@ -64,23 +64,18 @@ def block_areas(
     """
     if blocks not in BLOCKS:
         raise ConfigError(f"blocks are one of {', '.join(BLOCKS)}, got {blocks!r}.")
-    validate(rounds, [*treatments, *SETTING], metric)
-    setting = [column for column in SETTING if column not in treatments]
-    rows = []
-    for values, part in rounds.groupby([*setting, *treatments], dropna=False):
-        key = dict(zip([*setting, *treatments], values, strict=True))
-        curves = seed_curves(part, metric, name_of(key))
+    tables.check_table(rounds, tables.SETTING, "table of rounds")
+    setting = [column for column in tables.SETTING if column not in treatments]
+    parts = []
+    for key, curves in tables.groups(rounds, metric, [*setting, *treatments]):
         treatment = " + ".join(str(key[column]) for column in treatments if key[column] != "none")
-        block = {column: key[column] for column in setting}
-        rows += [
-            {**block, "seed": seed, "treatment": treatment, "area": area}
-            for seed, area in zip(curves.columns, areas_of(curves), strict=True)
-        ]
-    runs = pd.DataFrame(rows).pivot(index=[*setting, "seed"], columns="treatment", values="area")
+        areas = {"seed": curves.columns, "area": areas_of(curves)}
+        parts.append(pd.DataFrame({column: key[column] for column in setting} | areas).assign(treatment=treatment))
+    runs = pd.concat(parts).pivot(index=[*setting, "seed"], columns="treatment", values="area")
     unpaired = runs[runs.isna().any(axis=1)]
     if len(unpaired):
-        first = name_of(dict(zip([*setting, "seed"], unpaired.index[0], strict=True)))
-        lacking = some(unpaired.columns[unpaired.iloc[0].isna()])
+        first = tables.name_of(dict(zip([*setting, "seed"], unpaired.index[0], strict=True)))
+        lacking = tables.some(unpaired.columns[unpaired.iloc[0].isna()])
         raise ConfigError(
             f"ranks need every treatment in every block; {first} lacks {lacking} ({len(unpaired)} of {len(runs)} "
             "blocks are incomplete). Run what is missing or drop these blocks."
@@ -119,13 +114,13 @@ def rank_strategies(
     if count < 3 or n_blocks < 2:
         raise ConfigError(
             f"ranks need 3 or more treatments and 2 or more blocks (by {blocks}); there are {count} "
-            f"({some(areas.columns)}) and {n_blocks}."
+            f"({tables.some(areas.columns)}) and {n_blocks}."
             + (" Two are compared by paired differences." if count == 2 else "")
         )
     # Imported here: it brings seaborn along, which takes a while.
     from scikit_posthocs import posthoc_nemenyi_friedman
 
-    ranks = areas.rank(axis=1, ascending=sign_of(metric) < 0).mean().sort_values(kind="stable")
+    ranks = areas.rank(axis=1, ascending=tables.sign_of(metric) < 0).mean().sort_values(kind="stable")
     with np.errstate(invalid="ignore"):
         friedman = stats.friedmanchisquare(*(areas[name] for name in areas))
     # For infinitely many degrees of freedom, the table of Demsar's section 3.2.2.

@@ -1,4 +1,4 @@
-"""How many labels a configuration saves.
+"""Labels that a configuration saves against a reference.
 
 The count of labels at which a noisy curve first reaches a noisy final value favours whoever is lucky: of two identical
 strategies the one that gets there at all does so 1.27 times as early. Here both mean curves are made monotone, many
@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics.tables import GROUP, REFERENCE, groups, name_of, pick, seed_curves, sign_of, validate
+from palkit.studies.statistics import tables
 
 TARGETS = 50
+CONFIDENCE = 0.95  # of the intervals
 HAIR = 1e-9
 
 
 def label_saving(
     rounds: pd.DataFrame,
-    reference: Mapping[str, Hashable] = REFERENCE,
+    reference: Mapping[str, Hashable] = tables.REFERENCE,
     metric: str = "accuracy",
-    by: Sequence[str] = GROUP,
-    confidence: float = 0.95,
+    by: Sequence[str] = tables.GROUP,
 ) -> pd.DataFrame:
-    """How many times fewer labels a group needs than the reference, for the same value of the metric.
+    """Factor by which a group needs fewer labels than the reference, for the same value of the metric.
 
     Mean curves over seeds are made monotone by isotonic regression; between rounds the logarithm of labels is linear.
     Targets lie evenly between the higher of the two second rounds (the first is shared, nothing is chosen yet) and the
@@ -46,7 +46,6 @@ def label_saving(
         reference: column values that pick the reference configuration.
         metric: column to compare.
         by: columns that tell groups apart.
-        confidence: coverage of the intervals.
 
     Returns:
         One row per group: `by`, `metric` (its name), `target_low`, `target_high` (range of the targets), `saving`,
@@ -59,31 +58,26 @@ def label_saving(
     Source: James & Stein, Estimation with Quadratic Loss, 1961 (the drawing in, its positive part); Efron & Stein, The
     Jackknife Estimate of Variance, Annals of Statistics 1981.
     """
-    validate(rounds, [*by, *reference], metric)
-    sign = sign_of(metric)
-    base = seed_curves(pick(rounds, reference), metric, name_of(reference))
+    tables.validate(rounds, [*by, *reference], metric)
+    sign = tables.sign_of(metric)
+    base = tables.seed_curves(tables.pick(rounds, reference), metric, tables.name_of(reference))
     rows = []
-    for key, curves in groups(rounds, metric, by):
-        if set(curves.columns) != set(base.columns):
-            raise ConfigError(
-                f"{name_of(key)} and the reference {name_of(reference)} do not pair: seeds {list(curves.columns)} and "
-                f"{list(base.columns)}. Run the missing seeds or drop them from the table."
-            )
+    for key, curves in tables.groups(rounds, metric, by):
+        tables.check_pairs(key, curves, reference, base)
         if min(len(base), len(curves)) < 2:
-            raise ConfigError(f"labels saved need two or more rounds; {name_of(key)} or the reference has one.")
-        found = saving_of(sign * base, sign * curves[base.columns], confidence)
+            raise ConfigError(f"labels saved need two or more rounds; {tables.name_of(key)} or the reference has one.")
+        found = saving_of(sign * base, sign * curves[base.columns])
         targets = {name: sign * found.pop(name) for name in ("target_low", "target_high")}
         rows.append({**key, "metric": metric, **targets, **found, "n_seeds": len(base.columns)})
     return pd.DataFrame(rows)
 
 
-def saving_of(reference: pd.DataFrame, own: pd.DataFrame, confidence: float = 0.95) -> dict[str, float]:
+def saving_of(reference: pd.DataFrame, own: pd.DataFrame) -> dict[str, float]:
     """Range of targets, saving and its interval, as in `label_saving`.
 
     Args:
         reference: (labels, seeds) values of the metric, higher being better.
         own: the same of what may save labels, with the same seeds in the same order.
-        confidence: coverage of the interval.
     """
     values = reference.to_numpy(float), own.to_numpy(float)
     logs = np.log(reference.index.to_numpy(float)), np.log(own.index.to_numpy(float))
@@ -94,7 +88,7 @@ def saving_of(reference: pd.DataFrame, own: pd.DataFrame, confidence: float = 0.
     others = [np.delete(np.arange(seeds), seed) for seed in range(seeds)] if seeds > 1 else []
     without = [_log_saving([table[:, kept] for table in values], logs) for kept in others] or [np.nan]
     error = np.sqrt(freedom * np.var(without))
-    near, far = stats.t.isf([stats.norm.sf(1), (1 - confidence) / 2], freedom) * error
+    near, far = stats.t.isf([stats.norm.sf(1), (1 - CONFIDENCE) / 2], freedom) * error
     middle = 0.0 if near >= abs(whole) else whole - near**2 / whole if seeds > 1 else whole
     ends = {"saving": middle, "saving_low": whole - far, "saving_high": whole + far}
     return {"target_low": low, "target_high": high, **{name: float(np.exp(end)) for name, end in ends.items()}}

@@ -26,30 +26,41 @@ def name_of(config: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{column}={value}" for column, value in config.items())
 
 
+def check_table(table: pd.DataFrame, columns: Iterable[str], name: str, unique: Sequence[str] = ()) -> None:
+    """A ConfigError that names the table, unless it has these columns, and rows that those of `unique` tell apart."""
+    missing = [column for column in dict.fromkeys(columns) if column not in table.columns]
+    if missing:
+        there = ", ".join(map(str, table.columns)) or "none"
+        raise ConfigError(f"the {name} lacks the columns {', '.join(missing)}; it has {there}.")
+    if table.empty:
+        raise ConfigError(f"the {name} is empty.")
+    repeated = table[table.duplicated(list(unique))] if unique else table[:0]
+    if len(repeated):
+        first = ", ".join(f"{column} {value}" for column, value in repeated[list(unique)].iloc[0].items())
+        raise ConfigError(f"the {name} has several rows of {first}.")
+
+
+def check_runs(table: pd.DataFrame, by: str, name: str) -> None:
+    """A ConfigError unless each value of a column has one run of every seed."""
+    repeated = table.groupby([by, "seed"])["run"].nunique() > 1
+    if repeated.any():
+        value, seed = repeated[repeated].index[0]
+        raise ConfigError(f"{by}={value} has several runs of seed {seed}: filter the {name}.")
+
+
 def validate(rounds: pd.DataFrame, columns: Sequence[str], metric: str) -> None:
     """A ConfigError unless the table has these columns, one row per run and round, and finite values of the metric."""
-    needed = dict.fromkeys(["run", "seed", "round", "labels", *columns, metric])
-    missing = [column for column in needed if column not in rounds.columns]
-    if missing:
-        raise ConfigError(
-            f"the table of rounds lacks the columns {', '.join(missing)}; it has {', '.join(map(str, rounds.columns))}."
-        )
-    if rounds.empty:
-        raise ConfigError("the table of rounds is empty: no run has finished a round yet.")
-    repeated = rounds[rounds.duplicated(["run", "round"])]
-    if len(repeated):
-        raise ConfigError(
-            "the table of rounds has more than one row for "
-            + some(f"run {row.run} round {row.round}" for row in repeated.itertuples())
-            + "; read every run once."
-        )
-    undefined = rounds[~np.isfinite(rounds[metric].to_numpy(float))]
-    if len(undefined):
-        raise ConfigError(
-            f"{metric} is not a finite number in "
-            + some(f"run {row.run} round {row.round}" for row in undefined.itertuples())
-            + "; drop these runs or repeat them."
-        )
+    if isinstance(columns, str) or not columns:
+        raise ConfigError(f"`by` must list one or more columns, got {columns!r}.")
+    check_table(rounds, ["run", "seed", "round", "labels", *columns, metric], "table of rounds")
+    repeated, undefined = rounds.duplicated(["run", "round"]), ~np.isfinite(rounds[metric].astype(float))
+    for bad, what, remedy in (
+        (repeated, "the table of rounds has more than one row for", "read every run once"),
+        (undefined, f"{metric} is not a finite number in", "drop or repeat these runs"),
+    ):
+        if bad.any():
+            where = some(f"run {row.run} round {row.round}" for row in rounds[bad].itertuples())
+            raise ConfigError(f"{what} {where}; {remedy}.")
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
@@ -58,26 +69,68 @@ def some(items: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in words: "1 seed", "2 seeds"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def matching(table: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
+    """The rows with these column values."""
+    return table[(table[list(config)] == pd.Series(config, dtype=object)).all(axis=1)]
+
+
 def pick(rounds: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
     """The rows with these column values; a ConfigError that lists what there is if there are none."""
-    rows = rounds
     for column, value in config.items():
         if value not in set(rounds[column]):
             raise unknown_name(column, value, map(str, rounds[column].unique()))
-        rows = rows[rows[column] == value]
+    rows = matching(rounds, config)
     if rows.empty:
         raise ConfigError(f"no run has {name_of(config)}; each value occurs, but never together.")
     return rows
 
 
+def rows_by(rounds: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, Hashable], pd.DataFrame]]:
+    """Each group's column values and its rows, sorted by those values."""
+    for values, rows in rounds.groupby(list(by), dropna=False):
+        yield dict(zip(by, values, strict=True)), rows
+
+
 def groups(rounds: pd.DataFrame, metric: str, by: Sequence[str]) -> Iterator[tuple[dict[str, Hashable], pd.DataFrame]]:
     """Each group's column values and its curves by seed, sorted by those values."""
-    if isinstance(by, str) or not by:
-        raise ConfigError(f"`by` must list one or more columns, got {by!r}.")
     validate(rounds, by, metric)
-    for values, rows in rounds.groupby(list(by), dropna=False):
-        key = dict(zip(by, values, strict=True))
+    for key, rows in rows_by(rounds, by):
         yield key, seed_curves(rows, metric, name_of(key))
+
+
+def interval_texts(
+    table: pd.DataFrame, name: str, form: str = ".1f", *, scale: float = 1, share: bool = False
+) -> list[str]:
+    """Values and their intervals as "61.0 [59.2, 62.8]", without brackets where there is no interval.
+
+    Args:
+        table: columns `name`, `name_low`, `name_high`.
+        name: of the value.
+        form: of each number.
+        scale: what they are multiplied by.
+        share: they are shares of 1, beyond which no interval goes.
+    """
+    values, ends = table[name], table[[f"{name}_low", f"{name}_high"]].to_numpy(float)
+    ends = scale * (ends.clip(0, 1) if share else ends)
+    return [
+        f"{scale * value:{form}}" + (f" [{low:{form}}, {high:{form}}]" if low == low else "")  # a single seed has none
+        for value, (low, high) in zip(values, ends, strict=True)
+    ]
+
+
+def check_pairs(a: Mapping[str, Hashable], left: pd.DataFrame, b: Mapping[str, Hashable], right: pd.DataFrame) -> None:
+    """A ConfigError unless the curves of two configurations are of the same seeds."""
+    here, there = set(left.columns), set(right.columns)
+    if here != there:
+        raise ConfigError(
+            f"{name_of(a)} and {name_of(b)} do not pair: seeds {sorted(here - there)} only in the first, "
+            f"{sorted(there - here)} only in the second. Run the missing seeds or drop them from the table."
+        )
 
 
 def seed_curves(rows: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:

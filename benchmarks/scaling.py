@@ -1,4 +1,4 @@
-"""Measurements of selection cost, as `benchmarks/strategies.py` writes them, beside what the machine allows."""
+"""Measurements of selection cost by `strategies.py`, beside what the machine allows; notebook 05 reads them."""
 
 import json
 from collections.abc import Mapping
