@@ -209,7 +209,7 @@ def from_table(
     """
     ranges = np.full((len(table), 2), np.nan)
     if {"low", "high"} <= set(table):
-        ranges = table[["low", "high"]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+        ranges = table[["low", "high"]].map(_number).to_numpy(dtype=float)
     files = _files(name, table, folder, ranges)
     text = [normal(label).strip() for label in table["label"]]
     classes = _classes({*text} - {""}, class_names, name)
@@ -223,6 +223,14 @@ def from_table(
     images = FileImages(files).ranged(ranges)
     notes = (*notes, *carved, *_image_notes(images))
     return usable(ImagePool(name, images, labels, split, ids, tuple(classes), groups, notes))
+
+
+def _number(cell: str) -> float:
+    """The number of a cell to its last bit, which pandas does not promise, and checksums take in; NaN if it is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return np.nan
 
 
 def _names(table: pd.DataFrame) -> list[str]:

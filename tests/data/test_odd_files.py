@@ -383,6 +383,22 @@ def test_the_range_is_recorded_in_a_manifest(tmp_path: Path, capsys: pytest.Capt
         load_dataset(str(tmp_path / "all.csv"))
 
 
+def test_a_manifest_of_decimal_values_is_the_folder_it_was_written_for(tmp_path: Path) -> None:
+    """To the last bit of their range, which is part of the checksum."""
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / "s" / "ab"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = rng.uniform(-1, 1, (8, 8)).astype(np.float32)
+        values[0, 0] = -1.2459110021591187  # pandas reads another number
+        Image.fromarray(values).save(path)
+    with pytest.warns(DataNotice):
+        pool = load_dataset(str(tmp_path / "s"))
+    assert main(["manifest", str(tmp_path / "s"), str(tmp_path / "all.csv")]) == 0
+    with pytest.warns(DataNotice):
+        assert load_dataset(str(tmp_path / "all.csv")).images.checksum() == pool.images.checksum()
+
+
 def test_several_pages_are_counted_and_named(tmp_path: Path) -> None:
     folder = two_classes(tmp_path / "s")
     pages = [Image.fromarray(noise(16, 16, seed)) for seed in range(3)]
