@@ -17,7 +17,7 @@ from palkit.data.hub import PREFIX, from_hub
 from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
 from palkit.data.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, head, long_tail, take, usual_size
-from palkit.data.published import aptos2019, eurosat, histology
+from palkit.data.published import aptos2019, eurosat, histology, idrid
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
@@ -29,8 +29,8 @@ __all__ = [
 
 Loader = Callable[[], ImagePool]
 NAMED = (
-    fashion_mnist, fashion_mnist_lt, digits, digits_lt, eurosat, histology, aptos2019, cifar10, cifar100, food101, dtd,
-    flowers102,
+    fashion_mnist, fashion_mnist_lt, digits, digits_lt, eurosat, histology, aptos2019, idrid, cifar10, cifar100,
+    food101, dtd, flowers102,
 )  # fmt: skip
 DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
 

@@ -1,4 +1,4 @@
-"""Published archives of images: EuroSAT, colorectal histology, APTOS 2019."""
+"""Published archives of images: EuroSAT, colorectal histology, APTOS 2019, IDRiD."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +24,9 @@ HISTOLOGY = Remote(
     "Kather_texture_2016_image_tiles_5000.zip",
 )
 APTOS = "aptos2019-blindness-detection"
-APTOS_GRADES = {"0": "no DR", "1": "mild", "2": "moderate", "3": "severe", "4": "proliferative"}
+IDRID = "B. Disease Grading"
+# Of diabetic retinopathy, on the international scale.
+GRADES = {"0": "no DR", "1": "mild", "2": "moderate", "3": "severe", "4": "proliferative"}
 
 
 def eurosat() -> ImagePool:
@@ -56,25 +58,67 @@ def aptos2019() -> ImagePool:
         DataError: it is not there, or its table is not the published one; explains what to do.
     """
     root = dataset_dir("aptos2019")
-    archive = root / f"{APTOS}.zip"
-    if archive.exists() and not (root / "train.csv").exists():
-        root = unpack(archive, root / "unpacked")
-    table, images = root / "train.csv", root / "train_images"
-    if not table.exists() or not images.is_dir():
-        raise DataError(_aptos_help(dataset_dir("aptos2019")))
-    rows = read_csv(table, ("id_code", "diagnosis"))
-    if not {"id_code", "diagnosis"} <= set(rows) or not set(rows["diagnosis"]) <= APTOS_GRADES.keys():
-        raise DataError(f"{table} lacks the columns id_code and diagnosis (0 to 4). {_aptos_help(root)}")
-    listed = pd.DataFrame(
-        {"path": "train_images/" + rows["id_code"] + ".png", "label": rows["diagnosis"].map(APTOS_GRADES)}
-    )
-    return from_table("aptos2019", listed, root, tuple(APTOS_GRADES.values()))
-
-
-def _aptos_help(root: Path) -> str:
-    return (
+    remedy = (
         "aptos2019 needs a Kaggle account: accept the rules at https://www.kaggle.com/c/"
         f"{APTOS} and run `kaggle competitions download -c {APTOS} -p {root}`, or download the zip file there. "
         f"Expected is {root / APTOS}.zip, or unpacked {root / 'train.csv'} (columns id_code, diagnosis) and "
         f"{root / 'train_images'}/*.png."
     )
+    archive = root / f"{APTOS}.zip"
+    if archive.exists() and not (root / "train.csv").exists():
+        root = unpack(archive, root / "unpacked")
+    rows = _graded(root, "train.csv", "id_code", "diagnosis", "train_images", "png", remedy)
+    return from_table("aptos2019", rows, root, tuple(GRADES.values()))
+
+
+def idrid() -> ImagePool:
+    """516 fundus photographs, 5 grades of diabetic retinopathy: 413 to train with, 103 for the test (official).
+
+    A tenth of each grade of the training set is for validation. Some photographs are there twice, also with different
+    grades and once in both sets; `palkit manifest idrid FILE.csv --drop-duplicates` lists them and leaves them out.
+    IEEE DataPort hands it out to logged-in users only, so it is put into place by hand, unpacked or as the zip file.
+
+    Raises:
+        DataError: it is not there, or its tables are not the published ones; explains what to do.
+
+    Source: Porwal et al., Indian Diabetic Retinopathy Image Dataset, Data 3(3):25, 2018.
+    """
+    root = dataset_dir("idrid")
+    remedy = (
+        "idrid needs an account at https://ieee-dataport.org/open-access/"
+        f"indian-diabetic-retinopathy-image-dataset-idrid: download {IDRID}.zip there and put it into {root}, as it is "
+        f"or unpacked, so that {root / IDRID} holds '1. Original Images' and '2. Groundtruths'."
+    )
+    archive, folder = root / f"{IDRID}.zip", root / IDRID
+    if archive.exists() and not folder.exists():
+        folder = unpack(archive, root / "unpacked") / IDRID
+    parts = []
+    for split, letter, part in (("pool", "a", "Training"), ("test", "b", "Testing")):
+        table = f"2. Groundtruths/{letter}. IDRiD_Disease Grading_{part} Labels.csv"
+        images = f"1. Original Images/{letter}. {part} Set"
+        rows = _graded(folder, table, "image name", "retinopathy grade", images, "jpg", remedy)
+        parts.append(rows.assign(split=split))
+    return from_table("idrid", pd.concat(parts), folder, tuple(GRADES.values()))
+
+
+def _graded(root: Path, table: str, name: str, grade: str, images: str, suffix: str, remedy: str) -> pd.DataFrame:
+    """Paths and grades, by their names, of the photographs that a published table lists.
+
+    Args:
+        root: folder that the other two are relative to.
+        table: a CSV file.
+        name: its column with the names of files without their suffix.
+        grade: its column with the grades.
+        images: folder of the photographs.
+        suffix: of the files.
+        remedy: sentences for errors.
+
+    Raises:
+        DataError: there is no such table or folder, or it holds something else.
+    """
+    if not (root / table).exists() or not (root / images).is_dir():
+        raise DataError(remedy)
+    rows = read_csv(root / table, (name, grade))
+    if not {name, grade} <= set(rows) or not set(rows[grade]) <= GRADES.keys():
+        raise DataError(f"{root / table} lacks the columns {name} and {grade} (0 to 4). {remedy}")
+    return pd.DataFrame({"path": f"{images}/" + rows[name] + f".{suffix}", "label": rows[grade].map(GRADES)})

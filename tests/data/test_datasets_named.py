@@ -126,6 +126,56 @@ def test_aptos(as_zip: bool) -> None:
     assert list(grades.values()) == pool.labels.tolist()
 
 
+IDRID = {  # split, letter and name of the part, images
+    "pool": ("a", "Training", 60),
+    "test": ("b", "Testing", 20),
+}
+
+
+def idrid() -> dict[str, bytes]:
+    """As IEEE DataPort's archive: names begin at 1 in both parts, and tables end in empty columns."""
+    files = {}
+    for letter, part, images in IDRID.values():
+        rows = [f"IDRiD_{n + 1:03},{n % 5},{n % 3},,," for n in range(images)]
+        header = "Image name,Retinopathy grade,Risk of macular edema ,,,"
+        table = f"B. Disease Grading/2. Groundtruths/{letter}. IDRiD_Disease Grading_{part} Labels.csv"
+        files[table] = "\n".join([header, *rows]).encode()
+        for n in range(images):
+            name = f"B. Disease Grading/1. Original Images/{letter}. {part} Set/IDRiD_{n + 1:03}.jpg"
+            files[name] = encoded(n + ord(letter), "JPEG")
+    return files
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_idrid(as_zip: bool) -> None:
+    root = dataset_dir("idrid")
+    root.mkdir(parents=True)
+    archive = root / "B. Disease Grading.zip"
+    archive.write_bytes(zipped(idrid()))
+    if not as_zip:
+        zipfile.ZipFile(archive).extractall(root)
+        archive.unlink()
+    pool = load_dataset("idrid")
+    assert pool.class_names == ("no DR", "mild", "moderate", "severe", "proliferative")
+    assert pool.counts()[["pool", "val"]].sum(axis=1).tolist() == [12] * 5
+    assert pool.counts()["test"].tolist() == [4] * 5, "the official one"
+    numbers = [int(name[-7:-4]) - 1 for name in pool.ids]
+    assert [number % 5 for number in numbers] == pool.labels.tolist()
+    assert all(("Testing" in name) == (split == "test") for name, split in zip(pool.ids, pool.split, strict=True))
+
+
+def test_idrid_says_how_to_get_it_and_what_is_wrong() -> None:
+    root = dataset_dir("idrid")
+    with pytest.raises(DataError, match=r"ieee-dataport\.org.*download B\. Disease Grading\.zip there and put it into"):
+        load_dataset("idrid")
+    table = "B. Disease Grading/2. Groundtruths/b. IDRiD_Disease Grading_Testing Labels.csv"
+    for name, content in (idrid() | {table: b"Image name,Grade\nIDRiD_001,7\n"}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"Testing Labels\.csv lacks the columns image name and retinopathy grade"):
+        load_dataset("idrid")
+
+
 def test_an_aptos_table_of_something_else_is_refused() -> None:
     root = dataset_dir("aptos2019")
     (root / "train_images").mkdir(parents=True)
