@@ -223,8 +223,9 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
     except Exception as error:  # a damaged file may raise anything in the libraries that read it
         if is_out_of_memory(error):
             raise
+        reason = str(error)[:300].rstrip(".") or type(error).__name__  # an empty file is an EOFError without a text
         message = (
-            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {str(error)[:300]} "
+            f"the weights in {file or 'the hub'} do not fit {config.name!r}: {reason}. "
             "Check that the checkpoint was saved from this timm model, and copied whole."
         )
         if file is None and isinstance(error, OSError):
@@ -259,8 +260,10 @@ def _check_loaded(model: nn.Module, stored: dict[str, Tensor]) -> None:
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
     names = convert(stored, model).keys()
     for name, parameter in model.named_parameters():
-        if name not in names or not parameter.isfinite().all():
-            raise ValueError(f"{name} is missing or not finite.")
+        if name not in names:
+            raise ValueError(f"{name} is not in it.")
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name} is not finite.")
 
 
 def _state_checksum(model: nn.Module) -> str:

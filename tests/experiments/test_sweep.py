@@ -128,7 +128,7 @@ def test_variants_and_what_differs_become_columns(
     path.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}, "variants": variants}, sort_keys=False))
     sweep = load_sweep(path)
     assert [task.variant for task in plan(sweep)] == ["plain", "plain", "smooth", "smooth", "small", "small"]
-    outcomes = run_sweep(sweep, DispatchConfig(jobs=2, notebooks=False), console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=QUIET)
     assert [outcome.error for outcome in outcomes] == [None] * 6
     assert not any(task.directory.notebook.exists() for task in plan(sweep))
     tables = {name: pd.read_parquet(results.write_results(sweep) / f"{name}.parquet") for name in collect(sweep)}

@@ -97,7 +97,7 @@ def test_unknown_backbone_lists_the_nearest() -> None:
     ("change", "message"),
     [
         ({"depth": 99}, r"depth 99: test_vit has 1 to \d+ blocks"),
-        ({"pooling": "max"}, "unknown pooling 'max'"),
+        ({"pooling": "max"}, "unknown backbone.pooling 'max'"),
         ({"checkpoint": "/nowhere/weights.pt"}, "checkpoint /nowhere/weights.pt does not exist"),
     ],
 )
