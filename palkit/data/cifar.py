@@ -85,5 +85,12 @@ def _read(name: str, source: Cifar) -> ImagePool:
 
 
 def _records(path: Path, labels: int) -> np.ndarray:
-    """(N, labels + 3072) uint8."""
-    return np.fromfile(path, np.uint8).reshape(-1, labels + 3 * SIDE**2)
+    """(N, labels + 3072) uint8.
+
+    Raises:
+        ValueError: the file does not hold whole records.
+    """
+    content = np.fromfile(path, np.uint8)
+    if len(content) % (labels + 3 * SIDE**2):
+        raise ValueError(f"{path.name} has {len(content)} bytes, which are no whole records")
+    return content.reshape(-1, labels + 3 * SIDE**2)

@@ -44,6 +44,7 @@ def from_hub(name: str) -> ImagePool:
         names = list(rows.pop("classes")[0])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are among them
         raise DataError(f"{table} is damaged ({explain(error)}). Delete {folder} to have it made again.") from error
+    rows.index = [f"{table}, line {number}" for number in range(1, len(rows) + 1)]
     return from_table(name, rows, table.parent, names)
 
 

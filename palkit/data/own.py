@@ -52,6 +52,8 @@ def from_folder(
         ConfigError: see `path_groups`.
         DataError: wrong layout, naming what was found and what is expected.
     """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. {LAYOUT}")
     found = list_folder(folder)
     order = None if unlabelled else classes or _class_order(folder)
     notes = found.notes(folder, [CLASS_ORDER] if order is not None else [])
@@ -106,7 +108,7 @@ def _structure_notes(folder: Path, found: Listing, depth: int) -> list[str]:
 
 
 def order_file(source: Path) -> Path:
-    """The file that gives the order of the classes of a folder or manifest, if it is there."""
+    """The file that would give the order of the classes of a folder or manifest."""
     return source / CLASS_ORDER if os.path.isdir(source) else source.with_suffix(f".{CLASS_ORDER}")
 
 
@@ -115,7 +117,10 @@ def _class_order(source: Path) -> list[str] | None:
     path = order_file(source)
     if not os.path.isfile(path):
         return None
-    return _distinct([line for line in read_text(path).splitlines() if normal(line).strip()], str(path), DataError)
+    names = [line for line in read_text(path).splitlines() if normal(line).strip()]
+    if not names:
+        raise DataError(f"{path}: it names no class. Correct it, or delete it.")
+    return _distinct(names, str(path), DataError)
 
 
 def _distinct(names: Sequence[str], where: str, kind: type[PalkitError]) -> list[str]:
@@ -228,7 +233,7 @@ def from_table(
 def _number(cell: str) -> float:
     """The number of a cell to its last bit, which pandas does not promise, and checksums take in; NaN if it is none."""
     try:
-        return float(cell)
+        return np.nan if "_" in cell or not cell.isascii() else float(cell)
     except ValueError:
         return np.nan
 
@@ -325,6 +330,13 @@ def _given_split(
     if {*split} != {"pool", "test"} or (labels[pool] == UNLABELLED).any():
         return split, []
     split[pool] = carve(labels[pool], ids[pool], None if groups is None else groups[pool])
+    if len(np.unique(labels[split == "val"])) < 2 <= len(np.unique(labels[labels != UNLABELLED])):
+        what = "images" if groups is None else "groups"
+        raise DataError(
+            f"{name} has no images for validation, and its training images are too few to take some of two classes out "
+            f"of them: that needs two classes with at least 2 {what} there. Add {what}, or say in the column split "
+            "which images are val."
+        )
     note = (
         f"{name} has no images for validation: {int((split == 'val').sum()):,} of its {int(pool.sum()):,} training "
         "images are taken for it, always the same ones. The test images are as given."

@@ -194,10 +194,15 @@ def _problems(pool: ImagePool) -> Iterator[str]:
         if len(present) < 2:
             counts = [len(np.unique(units[pool.labels == label])) for label in range(len(names))]
             fewest = ", ".join(f"{name!r} has {count}" for count, name in sorted(zip(counts, names, strict=True))[:3])
+            too_few = sum(count >= len(SPLITS) for count in counts) < 2
+            why = (
+                f" That takes two classes or more with at least 3 {what}: {fewest}. Add {what}, or give"
+                if too_few
+                else " Give"
+            )
             yield (
                 f"its {part} split holds {len(present)} of {len(names)} classes, and each of pool, val and test needs "
-                f"2. That takes two classes or more with at least 3 {what}: {fewest}. Add {what}, or give the split "
-                f"in the column split of a manifest, or leave that column out to have it made{remedy}"
+                f"2.{why} the split in the column split of a manifest, or leave that column out to have it made{remedy}"
             )
 
 

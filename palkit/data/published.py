@@ -121,4 +121,5 @@ def _graded(root: Path, table: str, name: str, grade: str, images: str, suffix: 
     rows = read_csv(root / table, (name, grade))
     if not {name, grade} <= set(rows) or not set(rows[grade]) <= GRADES.keys():
         raise DataError(f"{root / table} lacks the columns {name} and {grade} (0 to 4). {remedy}")
+    rows.index = [f"{table}, {line}" for line in rows.index]  # where a row that is wrong stands
     return pd.DataFrame({"path": f"{images}/" + rows[name] + f".{suffix}", "label": rows[grade].map(GRADES)})

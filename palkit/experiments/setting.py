@@ -5,21 +5,20 @@ The name of a run hangs on them too. What it takes of a network, and of a data s
 """
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256 as of_text
 from pathlib import Path
 from typing import Any
 
 import sklearn
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 import palkit.data
@@ -27,7 +26,7 @@ from palkit.config import ExperimentConfig
 from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
 from palkit.data.hashes import file_hashes
 from palkit.data.own import order_file
-from palkit.errors import StorageError
+from palkit.errors import DataError, StorageError
 from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
 from palkit.models.backbones import EMBEDDED, Backbone, BackboneConfig, load_backbone
 from palkit.models.devices import Probe, choose_device, probe
@@ -38,6 +37,10 @@ from palkit.storage.files import cache_dir, read_json, sha256, write_json
 
 # Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
 IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
+# The code that makes them, as it was loaded: a kernel may outlive an update, and must not sign old facts as new ones.
+SOURCE = hashlib.sha256(
+    b"".join(p.read_bytes() for p in sorted(Path(palkit.data.__path__[0]).glob("*.py")))
+).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def pool_of(config: ExperimentConfig) -> ImagePool:
     return found[wanted]
 
 
-_found: ContextVar[dict[tuple, ImagePool] | None] = ContextVar("_found", default=None)
+_found: ContextVar[dict[tuple, Any] | None] = ContextVar("_found", default=None)
 
 
 @contextmanager
@@ -140,10 +143,22 @@ def _version(name: str) -> list[object]:
     return [path.resolve(), *content, list_folder(path) if path.is_dir() else None]
 
 
-@lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
 def shared_backbone(config: BackboneConfig, device: str) -> Backbone:
     """The backbone, loaded once for all that use it in a process; nobody may change it."""
+    return _backbone(config, device, _stamp(weights_file(config)))
+
+
+@lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
+def _backbone(config: BackboneConfig, device: str, stamp: tuple[int, ...]) -> Backbone:
     return load_backbone(config, device)
+
+
+def _stamp(file: str | None) -> tuple[int, ...]:
+    """What changes where a file is written anew."""
+    if file is None or not os.path.isfile(file):
+        return ()
+    stat = os.stat(file)
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def known_facts(config: ExperimentConfig, device: str) -> Facts:
@@ -152,17 +167,13 @@ def known_facts(config: ExperimentConfig, device: str) -> Facts:
     Raises:
         PalkitError: data or weights cannot be had.
     """
-    pool, network = _records(config)
-    return Facts(
-        **_known(pool, lambda: _facts_of_pool(pool_of(config))),
-        **_known(network, lambda: _facts_of_network(shared_backbone(config.backbone, device))),
-    )
+    return Facts(**_known_of_pool(config), **_known_of_network(config.backbone, device))
 
 
 def forget_facts(config: ExperimentConfig) -> None:
     """Forget what is known of a config's data and network: it has turned out not to be what is loaded here."""
-    for record in _records(config):
-        if record is not None:
+    for record in (_pool_record(config), _network_record(config.backbone)):
+        with suppress(OSError):
             record.unlink(missing_ok=True)
 
 
@@ -174,48 +185,80 @@ def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
     return {"weights_sha256": backbone.checksum, "depth": backbone.depth}
 
 
-def _records(config: ExperimentConfig) -> tuple[Path | None, Path | None]:
-    """Where facts of a config's data and of its network are kept, named by all that they hang on; None if nowhere.
+def _known_of_pool(config: ExperimentConfig) -> dict[str, Any]:
+    """Those of images in files are not kept: they are looked up by the stamps of the files, see `file_hashes`."""
 
-    Those of images in files are not: they are looked up by the stamps of the files, see `file_hashes`.
-    """
-    pool = network = None
-    loader, file = DATASETS.get(config.dataset), weights_file(config.backbone)
-    if loader is not None and loader.__module__ in IN_MEMORY:
-        code = file_hashes(sorted(Path(palkit.data.__path__[0]).glob("*.py")))  # with the checksums of what they load
-        pool = _record(config.dataset, config.pool_size, code, sklearn.__version__)
-    if file is not None and os.path.isfile(file):  # else whoever loads it says what to do
-        versions = timm.__version__, torch.__version__  # which resample positions
-        weights = {"checkpoint": file_hashes([Path(file)])[0]}
-        network = _record(dataclasses.asdict(config.backbone) | weights, versions)
-    return pool, network
+    def find_out() -> dict[str, Any]:
+        return _facts_of_pool(pool_of(config))
+
+    loader = DATASETS.get(config.dataset)
+    is_kept = loader is not None and loader.__module__ in IN_MEMORY
+    return _kept(_pool_record(config), find_out, ("data_sha256", "classes", "images")) if is_kept else find_out()
+
+
+def _known_of_network(config: BackboneConfig, device: str) -> dict[str, Any]:
+    """The checksum of weights is that of their file as it is now; only what they do not decide is kept."""
+
+    def find_out() -> dict[str, Any]:
+        return _facts_of_network(shared_backbone(config, device))
+
+    checksum = _weights_checksum(weights_file(config))
+    if checksum is None:  # whoever loads them says what to do, or asks the hub
+        return find_out()
+    return _kept(_network_record(config), find_out, ("depth",)) | {"weights_sha256": checksum}
+
+
+def _weights_checksum(file: str | None) -> str | None:
+    """SHA-256 of a file of weights, looked up once where data sets are (`looked_at_once`); None if there is none."""
+    found = _found.get()
+    if file is None or not os.path.isfile(file):
+        return None
+    if found is not None and ("weights", file) in found:
+        return found["weights", file]
+    try:
+        checksum = file_hashes([Path(file)])[0]
+    except StorageError:  # a cache that nobody here can write to
+        checksum = sha256(Path(file))
+    except DataError:
+        return None
+    if found is not None:
+        found["weights", file] = checksum
+    return checksum
+
+
+def _pool_record(config: ExperimentConfig) -> Path:
+    return _record(config.dataset, config.pool_size, SOURCE, sklearn.__version__)
+
+
+def _network_record(config: BackboneConfig) -> Path:
+    return _record(dataclasses.asdict(config) | {"checkpoint": None}, timm.__version__)
 
 
 def _record(*made_from: Any) -> Path:
-    return cache_dir() / "known" / f"{of_text(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    return (
+        cache_dir()
+        / "known"
+        / f"{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    )
 
 
-def _known(record: Path | None, find_out: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Facts of something, kept from when they were found out first."""
-    if record is None:
-        return find_out()
+def _kept(record: Path, find_out: Callable[[], dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Facts of those names, kept from when they were found out first."""
     with suppress(OSError, ValueError):  # not there, or damaged
-        return read_json(record)
-    facts = find_out()
+        kept = read_json(record)
+        if kept.keys() == {*names}:
+            return kept
+    facts = {name: value for name, value in find_out().items() if name in names}
     with suppress(StorageError):  # then they are found out again
         write_json(record, facts)
     return facts
 
 
 def weights_file(config: BackboneConfig) -> str | None:
-    """Where the weights of a backbone lie, or will: a checkpoint, the embedded ones or those of the hub's cache."""
+    """Where the weights of a backbone lie: a checkpoint, or the embedded ones; None if timm's hub has them."""
     if config.checkpoint is not None:
         return os.path.expanduser(config.checkpoint)
-    if config.name == EMBEDDED:
-        return str(cache_dir() / "weights" / f"{EMBEDDED}.safetensors")
-    hub = timm.get_pretrained_cfg(config.name) if timm.is_model(config.name) else None
-    found = try_to_load_from_cache(hub.hf_hub_id, "model.safetensors") if hub is not None and hub.hf_hub_id else None
-    return found if isinstance(found, str) else None
+    return str(cache_dir() / "weights" / f"{EMBEDDED}.safetensors") if config.name == EMBEDDED else None
 
 
 def probe_backbone(config: BackboneConfig, device: str, *, again: bool = False) -> Probe:

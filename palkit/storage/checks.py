@@ -4,7 +4,8 @@ import re
 import unicodedata
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, get_origin
+from types import NoneType
+from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
@@ -65,19 +66,22 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     Raises:
         ConfigError: another type or choice, or a number out of range, not finite or of more than 63 bits.
     """
-    if isinstance(value, int) and abs(value) >= WHOLE:
-        raise ConfigError(f"{name} is {brief(value)}; it must be a finite number of at most 63 bits.")
     if isinstance(value, list) and get_origin(hint) is tuple:
         value = tuple(value)
     try:
-        return _adapter(hint).validate_python(value)
+        valid = _adapter(hint).validate_python(value)
     except ValidationError as error:
-        raise _explained(error, name, value) from None
+        raise _explained(error, name, value, hint) from None
+    if isinstance(value, int) and abs(value) >= WHOLE:
+        raise ConfigError(f"{name} is {brief(value)}; it must be a finite number of at most 63 bits.")
+    return valid
 
 
-def _explained(error: ValidationError, name: str, value: Any) -> ConfigError:
+def _explained(error: ValidationError, name: str, value: Any, hint: Any) -> ConfigError:
     """What pydantic refuses about a value, in our words and with the place in it."""
     found = error.errors(include_url=False)
+    if "[key]" in found[0]["loc"]:
+        return ConfigError(f"a key of {name} is {brief(found[0]['input'])}; it must be a text. Put it into quotes.")
     given, kinds = found[0]["input"], {one["type"] for one in found}
     for step in found[0]["loc"]:
         try:
@@ -87,7 +91,8 @@ def _explained(error: ValidationError, name: str, value: Any) -> ConfigError:
         name = f"{name}.{step}"
     if kinds == {"literal_error"}:
         return unknown_name(name, given, re.findall("'([^']*)'", found[0]["ctx"]["expected"]))
-    wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found)).replace("tuple", "list")
+    wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found))
+    wanted = wanted.replace("a valid tuple", "a list of texts") + (" or nothing" if NoneType in get_args(hint) else "")
     quotes = " In YAML, put it into quotes." if "string_type" in kinds and not isinstance(given, list | dict) else ""
     return ConfigError(f"{name} is {brief(given)} ({type(given).__name__}); it must {wanted}.{quotes}")
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from PIL import Image
 
 from palkit.cli import main
-from palkit.data import load_dataset
+from palkit.data import from_folder, load_dataset
 from palkit.data.pool import UNLABELLED, grouped_split, split_rows
 from palkit.errors import ConfigError, DataError
 
@@ -30,6 +30,34 @@ def names_of(rows: Any) -> np.ndarray:
 def manifest(path: Path, rows: list[str], header: str = "path,label,split,group") -> Path:
     path.write_text("\n".join([header, *rows]))
     return path
+
+
+@pytest.mark.parametrize("cell", ["1_0", "\uff11\uff10", "ten"])
+def test_a_range_is_of_plain_numbers(cell: str, tmp_path: Path) -> None:
+    write_images(tmp_path, count=1)
+    with pytest.raises(DataError, match=rf"x\.csv, line 2: low {cell!r} and high '100' are no range"):
+        load_dataset(str(manifest(tmp_path / "x.csv", [f"cat/0.png,cat,{cell},100"], "path,label,low,high")))
+
+
+def test_what_is_no_folder_is_told_the_layout(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "missing"):
+        with pytest.raises(DataError, match=rf"{name} is not a folder\. Expected FOLDER/CLASS/IMAGE"):
+            from_folder(tmp_path / name)
+
+
+def test_an_order_of_no_class_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, count=3)
+    (tmp_path / "classes.txt").write_text("\n \n")
+    with pytest.raises(DataError, match=r"classes\.txt: it names no class\. Correct it"):
+        load_dataset(str(tmp_path))
+
+
+def test_splits_that_were_given_are_not_said_to_need_more_images(tmp_path: Path) -> None:
+    write_images(tmp_path, count=10)
+    rows = [f"{kind}/{n}.png,{kind},train" for kind in ("cat", "dog") for n in range(10)]
+    with pytest.raises(DataError, match=r"its val split holds 0 of 2 classes, and each of .* needs 2\. Give the split"):
+        load_dataset(str(manifest(tmp_path / "x.csv", rows, "path,label,split")))
 
 
 def test_groups_are_not_divided_and_classes_are_balanced(tmp_path: Path) -> None:

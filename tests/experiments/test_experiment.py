@@ -18,10 +18,11 @@ import pytest
 import torch
 from dataset_helpers import noise
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from palkit.config import config_from_dict, plain
 from palkit.data import hashes
-from palkit.errors import ConfigError, DataError, DivergenceError
+from palkit.errors import ConfigError, DataError, DivergenceError, StorageError
 from palkit.experiments import experiment, setting
 from palkit.experiments.experiment import resolve, rounds, run_directory
 from palkit.experiments.runs import COSTS, provenance, run_hash
@@ -263,7 +264,7 @@ def test_a_finished_run_is_found_without_its_network_and_its_images(
     config = config_from_dict({**tiny_run, "dataset": source, "pool_size": None, "rounds": 1})
     (first,), where = rounds(config), run_directory(config).path
     setting._loaded.cache_clear()
-    setting.shared_backbone.cache_clear()
+    setting._backbone.cache_clear()
     for loads in ("timm.create_model", "palkit.data.hashes.inspect", "palkit.data.files.read_image"):
         monkeypatch.setattr(loads, lambda *_, loads=loads, **__: pytest.fail(loads))
     if source == "digits":
@@ -279,22 +280,59 @@ def test_a_finished_run_is_found_without_its_network_and_its_images(
     with open(changed, "r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
-    with pytest.raises(pytest.fail.Exception, match="create_model"):
-        run_directory(other)
+    assert run_directory(other).path != where, "other weights, another run"
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_what_is_known_of_a_network_and_is_not_so_is_forgotten(tiny_run: dict[str, Any]) -> None:
-    """A cache may be shared with machines on which the last bits of weights differ."""
+@pytest.mark.parametrize(
+    "kept", [{"data_sha256": "0" * 64, "classes": 10, "images": 1000}, {"of": "another version"}, {}]
+)
+def test_what_is_known_of_data_and_is_not_so_is_forgotten(tiny_run: dict[str, Any], kept: dict[str, Any]) -> None:
     config = config_from_dict({**tiny_run, "rounds": 1})
     directory = run_directory(config)
-    _, record = setting._records(config)
-    assert record is not None
-    write_json(record, {"weights_sha256": "0" * 64, "depth": 4})
-    assert run_directory(config).run != directory.run
+    record = setting._pool_record(config)
+    assert record.exists()
+    write_json(record, kept)
+    assert (run_directory(config).run != directory.run) == ("classes" in kept)
     list(rounds(config))
     assert directory.is_complete(1)
     assert run_directory(config).run == directory.run
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_weights_that_are_replaced_make_another_run_in_this_process_and_in_the_next(
+    tiny_run: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(tiny_checkpoint, weights)
+    config = config_from_dict({**tiny_run, "rounds": 1})
+    config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, checkpoint=str(weights)))
+    (first,), before = rounds(config), run_directory(config)
+    save_file({name: values.roll(1, 0) for name, values in load_file(weights).items()}, weights)
+    there = run_directory(config)
+    assert there.run != before.run
+    (second,) = rounds(config)
+    assert second.metrics != first.metrics
+    assert there.is_complete(1), "of the weights as they are now"
+    setting._backbone.cache_clear()  # as in another process
+    assert run_directory(config).run == there.run
+    assert [one.metrics for one in rounds(config)] == [second.metrics]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_complete_run_is_found_though_nobody_may_write_to_the_cache(
+    tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_from_dict({**tiny_run, "rounds": 1})
+    (first,), where = rounds(config), run_directory(config).path
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise StorageError("cannot be written")
+
+    for writes in ("file_hashes", "write_json"):
+        monkeypatch.setattr(setting, writes, refuse)
+    assert run_directory(config).path == where
+    assert [one.metrics for one in rounds(config)] == [first.metrics]
 
 
 def test_metrics_against_scikit_learn_and_by_hand() -> None:
