@@ -169,7 +169,8 @@ def _build(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in kinds:
-            raise unknown_name("config field", f"{prefix}{name}", [prefix + one for one in kinds])
+            wanted = f"{prefix}{name}" if isinstance(name, str) else name
+            raise unknown_name("config field", wanted, [prefix + one for one in kinds])
         part = kinds[name]
         if isinstance(part, type) and dataclasses.is_dataclass(part):
             if isinstance(value, str) and hasattr(part, "name"):

@@ -129,7 +129,7 @@ def execute_notebook(
         folder: that it works in, which relative paths are relative to; None for that of the notebook.
         warm: use the kernel that this process keeps, which has loaded what earlier notebooks needed. It is emptied
             first; only caches inside modules can tell.
-        time_limit: seconds, if warm; the kernel is killed when they are over.
+        time_limit: seconds for all cells; the kernel ends when they are over.
         keep_going: execute the cells after one that failed, too.
 
     Raises:

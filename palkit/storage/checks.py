@@ -89,11 +89,12 @@ def _explained(error: ValidationError, name: str, value: Any, hint: Any) -> Conf
         except (TypeError, LookupError):  # the rest says which kind of a union it is not
             break
         name = f"{name}.{step}"
-    if kinds == {"literal_error"}:
+    if kinds == {"literal_error"} and isinstance(given, str):
         return unknown_name(name, given, re.findall("'([^']*)'", found[0]["ctx"]["expected"]))
     wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found))
     wanted = wanted.replace("a valid tuple", "a list of texts") + (" or nothing" if NoneType in get_args(hint) else "")
-    quotes = " In YAML, put it into quotes." if "string_type" in kinds and not isinstance(given, list | dict) else ""
+    is_text = kinds & {"string_type", "literal_error"} and not isinstance(given, str | list | dict)
+    quotes = " In YAML, put it into quotes." if is_text else ""
     return ConfigError(f"{name} is {brief(given)} ({type(given).__name__}); it must {wanted}.{quotes}")
 
 

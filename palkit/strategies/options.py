@@ -57,20 +57,23 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, one) for one in get_args(hint))
     if get_origin(hint) is Annotated:
-        kind, limit = get_args(hint)
-        return _fits(value, kind) and limit.holds(value)
+        kind, *more = get_args(hint)  # of which others than ours say nothing here
+        return _fits(value, kind) and all(limit.holds(value) for limit in more if isinstance(limit, Limit))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if hint in (int, float):
         number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         return number and (abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value))
-    return not isinstance(hint, type) or isinstance(value, hint)
+    kind = get_origin(hint) or hint  # of list[int] that it is a list
+    return not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _wanted(hint: Any) -> str:
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(map(_wanted, get_args(hint)))
     if get_origin(hint) is Annotated:
-        kind, limit = get_args(hint)
-        return f"{NAMES[kind]} {limit.text}"
+        kind, *more = get_args(hint)
+        return " ".join([_wanted(kind), *(limit.text for limit in more if isinstance(limit, Limit))])
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
     return NAMES.get(hint) or f"of type {getattr(hint, '__name__', hint)}"

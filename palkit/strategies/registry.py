@@ -280,7 +280,8 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
     Logits would be ranked, and the entropy of a negative number is NaN.
     """
     infinite: set[int] = set()
-    wrong: dict[int, Tensor] = {}
+    wrong: set[int] = set()
+    first: tuple[int, Tensor] | None = None
     for rows in passes:
         for part in chunks(*rows.shape):
             block = rows[part]
@@ -291,19 +292,21 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
             finite = torch.isfinite(block).all(1)
             infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
             if probabilities:
-                wrong |= {part.start + i: block[i] for i in (finite & ~right).nonzero().squeeze(1).tolist()} | wrong
+                rows_here = (finite & ~right).nonzero().squeeze(1).tolist()
+                wrong.update(part.start + row for row in rows_here)
+                if rows_here and (first is None or part.start + rows_here[0] < first[0]):
+                    first = part.start + rows_here[0], block[rows_here[0]].float()
     if infinite:
         raise ConfigError(
             f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
             "the model diverged or these images are broken."
         )
-    if wrong:
-        row = min(wrong)
-        first = wrong[row].float()
+    if first:
+        row, values = first
         raise ConfigError(
             f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
-            f"{float(first.sum()):.4g}, and its least is {float(first.min()):.4g}. They must be at least 0 and sum to "
-            "1. If they are logits, give their softmax."
+            f"{float(values.sum()):.4g}, and its least is {float(values.min()):.4g}. They must be at least 0 and sum "
+            "to 1. If they are logits, give their softmax."
         )
 
 

@@ -35,7 +35,9 @@ class Dropout:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check(f"dropout_{field.name}", getattr(self, field.name), field.type)
+            check(
+                "passes" if field.name == "passes" else f"dropout_{field.name}", getattr(self, field.name), field.type
+            )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import FrozenInstanceError
 from inspect import signature
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from test_strategies import NAMES, NEEDS_LABELS, check_contract, generator, make
 
 from palkit.errors import ConfigError, PalkitError
 from palkit.strategies import STRATEGIES, kernels, registry, select
+from palkit.strategies.options import Share, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 
 
@@ -243,3 +244,18 @@ def test_a_strategy_that_returns_too_many_is_caught(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(PalkitError, match="must return 5 int64 positions"):
         select("greedy", make_pool(40, 4, 3, 0), make_labelled(40, 6, 3, 0), 5, generator())
+
+
+@pytest.mark.parametrize(
+    ("hint", "good", "bad", "wanted"),
+    [
+        (Annotated[int, "a note", 3], 7, "x", "a whole number"),
+        (Literal["near", "far"] | None, None, "nowhere", "'near' or 'far' or nothing"),
+        (list[int], [1], "x", "of type list"),
+        (Share | None, 1, 2, "a finite number from 0 to 1 or nothing"),
+    ],
+)
+def test_annotations_of_others_are_understood(hint: Any, good: Any, bad: Any, wanted: str) -> None:
+    check("mine", good, hint)
+    with pytest.raises(ConfigError, match=f"mine is {bad!r}; it must be {wanted}"):
+        check("mine", bad, hint)

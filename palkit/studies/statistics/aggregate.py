@@ -146,7 +146,7 @@ def area_table(
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     parts, areas = [], []
-    for key, curves in tables.groups(rounds, metric, ["dataset", *by]):
+    for key, curves in tables.groups(rounds, metric, by if isinstance(by, str) else ["dataset", *by]):
         values = areas_of(curves)
         areas.append(pd.Series(values, index=curves.columns))
         part = _aggregated({**key, "metric": metric}, values[:, None, None])
@@ -167,7 +167,7 @@ def _data_sets_of(
     rounds: pd.DataFrame, metric: str, by: Sequence[str]
 ) -> Iterator[tuple[dict[str, Hashable], list[pd.DataFrame]]]:
     """Each group's column values, and its curves by seed on each task, of which all must have as many seeds."""
-    tables.validate(rounds, [*by, "dataset"], metric)
+    tables.validate(rounds, by if isinstance(by, str) or not by else [*by, "dataset"], metric)
     for key, rows in tables.rows_by(rounds, by):
         parts = list(tables.rows_by(rows, ["dataset"]))
         curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in parts]
