@@ -13,8 +13,8 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +68,7 @@ def _person(who: Any) -> Any:
 
 
 Person = Annotated[Text, BeforeValidator(_person)]
-TimeOrNone = Annotated[Time, BeforeValidator(lambda time: time or "")]
+IfAny = BeforeValidator(lambda value: value or None)  # an empty object stands for no list
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,28 @@ class _Prediction:
 
 @dataclass(frozen=True)
 class _Result:
-    """What an annotator did with one control."""
+    """What an annotator did with one control; what any control may hold is checked where it is used."""
 
     type: Text
     from_name: Text = ""
-    value: dict[str, Any] = field(default_factory=dict)
-    meta: dict[str, Any] = field(default_factory=dict)
+    value: Any = field(default_factory=dict)
+    meta: Any = None
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The value of a result with a Choices tag."""
+
+    choices: list[Any] | None = None
 
 
 @dataclass(frozen=True)
 class _Annotation:
-    result: list[_Result] | None = None
+    result: Annotated[list[_Result] | None, IfAny] = None
     completed_by: Person = ""
     was_cancelled: Any = False
-    updated_at: TimeOrNone = ""
-    created_at: TimeOrNone = ""
+    updated_at: Any = None
+    created_at: Any = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class _Task:
     """A task of Label Studio's JSON."""
 
     data: dict[str, Any]
-    annotations: list[_Annotation] | None = None
+    annotations: Annotated[list[_Annotation] | None, IfAny] = None
 
 
 def write_labels_csv(table: pd.DataFrame, path: Path) -> None:
@@ -169,10 +176,14 @@ def _label_rows(
     rows, seen = [], set()
     for place, values in records:
         with explained(place, "Correct the row, or remove it.", error):
+            if str(values["id"]) == "":
+                raise error(f"{place}: the id is empty. Say which image the label is of, or remove the row.")
             row = record(Row, values)
             key = normal(row.id), normal(row.annotator)
             if distinct and key in seen:
-                raise ValueError(f"{row.id!r} has an earlier row by annotator {row.annotator!r}")
+                raise error(
+                    f"{place}: {row.id!r} has an earlier row by annotator {row.annotator!r}. Keep the one that holds."
+                )
             seen.add(key)
             rows.append(row)
     return rows
@@ -259,11 +270,12 @@ def _annotation(identifier: str, row: Row) -> dict[str, Any]:
 def _guesses(predictions: pd.DataFrame, table: pd.DataFrame, class_names: Sequence[str]) -> dict[str, _Prediction]:
     """Predictions by id."""
     guesses: dict[str, _Prediction] = {}
-    for number, values in enumerate(predictions.to_dict("records"), 1):
-        with explained(f"predictions, row {number}", "Correct the row, or remove it.", ConfigError):
+    columns = [column.name for column in fields(_Prediction)]
+    for place, values in _table_records("predictions", predictions, columns):
+        with explained(place, "Correct the row, or remove it.", ConfigError):
             guess = record(_Prediction, values)
             if guess.id in guesses:
-                raise ValueError(f"id {guess.id!r} has two rows")
+                raise ConfigError(f"{place}: id {guess.id!r} has two rows. Keep the more probable one.")
             guesses[guess.id] = guess
     _check_known(guesses, table["id"], "predictions: id")
     _check_known((guess.label for guess in guesses.values()), class_names, "predictions: label")
@@ -304,7 +316,7 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
             if not task.annotations:
                 left_out[UNLABELLED] += 1
             for annotation in task.annotations or ():
-                row = _row(task.data, annotation, controls, root)
+                row = _row(place, task.data, annotation, controls, root)
                 if isinstance(row, str):
                     left_out[row] += 1
                     continue
@@ -429,19 +441,20 @@ def _as_task(content: Mapping[str, Any], controls: Sequence[str]) -> dict[str, A
     return {"data": {name: value for name, value in content.items() if name != control}, "annotations": [annotation]}
 
 
-def _row(data: Mapping[str, Any], annotation: _Annotation, controls: Sequence[str], root: str) -> Row | str:
+def _row(place: str, data: Mapping[str, Any], annotation: _Annotation, controls: Sequence[str], root: str) -> Row | str:
     """The label that an annotation gives to an image, or why there is none.
 
     Raises:
         ValueError: it cannot be used.
+        DataError: the image is not known; says what to do.
     """
     given = annotation.result or []
     choices = [result for result in given if result.type == "choices"]
     own = next((name for name in controls if any(result.from_name == name for result in choices)), None)
-    results = [result for result in choices if result.from_name == own]
-    chosen = [choice for result in results for choice in result.value.get("choices", ())]
     if annotation.was_cancelled:
         return "were skipped by an annotator"
+    results = [result for result in choices if result.from_name == own]
+    chosen = [choice for result in results for choice in record(_Choices, result.value).choices or ()]
     if not chosen:
         others = {f"{result.type} of {result.from_name!r}" for result in given if result.from_name not in controls}
         return f"have no choice, but {', '.join(sorted(others))}" if others else "have an annotation without a choice"
@@ -450,26 +463,31 @@ def _row(data: Mapping[str, Any], annotation: _Annotation, controls: Sequence[st
             f"an image here has one class, but this annotation has {chosen!r:.200}. Correct it in Label Studio, and "
             'set choice="single" in the labelling configuration'
         )
-    values = {"id": _name(data, root), "label": chosen[0], "time": annotation.updated_at or annotation.created_at}
-    return record(Row, values | {"annotator": _as_text(results[0].meta.get(ANNOTATOR, annotation.completed_by))})
+    time = annotation.updated_at or annotation.created_at or ""
+    meta = results[0].meta
+    annotator = meta.get(ANNOTATOR) if isinstance(meta, Mapping) else None
+    annotator = annotation.completed_by if annotator is None else _as_text(annotator)
+    return record(Row, {"id": _name(place, data, root), "label": chosen[0], "annotator": annotator, "time": time})
 
 
-def _name(data: Mapping[str, Any], root: str) -> Any:
+def _name(place: str, data: Mapping[str, Any], root: str) -> Any:
     """Id of the image: ours, or else the path in its address, below the root."""
     if data.get(ID):
         return _as_text(data[ID])
     addresses = [data[IMAGE]] if data.get(IMAGE) else [value for value in data.values() if _is_address(value)]
     if len(addresses) != 1 or not isinstance(addresses[0], str):
-        raise ValueError(
-            f"there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image; it has "
-            f"{', '.join(map(repr, data))}. Name the image {IMAGE!r} in the tasks"
+        raise DataError(
+            f"{place}: there is neither {ID!r} nor {IMAGE!r} in its data, so nobody knows the image; it has "
+            f"{', '.join(map(repr, data))}. Name the image {IMAGE!r} in the tasks."
         )
     name = _path_of(addresses[0])
     if not root:
         return name
     image, folder = _comparable(name), _comparable(root) + "/"
     if not image.startswith(folder):
-        raise ValueError(f"the image {name!r} does not lie below the root {root!r}. Give the root it lies below")
+        raise DataError(
+            f"{place}: the image {name!r} does not lie below the root {root!r}. Give the root it lies below."
+        )
     return image.removeprefix(folder)
 
 
@@ -538,10 +556,9 @@ def _ending(name: str, ids: Collection[str], ends: Mapping[str, Sequence[str]], 
     """The one image whose path ends as a name does, or that a name ends as."""
     path = normal(name).replace("\\", "/")  # of Windows
     parts = path.split("/")
-    same = ends.get(parts[-1], ())
-    candidates = [one for one in same if f"/{path}".endswith(f"/{one}")] or [
-        one for one in same if one.endswith(f"/{path}")
-    ]
+    # Looked up rather than compared with all: thousands of images may share the last part, as "case1/image.png".
+    candidates = [tail for start in range(len(parts)) if (tail := "/".join(parts[start:])) in ids]
+    candidates = candidates or [one for one in ends.get(parts[-1], ()) if one.endswith(f"/{path}")]
     if not candidates and len(parts) == 1:  # Label Studio keeps of an uploaded file the last part of its name
         candidates = [one for last, images in ends.items() if _uploaded(last) == path for one in images]
     if len(candidates) == 1 or path in candidates:
@@ -571,13 +588,17 @@ def check_labels(table: pd.DataFrame, *, distinct: bool = True) -> list[Row]:
     Raises:
         ConfigError: it is none; names the column or the row.
     """
-    missing = [name for name in COLUMNS if not isinstance(table, pd.DataFrame) or name not in table]
+    return _label_rows(_table_records("table", table, COLUMNS), error=ConfigError, distinct=distinct)
+
+
+def _table_records(name: str, table: pd.DataFrame, columns: list[str]) -> list[tuple[str, dict[Hashable, Any]]]:
+    """Place and values of each row of a table, in these columns; it may have others."""
+    missing = [column for column in columns if not isinstance(table, pd.DataFrame) or column not in table]
     if missing:
         raise ConfigError(
-            f"table: the column {missing[0]!r} is missing. A table with the columns {', '.join(COLUMNS)} is needed."
+            f"{name}: the column {missing[0]!r} is missing. A table with the columns {', '.join(columns)} is needed."
         )
-    records = ((f"table, row {number}", values) for number, values in enumerate(table.to_dict("records"), 1))
-    return _label_rows(records, error=ConfigError, distinct=distinct)
+    return [(f"{name}, row {number}", values) for number, values in enumerate(table[columns].to_dict("records"), 1)]
 
 
 def _check_classes(class_names: Sequence[str]) -> None:

@@ -132,7 +132,7 @@ def _checked(
 ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     known, asked = _numbers("labels", LabelCounts, labels), _numbers("at", LabelCounts, at)
     values = _numbers("accuracy", list[Share], accuracy)
-    images = _numbers("held_out", list[Images] | Images, held_out)
+    images = _numbers("held_out", list[Images], held_out, single=Images)
     _numbers("coverage", Probability, coverage)
     if len(known) != len(values):
         raise ConfigError(f"accuracy: one value per label count is needed, got {len(values)} for {len(known)}.")
@@ -144,9 +144,14 @@ def _checked(
     return known, values, np.broadcast_to(images, values.shape), asked
 
 
-def _numbers(name: str, kind: Any, values: ArrayLike) -> NDArray:
+def _numbers(name: str, kind: Any, values: ArrayLike, single: Any = None) -> NDArray:
+    """Checked values of an argument; of the kind `single` where one number may stand for all."""
     with explained(name, "See `palkit.labelling.extrapolation.forecast`.", ConfigError):
-        return np.asarray(record(kind, np.asarray(values).tolist()), dtype=float)
+        try:
+            array = np.asarray(values)
+        except ValueError:  # lists of several lengths
+            raise ValueError(f"numbers are needed, got {brief(values)}") from None
+        return np.asarray(record(kind if array.ndim or not single else single, array.tolist()), dtype=float)
 
 
 def _too_few(points: int) -> str:

@@ -8,6 +8,7 @@ import threading
 import unicodedata
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -103,6 +104,7 @@ class LabelLog:
         self._reading = threading.Lock()
         self._state: tuple[int, int] | None = None  # size and time of change of the file that was read last
         self._content = b""  # its complete lines
+        self._count = 0  # how many these are
         self._complete: list[Event] = []  # their events
         self._events: list[Event] = []
 
@@ -148,12 +150,13 @@ class LabelLog:
                 if not known:
                     self._refuse_wide(content)
                     self._warn_of_editor(content[: len(content) - len(last)])
-                numbered = enumerate(lines, content[:known].count(b"\n") + 1)
-                new = [self._event(line, number) for number, line in numbered if _is_event(line)]
+                before = self._count if known else 0
+                new = [self._event(line, number) for number, line in enumerate(lines, before + 1) if _is_event(line)]
                 self._complete = [*self._complete, *new] if known else new
                 # What follows the last line break may still be being written, or an editor took the line end away.
                 self._events = [*self._complete, _parsed(last)[0]] if _is_whole(last) else self._complete
                 self._state, self._content = state, content[: len(content) - len(last)]
+                self._count = before + len(lines)
             return self._events
 
     def check(self) -> None:
@@ -173,6 +176,10 @@ class LabelLog:
         written = self._written()
         if len(content) == written and content.endswith(ENDS):
             return 0
+        # Without a look at each line, for a long log whose editor changed only the line ends.
+        plain = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+        if len(plain) == written and plain.endswith(ENDS):
+            return len(content) - written
         *lines, last = _lines(content)
         whole = _is_whole(last)
         kept = sum(map(_written_size, [*lines, *[last] * whole]))
@@ -316,11 +323,16 @@ def _parsed(line: bytes) -> tuple[Event, int]:
     Raises:
         ValueError: it is none, or was changed.
     """
-    stored = record(_Line, json.loads(line.decode(errors=FILE_NAMES)))
-    values = (stored.time, stored.annotator, stored.action, stored.id, stored.label)
+    try:
+        values = json.loads(line.decode(errors=FILE_NAMES))
+    except ValueError as error:
+        reason = str(error).partition(":")[0]  # without the place, which counts lines within this one
+        raise ValueError(f"it is not a line of a label log ({reason})") from None
+    stored = record(_Line, values)
+    texts = (stored.time, stored.annotator, stored.action, stored.id, stored.label)
     # An editor may have composed accents, or taken them apart.
     forms: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-    written = [Event(*values), *(Event(*(unicodedata.normalize(form, value) for value in values)) for form in forms)]
+    written = [Event(*texts), *(Event(*(unicodedata.normalize(form, text) for text in texts)) for form in forms)]
     found = next((one for one in written if stored.crc in (None, _checksum(one))), None)
     if found is None:
         raise ValueError(f"it was changed: if that was you, remove its {CHECKSUM!r}")
@@ -381,10 +393,16 @@ def agreed(table: pd.DataFrame) -> dict[str, str]:
         table: of `standing`.
     """
     given = table[table["answer"] == "label"]
-    votes = given.groupby(["id", "label"], sort=False).size().rename("votes").reset_index()
-    most = votes[votes["votes"] == votes.groupby("id")["votes"].transform("max")].drop_duplicates("id", keep=False)
-    labels = dict(zip(most["id"], most["label"], strict=True))
-    return {name: labels[name] for name in given["id"].unique() if name in labels}
+    votes: dict[str, list[str]] = {}
+    for name, label in zip(given["id"], given["label"], strict=True):
+        votes.setdefault(name, []).append(label)
+    labels = {}
+    for name, ballot in votes.items():
+        # Most images have one annotator; a page that is open asks at each answer.
+        first, *others = Counter(ballot).most_common(2) if len(ballot) > 1 else [(ballot[0], 1)]
+        if not others or first[1] > others[0][1]:
+            labels[name] = first[0]
+    return labels
 
 
 def disagreements(table: pd.DataFrame) -> pd.DataFrame:

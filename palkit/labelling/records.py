@@ -89,12 +89,16 @@ def _reason(error: ValidationError, kind: Any) -> str:
         return str(unknown_name("field", path, names)) if len(first["loc"]) == 1 else f"there is no field {path!r}"
     if what == "literal_error":
         return str(unknown_name(path, value, findall("'([^']*)'", first["ctx"]["expected"])))
+    whole = isinstance(value, dict | list)  # a record is not shown: the reason would come after all of it
     if what == "value_error":
         text = str(first["ctx"]["error"])
-        return f"the {path}{f' {brief(value)}' if value else ''} {text}" if path else text
+        if whole or not path:
+            return f"the {path}: {text}" if path else text
+        return f"the {path}{f' {brief(value)}' if value else ''} {text}"
     text = first["msg"].replace("Input should be", "must be").replace("a valid string", "text")
     text = "must be an object with named fields" if what == "dataclass_type" else text
-    return f"the {path} {brief(value)} {text}" if path else f"{brief(value)} {text}"
+    subject = f"the {path}" if path else "the value" * whole
+    return f"{subject}{'' if whole else f' {brief(value)}'} {text}".lstrip()
 
 
 @cache

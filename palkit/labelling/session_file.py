@@ -187,8 +187,9 @@ class SessionFile:
 
     def _write(self, state: SessionState) -> SessionState:
         # The copy comes first: a kill in between leaves the file as it was, which is read first.
-        write_json(self.copy, asdict(state))
-        write_json(self.path, asdict(state))
+        content = asdict(state)
+        write_json(self.copy, content)
+        write_json(self.path, content)
         return state
 
     def _lock(self) -> AbstractContextManager[None]:

@@ -283,8 +283,9 @@ class Labeller(Display):
 
     def _show(self) -> None:
         session, answers = self.session, self.session.answers()
-        mine = answers[answers["annotator"] == session.annotator].set_index("id").to_dict("index")
-        items = [self._item(one, mine) for one in self._items.to_dict("records")]
+        mine = answers[answers["annotator"] == session.annotator]
+        shown = mine[mine["id"].isin(self._items["id"])].set_index("id").to_dict("index")
+        items = [self._item(one, shown) for one in self._items.to_dict("records")]
         self.widget.view = {
             "batch": self._batch,
             "items": items,

@@ -174,6 +174,22 @@ def test_bad_input_is_named(field: str, change: dict) -> None:
         forecast(**{**good, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"held_out": 0}, "held_out: 0 must be greater than or equal to 1"),
+        ({"held_out": [9, 0, 9]}, "held_out: the value 2 0 must be greater than or equal to 1"),
+        ({"labels": [10, [20], 30]}, r"labels: numbers are needed, got \[10, \[20\], 30\]\."),
+        ({"labels": [10, 10, 30]}, "labels: label counts increase"),
+        ({"labels": 10}, "labels: 10 must be a valid list"),
+    ],
+)
+def test_bad_input_is_explained(change: dict, message: str) -> None:
+    good = {"labels": [10, 20, 30], "accuracy": [0.5, 0.6, 0.65], "held_out": 100, "at": [40]}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        forecast(**{**good, **change})
+
+
 def session(rows: int = 5, images: int = 100) -> pd.DataFrame:
     columns = {"labels": LABELS, "accuracy": ACCURACY, "held_out": images, "first_guess": [np.nan, 0.3, 0.5, 0.4, 0.6]}
     return pd.DataFrame(columns).head(rows)

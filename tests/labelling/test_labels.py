@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import palkit.labelling.labels
 from palkit.errors import DataError
 from palkit.labelling.labels import (
     Event,
@@ -192,6 +193,18 @@ def test_what_an_editor_changes_without_a_loss_is_read_and_a_loss_is_still_notic
             LabelLog(log.path).check()
 
 
+def test_windows_line_ends_make_no_append_read_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = LabelLog(tmp_path / "labels.jsonl")
+    log.append([says("a", str(number), "cat") for number in range(5)])
+    log.path.write_bytes(log.path.read_bytes().replace(b"\n", b"\r\n"))
+    parsed = []
+    monkeypatch.setattr(palkit.labelling.labels, "_parsed", parsed.append)
+    log.append([says("a", "5", "cat")])
+    log.check()
+    assert not parsed
+    assert len((tmp_path / "labels.jsonl").read_bytes().splitlines()) == 6
+
+
 def test_a_lost_end_is_not_confused_with_a_line_that_is_no_event(tmp_path: Path) -> None:
     log = LabelLog(tmp_path / "labels.jsonl")
     log.append([says("a", "1", "café"), says("a", "2", "owl")])
@@ -319,7 +332,7 @@ def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"not json", "Expecting value"),
+        (b"not json", "line 2: it is not a line of a label log (Expecting value). Mend"),
         (b"[1]", "must be an object"),
         (b'{"time": "2026-01-01T12:00:00+00:00", "annotator": "a", "action": "fly"}', "unknown action 'fly'"),
         (b'{"time": "today", "annotator": "a", "action": "undo"}', "the time 'today' is not ISO 8601"),
@@ -329,6 +342,7 @@ def test_a_line_that_is_still_being_written_is_waited_for(tmp_path: Path) -> Non
             "unknown field 'who'",
         ),
         (b"\xff\xfe", "Expecting value"),
+        (b'{"time": "2026-01-01T12:00:00+00:00", "annotator": "a", "action": "class"}', "line 2: action 'class' needs"),
     ],
 )
 def test_a_broken_line_is_named_and_not_passed_over(tmp_path: Path, line: bytes, reason: str) -> None:

@@ -15,7 +15,9 @@ from palkit.config import config_from_dict
 from palkit.data import UNLABELLED, load_dataset
 from palkit.errors import ConfigError, DataError
 from palkit.experiments.experiment import rounds
+from palkit.labelling.records import record
 from palkit.labelling.session import Session, open_session
+from palkit.labelling.session_file import SessionState
 from palkit.storage.files import REPOSITORY
 
 CLASSES = ("red", "green", "blue")
@@ -326,6 +328,20 @@ def test_a_folder_belongs_to_one_data_set(config: dict[str, Any]) -> None:
     session = open_session("digits", "ana", **config)
     with pytest.raises(ConfigError, match=r"labels of data set 'digits', not of 'digits_lt'"):
         open_session("digits_lt", "ana", folder=session.folder, **config | {"pool_size": 100})
+
+
+def test_a_record_that_does_not_fit_is_not_shown_before_the_reason() -> None:
+    state = {"dataset": "digits", "held_out": [], "proposed": [], "rounds": []}
+    for change, reason in [
+        ({"rounds": [{"number": 0}]}, r"the field 'rounds\.0\.time' is missing"),
+        ({"proposed": {"id": "a"}}, "the proposed must be a valid list"),
+        ({"dataset": ["digits"]}, "the dataset must be text"),
+        ({"dataset": 5}, "the dataset 5 must be text"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{reason}$"):
+            record(SessionState, state | change)
+    with pytest.raises(ValueError, match=r"^the value must be an object with named fields$"):
+        record(SessionState, [state])
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"dataset": "digits"}'])

@@ -118,6 +118,8 @@ def test_the_next_round_trains_and_the_curve_grows(session: Session, truth: dict
     assert page.view["batch"] > batch
     assert not set(page.ids) & set(before)
     assert len(page.ids) == 10
+    assert not any(item["answer"] for item in page.view["items"])
+    assert page.view["undo"], "of the batch before"
     assert "at 10 labels" in page.view["curve"]
     assert "One round" in page.view["outlook"]
     assert Image.open(BytesIO(page.widget.curve)).format == "PNG"
