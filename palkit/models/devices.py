@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import platform
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 RATED = ("float32", "bfloat16")  # float64 is never the faster one
 PRECISIONS = (*RATED, "float64")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+GENERATORS = threading.RLock()  # torch's global ones are of the process: a widget computes in a thread of its own
 WORTH = 1.2  # bfloat16 changes the last digits: it must earn that
 PROBE_SECONDS = 0.5
 
@@ -100,6 +102,21 @@ def require_float64(device: torch.device) -> None:
     """
     if device.type == "mps":
         raise ConfigError("precision float64: this device (mps) has none. Use float32, or the CPU (PALKIT_DEVICE=cpu).")
+
+
+@contextmanager
+def seeded_globally(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Context in which torch's global generators start from a seed; one thread at a time, and put back afterwards.
+
+    Layers, initial weights and image transforms know no other generator.
+
+    Args:
+        seed: of the CPU's generator and those of `devices`.
+        devices: accelerators.
+    """
+    with GENERATORS, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

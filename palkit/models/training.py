@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import ADAPTERS, AdaptedModel, Tuner, trainable_parameters
-from palkit.models.devices import autocast, doubled
+from palkit.models.devices import autocast, doubled, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Checked
 from palkit.strategies.calibration import calibration_loss, calibration_weight, effective_number, softening
@@ -136,9 +136,8 @@ def fit(
     """
     report = FitReport()
     devices = [inputs.device] if inputs.is_cuda else []
-    with torch.random.fork_rng(devices=devices), doubled(model, config.precision):
+    with seeded_globally(seed, devices), doubled(model, config.precision):
         inputs = inputs.to(model.feature_mean.dtype)
-        torch.manual_seed(seed)
         learn = ~_held_out(labels, config.early_stopping)
         weight = class_weights(labels[learn], model.head.out_features, config.class_weights)
         loop = _Loop(config, labels, learn, weight, report, progress)

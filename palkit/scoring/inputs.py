@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from palkit.data import Decoder, FileImages, ImagePool
 from palkit.errors import WeightsError
 from palkit.models.backbones import Backbone
-from palkit.models.devices import autocast, memory_limit, require_float64
+from palkit.models.devices import autocast, memory_limit, require_float64, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
 from palkit.storage.files import atomic_path, cache_dir, storing
@@ -357,6 +357,5 @@ def augmenter(name: str, size: int) -> v2.Transform:
 def seeded(transform: v2.Transform, image: Tensor, key: tuple[int | str, ...]) -> Tensor:
     """Transform one image under a seed made from `key`; the transforms know the global generator only."""
     digest = hashlib.sha256(repr(key).encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+    with seeded_globally(int.from_bytes(digest[:7], "little")):
         return transform(image)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError
 from palkit.models.adapters import AdaptedModel, adapter_dropout
-from palkit.models.devices import autocast, doubled, landing
+from palkit.models.devices import autocast, doubled, landing, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
 from palkit.storage.files import storing
@@ -123,8 +123,7 @@ def score_pool(
 
 def _adapter_passes(model: AdaptedModel, inputs: Tensor, dropout: Dropout, seed: int) -> Tensor:
     """(T, B, C) probabilities under dropout in the low-rank paths."""
-    with torch.random.fork_rng(devices=[inputs.device] if inputs.is_cuda else []), adapter_dropout(model, dropout.rate):
-        torch.manual_seed(seed)
+    with seeded_globally(seed, [inputs.device] if inputs.is_cuda else []), adapter_dropout(model, dropout.rate):
         logits = torch.stack([model(inputs)[1] for _ in range(dropout.passes)])  # (T, B, C)
     return logits.to(model.feature_mean.dtype).softmax(dim=2)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from palkit.data import FileImages, ImagePool, from_folder, head
 from palkit.errors import DataError, WeightsError
 from palkit.models.backbones import Backbone, BackboneConfig
 from palkit.scoring.engine import ScoringConfig
-from palkit.scoring.inputs import DecodedImages, InputCache, decoded
+from palkit.scoring.inputs import DecodedImages, InputCache, augmenter, decoded, seeded
 from palkit.storage import shards as shards_module
 from palkit.strategies.kernels import View
 
@@ -243,3 +244,15 @@ def test_progress_counts_rows(tiny: Backbone, pool: ImagePool) -> None:
     assert [stage for stage, _, _ in reports] == ["embedding"] * -(-len(pool) // 128)
     assert reports[0][1:] == (128, len(pool))
     assert reports[-1][1:] == (len(pool), len(pool))
+
+
+def test_views_are_the_same_while_another_thread_draws() -> None:
+    """As a widget does while a cell of the notebook computes: torch's transforms know one generator for all."""
+    transform, image = augmenter("crop_flip", 16), torch.rand(3, 32, 32)
+    keys = [(number, "image", 0) for number in range(200)]
+    alone = [seeded(transform, image, key) for key in keys]
+    with ThreadPoolExecutor(4) as threads:
+        together = [
+            list(found) for found in threads.map(lambda _: [seeded(transform, image, k) for k in keys], range(4))
+        ]
+    assert all(torch.equal(one, other) for found in together for one, other in zip(found, alone, strict=True))

@@ -12,6 +12,7 @@ import palkit.models.adapters.methods  # noqa: F401  fills ADAPTERS
 from palkit.errors import ConfigError
 from palkit.models.adapters.registry import ADAPTERS, AdapterConfig, Method, Tuner, adapted_blocks, first_trained_block
 from palkit.models.backbones import Backbone
+from palkit.models.devices import seeded_globally
 
 __all__ = [
     "ADAPTERS",
@@ -104,8 +105,7 @@ def attach(
         ConfigError: an adapter that does not fit the backbone.
     """
     adapted = copy.deepcopy(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_globally(seed):
         tuner = ADAPTERS[config.name].attach(adapted, config)
         model = AdaptedModel(adapted, config, tuner, classes, feature_mean, feature_std)
     return model.to(feature_mean.device)
