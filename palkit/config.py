@@ -16,7 +16,7 @@ from palkit.models.adapters import AdapterConfig
 from palkit.models.backbones import BackboneConfig
 from palkit.models.training import TrainingConfig
 from palkit.scoring.engine import ScoringConfig
-from palkit.storage.checks import Checked, checked
+from palkit.storage.checks import Checked, Count, checked
 from palkit.storage.plain_yaml import read_yaml
 from palkit.storage.plugins import load_plugins
 from palkit.strategies.registry import STRATEGIES, check_options, get_strategy
@@ -50,7 +50,7 @@ class ExperimentConfig(Checked):
     """
 
     dataset: str = "fashion_mnist"
-    pool_size: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    pool_size: Count | Literal["auto"] | None = "auto"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -59,8 +59,8 @@ class ExperimentConfig(Checked):
     strategy_options: Mapping[str, Any] = field(default_factory=dict)
     balance: str | None = None
     initial: str = "random"
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    rounds: Annotated[int, Field(ge=1)] = 7
+    batch_size: Count | None = None
+    rounds: Count = 7
     evaluate_on: Literal["test", "val"] = "test"
     seed: Annotated[int, Field(ge=0)] = 0
     plugins: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from palkit.models.adapters import first_trained_block
 from palkit.models.devices import MEMORY_VARIABLE, choose_device, memory_limit
 from palkit.models.devices import VARIABLE as DEVICE_VARIABLE
 from palkit.scoring.cluster import over_ray
-from palkit.storage.checks import Checked
+from palkit.storage.checks import Checked, Count
 from palkit.storage.plugins import FOLDER_VARIABLE
 
 THREADS = "OMP_NUM_THREADS"
@@ -44,7 +44,7 @@ class DispatchConfig(Checked):
         watch: show a table of runs instead of a line for each that is complete.
     """
 
-    jobs: Annotated[int, Field(ge=1)] | None = None
+    jobs: Count | None = None
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
     gpus: Annotated[float, Field(ge=0)] | None = None

@@ -28,6 +28,7 @@ from palkit.storage.files import (
     read_json,
     remove_leftovers,
     runs_dir,
+    short_hash,
     storing,
     write_json,
     write_text,
@@ -72,7 +73,7 @@ def folder_name(dataset: str) -> str:
 
 def run_hash(resolved: Mapping[str, Any]) -> str:
     """Name of the run directory: equal exactly for equal resolved configs."""
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(resolved)
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,16 @@ from torch import Tensor
 import palkit.data
 from palkit.config import ExperimentConfig
 from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
-from palkit.data.hashes import file_hashes
+from palkit.data.hashes import file_hashes, stamp_of
 from palkit.data.own import order_file
 from palkit.errors import DataError, StorageError
 from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
-from palkit.models.backbones import EMBEDDED, Backbone, BackboneConfig, load_backbone
+from palkit.models.backbones import Backbone, BackboneConfig, load_backbone, weights_file
 from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
 from palkit.scoring.inputs import InputCache
-from palkit.storage.files import cache_dir, read_json, sha256, write_json
+from palkit.storage.files import cache_dir, read_json, sha256, short_hash, write_json
 
 # Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
 IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
@@ -145,20 +145,14 @@ def _version(name: str) -> list[object]:
 
 def shared_backbone(config: BackboneConfig, device: str) -> Backbone:
     """The backbone, loaded once for all that use it in a process; nobody may change it."""
-    return _backbone(config, device, _stamp(weights_file(config)))
+    file = weights_file(config)
+    there = file is not None and os.path.isfile(file)  # unlike a stamp, it takes a name that no file can have
+    return _backbone(config, device, stamp_of(str(file)) if there else None)
 
 
 @lru_cache(maxsize=2)  # a sweep over large networks must not hold them all
-def _backbone(config: BackboneConfig, device: str, stamp: tuple[int, ...]) -> Backbone:
+def _backbone(config: BackboneConfig, device: str, stamp: tuple[int, ...] | None) -> Backbone:
     return load_backbone(config, device)
-
-
-def _stamp(file: str | None) -> tuple[int, ...]:
-    """What changes where a file is written anew."""
-    if file is None or not os.path.isfile(file):
-        return ()
-    stat = os.stat(file)
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def known_facts(config: ExperimentConfig, device: str) -> Facts:
@@ -235,11 +229,7 @@ def _network_record(config: BackboneConfig) -> Path:
 
 
 def _record(*made_from: Any) -> Path:
-    return (
-        cache_dir()
-        / "known"
-        / f"{hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]}.json"
-    )
+    return cache_dir() / "known" / f"{short_hash(made_from)}.json"
 
 
 def _kept(record: Path, find_out: Callable[[], dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -252,13 +242,6 @@ def _kept(record: Path, find_out: Callable[[], dict[str, Any]], names: Sequence[
     with suppress(StorageError):  # then they are found out again
         write_json(record, facts)
     return facts
-
-
-def weights_file(config: BackboneConfig) -> str | None:
-    """Where the weights of a backbone lie: a checkpoint, or the embedded ones; None if timm's hub has them."""
-    if config.checkpoint is not None:
-        return os.path.expanduser(config.checkpoint)
-    return str(cache_dir() / "weights" / f"{EMBEDDED}.safetensors") if config.name == EMBEDDED else None
 
 
 def probe_backbone(config: BackboneConfig, device: str, *, again: bool = False) -> Probe:
@@ -276,7 +259,7 @@ def measured(config: ScoringConfig, backbone: BackboneConfig, device: str) -> Sc
     if config.precision != "auto" and config.batch_size is not None:
         return config
     found = probe_backbone(backbone, device)
-    precision: Any = found.precision if config.precision == "auto" else config.precision
+    precision = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
 
 
@@ -307,8 +290,7 @@ def settled(config: ExperimentConfig, facts: Facts, device: str) -> ExperimentCo
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
         training = dataclasses.replace(training, adapter_lr=adapter_lr)
     if training.precision == "auto":
-        precision: Any = probe_backbone(config.backbone, device).precision
-        training = dataclasses.replace(training, precision=precision)
+        training = dataclasses.replace(training, precision=probe_backbone(config.backbone, device).precision)
     return dataclasses.replace(
         config,
         adapter=adapter,

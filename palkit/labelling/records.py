@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from functools import cache
-from re import findall
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from palkit.errors import DataError, PalkitError, brief, unknown_name
-from palkit.storage.checks import normal
+from palkit.storage.checks import normal, refused_choice
 
 Kind = TypeVar("Kind")
 
@@ -88,7 +87,7 @@ def _reason(error: ValidationError, kind: Any) -> str:
         names = [field.name for field in fields(kind)]
         return str(unknown_name("field", path, names)) if len(first["loc"]) == 1 else f"there is no field {path!r}"
     if what == "literal_error":
-        return str(unknown_name(path, value, findall("'([^']*)'", first["ctx"]["expected"])))
+        return str(refused_choice(path, first))
     whole = isinstance(value, dict | list)  # a record is not shown: the reason would come after all of it
     if what == "value_error":
         text = str(first["ctx"]["error"])

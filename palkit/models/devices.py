@@ -1,29 +1,29 @@
 """The device that computes: its choice, its memory, and its speed in each precision."""
 
-import hashlib
-import json
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief, unknown_name
-from palkit.storage.files import cache_dir, read_json, write_json
+from palkit.storage.files import cache_dir, read_json, short_hash, write_json
 
 VARIABLE = "PALKIT_DEVICE"
 MEMORY_VARIABLE = "PALKIT_MEMORY"
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-RATED = ("float32", "bfloat16")  # float64 is never the faster one
+CPU = torch.device("cpu")
+Precision = Literal["float32", "bfloat16", "float64", "auto"]
+RATED: tuple[Precision, ...] = ("float32", "bfloat16")  # float64 is never the faster one
 PRECISIONS = (*RATED, "float64")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 GENERATORS = threading.RLock()  # torch's global ones are of the process: a widget computes in a thread of its own
@@ -105,16 +105,16 @@ def require_float64(device: torch.device) -> None:
 
 
 @contextmanager
-def seeded_globally(seed: int, devices: Sequence[torch.device] = ()) -> Iterator[None]:
+def seeded_globally(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Context in which torch's global generators start from a seed; one thread at a time, and put back afterwards.
 
     Layers, initial weights and image transforms know no other generator.
 
     Args:
-        seed: of the CPU's generator and those of `devices`.
-        devices: accelerators.
+        seed: of the CPU's generator and the device's.
+        device: that is drawn on as well.
     """
-    with GENERATORS, torch.random.fork_rng(devices=devices):
+    with GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
@@ -168,7 +168,7 @@ class Probe:
 
     device: str
     rates: Mapping[str, Mapping[int, float]]
-    precision: str
+    precision: Precision
     batch_size: int
 
 
@@ -185,12 +185,11 @@ def probe(
         again: measure though there is an answer; the answer that is there stays.
     """
     machine = device_name(device)
-    key = hashlib.sha256(json.dumps([name, machine, torch.__version__]).encode()).hexdigest()[:16]
-    path = cache_dir() / "probes" / f"{key}.json"
+    path = cache_dir() / "probes" / f"{short_hash([name, machine, torch.__version__])}.json"
     known = _known_probe(path)
     if known is not None and not again:
         return known
-    rates = {}
+    rates: dict[str, dict[int, float]] = {}
     for precision in RATED:
         with autocast(device, precision), torch.inference_mode():
             rates[precision] = _rates(forward, image_size, device)

@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import ADAPTERS, AdaptedModel, Tuner, trainable_parameters
-from palkit.models.devices import autocast, doubled, seeded_globally
+from palkit.models.devices import Precision, autocast, doubled, seeded_globally
 from palkit.progress import Progress, silent
-from palkit.storage.checks import Checked
+from palkit.storage.checks import Checked, Count
 from palkit.strategies.calibration import calibration_loss, calibration_weight, effective_number, softening
 from palkit.strategies.heads import logistic_on_views
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # float32 overflows soon after
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
 Groups = list[tuple[nn.Module, float]]  # what learns, and its learning rate
@@ -78,7 +77,7 @@ class TrainingConfig(Checked):
     augmentation: Literal["none", "crop", "crop_flip"] = "crop"
     views: Annotated[int, Field(ge=1, le=1000)] = 8  # all of an image's are held in memory
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
+    precision: Precision = "float32"
     early_stopping: Share = 0.0
     patience: Count = 5
     calibration: Annotated[float, Field(ge=0)] = 0.0
@@ -135,8 +134,7 @@ def fit(
             to change.
     """
     report = FitReport()
-    devices = [inputs.device] if inputs.is_cuda else []
-    with seeded_globally(seed, devices), doubled(model, config.precision):
+    with seeded_globally(seed, inputs.device), doubled(model, config.precision):
         inputs = inputs.to(model.feature_mean.dtype)
         learn = ~_held_out(labels, config.early_stopping)
         weight = class_weights(labels[learn], model.head.out_features, config.class_weights)

@@ -4,15 +4,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from palkit.errors import ConfigError, OutOfMemoryError
-from palkit.models.devices import is_out_of_memory
-from palkit.storage.checks import Checked
+from palkit.models.devices import Precision, is_out_of_memory
+from palkit.storage.checks import Checked, Count
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,8 +35,8 @@ class ScoringConfig(Checked):
 
     part = "scoring."
 
-    precision: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
-    batch_size: Annotated[int, Field(ge=1)] | None = 128
+    precision: Precision = "float32"
+    batch_size: Count | None = 128
     cache_dtype: Literal["float16", "float32"] = "float16"
     compile: bool = False
 

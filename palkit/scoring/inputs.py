@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from palkit.models.backbones import Backbone
 from palkit.models.devices import autocast, memory_limit, require_float64, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
-from palkit.storage.files import atomic_path, cache_dir, storing
+from palkit.storage.files import atomic_path, cache_dir, short_hash, storing
 from palkit.storage.formats import new_array, save_array
 from palkit.storage.shards import (
     SHARD_BYTES,
@@ -214,7 +213,7 @@ class InputCache:
 
     def folder(self, start_block: int) -> Path:
         """Folder of the inputs of all rows, there or not."""
-        return cache_dir() / "inputs" / _key(self._made_from(start_block))
+        return cache_dir() / "inputs" / short_hash(self._made_from(start_block))
 
     def images(self) -> Decoder:
         """The pool's images, decoded once if they lie in files and the disk has room."""
@@ -281,10 +280,6 @@ class InputCache:
         }
 
 
-def _key(made_from: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class DecodedImages:
     """Images in uint8 shards."""
@@ -304,7 +299,7 @@ def _decoded_from(checksum: str, size: int) -> dict[str, Any]:
 
 def decoded_folder(checksum: str, size: int) -> Path:
     """Folder of a pool's images decoded to `size` x `size`, there or not."""
-    return cache_dir() / "images" / _key(_decoded_from(checksum, size))
+    return cache_dir() / "images" / short_hash(_decoded_from(checksum, size))
 
 
 def decoded(images: FileImages, size: int, checksum: str, progress: Progress = silent) -> Decoder:

@@ -123,7 +123,7 @@ def score_pool(
 
 def _adapter_passes(model: AdaptedModel, inputs: Tensor, dropout: Dropout, seed: int) -> Tensor:
     """(T, B, C) probabilities under dropout in the low-rank paths."""
-    with seeded_globally(seed, [inputs.device] if inputs.is_cuda else []), adapter_dropout(model, dropout.rate):
+    with seeded_globally(seed, inputs.device), adapter_dropout(model, dropout.rate):
         logits = torch.stack([model(inputs)[1] for _ in range(dropout.passes)])  # (T, B, C)
     return logits.to(model.feature_mean.dtype).softmax(dim=2)
 

@@ -2,15 +2,17 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
-from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
 from palkit.errors import ConfigError, brief, unknown_name
 
+Count = Annotated[int, Field(ge=1)]
 WHOLE = 2**63  # what torch and numpy hold
 EXACT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 # What takes no room and changes no letter: soft hyphen, zero-width space, word joiner and invisible
@@ -90,12 +92,17 @@ def _explained(error: ValidationError, name: str, value: Any, hint: Any) -> Conf
             break
         name = f"{name}.{step}"
     if kinds == {"literal_error"} and isinstance(given, str):
-        return unknown_name(name, given, re.findall("'([^']*)'", found[0]["ctx"]["expected"]))
+        return refused_choice(name, found[0])
     wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found))
     wanted = wanted.replace("a valid tuple", "a list of texts") + (" or nothing" if NoneType in get_args(hint) else "")
     is_text = kinds & {"string_type", "literal_error"} and not isinstance(given, str | list | dict)
     quotes = " In YAML, put it into quotes." if is_text else ""
     return ConfigError(f"{name} is {brief(given)} ({type(given).__name__}); it must {wanted}.{quotes}")
+
+
+def refused_choice(name: str, finding: Mapping[str, Any]) -> ConfigError:
+    """What pydantic finds about a text that is none of a Literal, with the one that was meant."""
+    return unknown_name(name, finding["input"], re.findall("'([^']*)'", finding["ctx"]["expected"]))
 
 
 @cache

@@ -52,6 +52,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_hash(made_from: Any) -> str:
+    """16 hex digits that name what is made from values of JSON: equal exactly for equal values."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def verify(path: Path, expected: str, remedy: str) -> None:
     """Check a file against its published SHA-256.
 

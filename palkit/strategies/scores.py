@@ -35,9 +35,8 @@ class Dropout:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            check(
-                "passes" if field.name == "passes" else f"dropout_{field.name}", getattr(self, field.name), field.type
-            )
+            option = field.name if field.name == "passes" else f"dropout_{field.name}"
+            check(option, getattr(self, field.name), field.type)
 
 
 @dataclass(frozen=True)

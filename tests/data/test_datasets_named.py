@@ -104,6 +104,16 @@ def test_aptos_says_how_to_get_it() -> None:
         assert part in str(error.value)
 
 
+def put_by_hand(name: str, archive: str, files: dict[str, bytes], as_zip: bool) -> None:
+    """A data set that needs an account, as its user puts it into place: its zip file, or what is in it."""
+    root = dataset_dir(name)
+    root.mkdir(parents=True)
+    (root / archive).write_bytes(zipped(files))
+    if not as_zip:
+        zipfile.ZipFile(root / archive).extractall(root)
+        (root / archive).unlink()
+
+
 def aptos() -> dict[str, bytes]:
     rows = [f"{n:012x},{n % 5}" for n in range(60)]
     images = {f"train_images/{n:012x}.png": encoded(n, "PNG") for n in range(60)}
@@ -112,13 +122,7 @@ def aptos() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_aptos(as_zip: bool) -> None:
-    root = dataset_dir("aptos2019")
-    root.mkdir(parents=True)
-    archive = root / "aptos2019-blindness-detection.zip"
-    archive.write_bytes(zipped(aptos()))
-    if not as_zip:
-        zipfile.ZipFile(archive).extractall(root)
-        archive.unlink()
+    put_by_hand("aptos2019", "aptos2019-blindness-detection.zip", aptos(), as_zip)
     pool = load_dataset("aptos2019")
     assert pool.class_names == ("no DR", "mild", "moderate", "severe", "proliferative")
     assert pool.counts().to_numpy().tolist() == [[7, 2, 3]] * 5
@@ -126,16 +130,13 @@ def test_aptos(as_zip: bool) -> None:
     assert list(grades.values()) == pool.labels.tolist()
 
 
-IDRID = {  # split, letter and name of the part, images
-    "pool": ("a", "Training", 60),
-    "test": ("b", "Testing", 20),
-}
+IDRID = (("a", "Training", 60), ("b", "Testing", 20))  # letter and name of each part, images
 
 
 def idrid() -> dict[str, bytes]:
     """As IEEE DataPort's archive: names begin at 1 in both parts, and tables end in empty columns."""
     files = {}
-    for letter, part, images in IDRID.values():
+    for letter, part, images in IDRID:
         rows = [f"IDRiD_{n + 1:03},{n % 5},{n % 3},,," for n in range(images)]
         header = "Image name,Retinopathy grade,Risk of macular edema ,,,"
         table = f"B. Disease Grading/2. Groundtruths/{letter}. IDRiD_Disease Grading_{part} Labels.csv"
@@ -148,13 +149,7 @@ def idrid() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_idrid(as_zip: bool) -> None:
-    root = dataset_dir("idrid")
-    root.mkdir(parents=True)
-    archive = root / "B. Disease Grading.zip"
-    archive.write_bytes(zipped(idrid()))
-    if not as_zip:
-        zipfile.ZipFile(archive).extractall(root)
-        archive.unlink()
+    put_by_hand("idrid", "B. Disease Grading.zip", idrid(), as_zip)
     pool = load_dataset("idrid")
     assert pool.class_names == ("no DR", "mild", "moderate", "severe", "proliferative")
     assert pool.counts()[["pool", "val"]].sum(axis=1).tolist() == [12] * 5
