@@ -96,7 +96,7 @@ check() {
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
   # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
-    --numprocesses logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"
+    --numprocesses logical --maxprocesses 8 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 campaign() {

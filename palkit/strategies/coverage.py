@@ -21,11 +21,11 @@ from palkit.strategies.scores import LabelledSet, PoolScores
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
 
 MAX_ROWS = 35_000  # the herding authors' own limit
-CACHE_ELEMENTS = 2**28  # kernel values kept from the first pass: 1 GB
+CACHE_ELEMENTS = 2**27  # kernel values kept from the first pass: 1 GB
 PURITY_QUERIES = 2_000
 HELD_OUT = 30  # labels from which a temperature is found
 LEAD_ROWS = 2_000  # on which the lead of the best class is measured
-TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 knows
+TIE = 3e-7  # gains this close, relative to the largest at the start, are equal as far as float32 features know
 
 
 def greedy_coverage(
@@ -46,7 +46,7 @@ def greedy_coverage(
     estimate of their gain first, so that most tiles can wait long.
 
     Args:
-        rows: (M, D) float32, all of them candidates.
+        rows: (M, D) float, all of them candidates.
         kernel: similarity of a squared distance.
         weight: (M,) >= 0.
         covered: (M,) similarity of each row to what is chosen already.
@@ -59,7 +59,9 @@ def greedy_coverage(
         best, the lowest position.
     """
     sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
-    square, weight, covered = rows.square().sum(1), weight.float(), covered.float()
+    # In float32 a distance is off by 1e-7, and a similarity by that over the squared bandwidth: gains lie closer.
+    rows, weight, covered = rows.double(), weight.double(), covered.double()
+    square = rows.square().sum(1)
 
     def similarity(a: slice | Tensor, b: slice | Tensor) -> Tensor:
         return kernel(square_gaps(rows[a], square[a], rows[b], square[b]))
@@ -71,7 +73,7 @@ def greedy_coverage(
 
     gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     keep = max((part.stop for part in parts if part.stop * len(rows) <= cache), default=0)
-    kept = torch.empty(keep, len(rows), device=rows.device)
+    kept = torch.empty(keep, len(rows), dtype=rows.dtype, device=rows.device)
     for number, a in enumerate(parts):
         for b in parts[number:]:
             block = similarity(a, b)
@@ -253,11 +255,11 @@ def _cover(
     unit: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover, and (B,) gains."""
-    rows = View(scores.features, sample, unit=unit)[:].float()
+    rows = View(scores.features, sample, unit=unit)[:]
     covered = torch.zeros(len(rows), device=rows.device)
     if len(labelled):
         known = View(scores.features, labelled.positions, unit=unit)[:]
-        covered = kernel(nearest(rows, known)[0].float())
+        covered = kernel(nearest(rows, known)[0])
     picks, gains = greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)
     return sample[picks], gains
 

@@ -9,6 +9,7 @@ from palkit.strategies.kernels import Rows, chunks, column_mean, draw, matvec, s
 from palkit.strategies.ties import first_best
 
 SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many per cluster
+MAX_STEPS = 300  # of Lloyd, as in scikit-learn
 
 
 def outer_kmeanspp(left: Tensor, right: Rows, candidates: Tensor, count: int, rng: torch.Generator) -> Tensor:
@@ -54,14 +55,15 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Lloyd's k-means from greedy k-means++ seeds, in float32 products of centred rows.
 
-    Sums over a cluster are kept in float64 and only corrected for the rows that changed cluster.
+    Sums over a cluster are kept in float64 and only corrected for the rows that changed cluster. A row changes if
+    another centre is nearer by more than rounding: copies would go to and fro between equal centres for ever.
 
     Args:
         rows: (N, D).
         clusters: K >= 1.
         rng: CPU generator, for the seeds.
         weight: (N,) >= 0, or None for equal weights.
-        tolerance: stop when at most this share of the rows changed cluster; 0 goes on to a fixed point.
+        tolerance: stop when at most this share of the rows changed cluster (or after 300 steps); 0: a fixed point.
             The default leaves the inertia within about two parts in a thousand of the fixed point's.
 
     Returns:
@@ -73,12 +75,16 @@ def kmeans(
     centres = _seeds(rows, clusters, mass_of_row, rng) - offset
     sums = torch.zeros(clusters, width + 1, dtype=torch.float64, device=device)  # the last column counts
     label = torch.full((n,), -1, dtype=torch.int64, device=device)
-    while True:
+    for _ in range(MAX_STEPS):
         norms, moved = centres.square().sum(1), 0
         for part in chunks(n, width + clusters):
             x = (rows[part] - offset).float()
-            new = torch.addmm(norms, x, centres.T, alpha=-2).argmin(1)
+            distance = torch.addmm(norms, x, centres.T, alpha=-2)
+            least, new = distance.min(1)
             old = label[part]
+            own = distance.gather(1, old.clamp(min=0)[:, None]).squeeze(1)
+            equal = own - least <= 1e-6 * (x.square().sum(1) + norms.max())
+            new = torch.where(equal & (old >= 0), old, new)
             changed = (new != old).nonzero().squeeze(1)
             moved += len(changed)
             share = mass_of_row[part][changed, None]
@@ -88,9 +94,10 @@ def kmeans(
             sums -= group_sum(block[known], old[changed[known]], clusters)
             label[part] = new
         if moved <= tolerance * n:
-            return centres.double() + offset, label
+            break
         mass = sums[:, -1:]
         centres = torch.where(mass > 1e-9 * n, sums[:, :-1] / mass, centres.double()).float()
+    return centres.double() + offset, label
 
 
 def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 from test_kernels import Recorded, generator
 
-from palkit.strategies import kmeans
+from palkit.strategies import kernels, kmeans
 
 
 def test_outer_kmeanspp_leaves_copies_for_last() -> None:
@@ -72,6 +72,19 @@ def test_kmeans_of_fewer_distinct_rows_than_clusters() -> None:
     centres, label = kmeans.kmeans(rows, 8, generator())
     assert centres.shape == (8, 3)
     np.testing.assert_allclose(centres[label].numpy(), rows.numpy(), atol=1e-6)
+
+
+def test_kmeans_of_copies_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centres on one spot differ in a last bit, and copies went to and fro between them: for ever, with these seeds."""
+    monkeypatch.setattr(kmeans, "MAX_STEPS", 10**9)
+    for seed in [8079, 21754, *range(200)]:
+        rng = generator(seed)
+        n, d = (int(torch.randint(low, high, (1,), generator=rng)) for low, high in [(2, 61), (1, 4)])
+        rows = torch.nn.functional.normalize(torch.randn(n, d, generator=rng).round())
+        with monkeypatch.context() as patch:
+            steps = iter(range(20))  # a StopIteration where there are more
+            patch.setattr(kmeans, "chunks", lambda *a, steps=steps: [next(steps), *kernels.chunks(*a)][1:])
+            kmeans.kmeans(rows, int(torch.randint(1, n + 1, (1,), generator=rng)), rng, tolerance=0)
 
 
 def test_group_sum_is_the_same_either_way() -> None:
