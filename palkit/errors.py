@@ -35,6 +35,10 @@ class ChecksumError(PalkitError):
     """A file is not the file that was published."""
 
 
+class TimeLimitError(PalkitError):
+    """A run took longer than it may."""
+
+
 class StorageError(PalkitError, OSError):
     """A file cannot be written: no room, or no permission."""
 

@@ -16,7 +16,7 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.utils import merge_kwargs, remove_args
 
-from palkit.errors import PalkitError
+from palkit.errors import TimeLimitError
 from palkit.storage.files import TEMPORARY, move_into_place, storing
 
 KERNEL = "python3"
@@ -35,10 +35,6 @@ _environ.update({environment!r})
 if "matplotlib.pyplot" in __import__("sys").modules:
     __import__("matplotlib.pyplot").pyplot.close("all")
 """
-
-
-class TimeLimitError(PalkitError):
-    """A run took longer than it may."""
 
 
 class _Warm:

@@ -1,4 +1,4 @@
-"""Work of a process of a sweep: one run after the other. Imports nothing heavy: most of it is done in a kernel."""
+"""Work of a process of a sweep: one run after the other. Loads the network's libraries or papermill, as it needs."""
 
 import os
 import signal
@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from papermill import PapermillExecutionError
-
-from palkit.errors import DataNotice
-from palkit.experiments.notebooks import TimeLimitError, execute_notebook, stop_warm_kernel
+from palkit.errors import DataNotice, TimeLimitError
 from palkit.storage.files import REPOSITORY, write_text
 
 RUN_NOTEBOOK = REPOSITORY / "notebooks" / "03_active_learning.ipynb"
@@ -63,18 +60,16 @@ def attempt(job: Job) -> End:
         write_text(job.attempts, str(number + 1))
         try:
             with _in_environment(job.environment):
-                _execute(job) if job.notebook else _compute(job)
-            error = None
+                error = _execute(job) if job.notebook else _compute(job)
             (job.folder / TRACEBACK).unlink(missing_ok=True)
-            break
-        except PapermillExecutionError as failure:
-            error = f"{failure.ename}: {failure.evalue}"
             break
         except Exception as failure:  # whatever stopped one run must not stop the sweep
             error = f"{type(failure).__name__}: {failure}"
             write_text(job.folder / TRACEBACK, traceback.format_exc())
             if not job.notebook or isinstance(failure, TimeLimitError):
                 break
+            from palkit.experiments.notebooks import stop_warm_kernel
+
             stop_warm_kernel()  # it died or does not answer: the next attempt gets another
     else:
         error = (
@@ -93,19 +88,28 @@ def begun_attempts(attempts: Path) -> int:
         return 0
 
 
-def _execute(job: Job) -> None:
-    execute_notebook(
-        RUN_NOTEBOOK,
-        job.folder / "notebook.ipynb",
-        job.parameters,
-        environment=job.environment,
-        folder=Path.cwd(),
-        warm=True,
-        time_limit=job.time_limit,
-    )
+def _execute(job: Job) -> str | None:
+    """What a cell ended with if it failed."""
+    from papermill import PapermillExecutionError
+
+    from palkit.experiments.notebooks import execute_notebook
+
+    try:
+        execute_notebook(
+            RUN_NOTEBOOK,
+            job.folder / "notebook.ipynb",
+            job.parameters,
+            environment=job.environment,
+            folder=Path.cwd(),
+            warm=True,
+            time_limit=job.time_limit,
+        )
+    except PapermillExecutionError as failure:
+        return f"{failure.ename}: {failure.evalue}"
+    return None
 
 
-def _compute(job: Job) -> None:
+def _compute(job: Job) -> str | None:
     import torch
 
     from palkit.config import config_from_dict
@@ -118,6 +122,7 @@ def _compute(job: Job) -> None:
             deque(rounds(config_from_dict(job.parameters), device=job.device), maxlen=0)
     finally:
         torch.set_num_threads(threads)
+    return None
 
 
 @contextmanager
