@@ -80,11 +80,11 @@ def kmeans(
         for part in chunks(n, width + clusters):
             x = (rows[part] - offset).float()
             distance = torch.addmm(norms, x, centres.T, alpha=-2)
-            least, new = distance.min(1)
+            rounding = 1e-6 * (x.square().sum(1) + norms.max())
+            near = distance <= (distance.amin(1) + rounding)[:, None]
             old = label[part]
-            own = distance.gather(1, old.clamp(min=0)[:, None]).squeeze(1)
-            equal = own - least <= 1e-6 * (x.square().sum(1) + norms.max())
-            new = torch.where(equal & (old >= 0), old, new)
+            stays = (old >= 0) & near.gather(1, old.clamp(min=0)[:, None]).squeeze(1)
+            new = torch.where(stays, old, near.byte().argmax(1))
             changed = (new != old).nonzero().squeeze(1)
             moved += len(changed)
             share = mass_of_row[part][changed, None]

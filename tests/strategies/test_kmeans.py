@@ -1,5 +1,7 @@
 """k-means, its seeding and sums over groups, against scikit-learn and direct numpy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,21 @@ def test_kmeans_of_copies_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             steps = iter(range(20))  # a StopIteration where there are more
             patch.setattr(kmeans, "chunks", lambda *a, steps=steps: [next(steps), *kernels.chunks(*a)][1:])
             kmeans.kmeans(rows, int(torch.randint(1, n + 1, (1,), generator=rng)), rng, tolerance=0)
+
+
+def test_kmeans_of_copies_is_the_same_with_other_last_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another processor multiplies with other last bits: copies stay together, with the same centre."""
+    rows = torch.nn.functional.normalize(torch.randn(60, 2, generator=generator()).round())
+    label = kmeans.kmeans(rows, 24, generator())[1]
+    product, noise = torch.addmm, generator(1)
+
+    def otherwise(*args: Any, **options: Any) -> torch.Tensor:
+        found = product(*args, **options)
+        return found + 1e-7 * torch.randn(found.shape, generator=noise)
+
+    monkeypatch.setattr(torch, "addmm", otherwise)
+    for _ in range(5):
+        assert torch.equal(kmeans.kmeans(rows, 24, generator())[1], label)
 
 
 def test_group_sum_is_the_same_either_way() -> None:
