@@ -100,7 +100,7 @@ check() {
 }
 
 campaign() {
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -m campaign "$@"
+  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -m campaign -o faulthandler_timeout=7200 "$@"
 }
 
 # Not with the notebooks: nbval starts no kernels beside pytest-cov. What child processes execute is not counted.
