@@ -34,14 +34,14 @@ config = DispatchConfig(jobs=1, notebooks=False)
 outcomes = run_sweep(load_sweep(sys.argv[1]), config, console=Console(stderr=True))
 sys.exit(any(outcome.error for outcome in outcomes))
 """
-STRATEGIES = ("badge", "bald")
+STRATEGIES = ("margin", "badge", "bald")
 OLD_PROCESSOR = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 Tables = dict[tuple[str, str], tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]]
 
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Tables]:
-    """Rounds, selections and predictions of the same four configs, computed in several ways, each from empty caches.
+    """Rounds, selections and predictions of the same six configs, computed in several ways, each from empty caches.
 
     What needs no process of its own is computed in this one, as processes take longer to start than to compute.
     """
@@ -61,7 +61,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
         place.mkdir()
         base: dict[str, Any] = {
             "dataset": "digits",
-            "pool_size": 120,
+            "pool_size": 200,
             "rounds": 3,
             "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
             "adapter.start_block": 2,
@@ -70,18 +70,24 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
         }
         grid = {"adapter.name": ["linear_probe", "lora"], "strategy": list(STRATEGIES)}
         sweep.write_text(yaml.safe_dump({"base": base, "grid": grid}))
-        folders = {"PALKIT_CACHE": str(place / "cache"), "PALKIT_RUNS": str(place / "runs"), "PALKIT_DEVICE": "cpu"}
+        variables = {
+            "PALKIT_CACHE": str(place / "cache"),
+            "PALKIT_RUNS": str(place / "runs"),
+            "PALKIT_DEVICE": "cpu",
+            "OMP_NUM_THREADS": str(threads),
+            "PYTHONHASHSEED": str(len(found)),  # of the processes that are started
+        }
         if not instructions:
             with pytest.MonkeyPatch.context() as patch, threads_of_torch(threads):
-                for variable, value in folders.items():
+                for variable, value in variables.items():
                     patch.setenv(variable, value)
                 config = DispatchConfig(jobs=processes, notebooks=False)
                 outcomes = run_sweep(load_sweep(sweep), config, console=Console(quiet=True))
-            assert [outcome.error for outcome in outcomes] == [None] * len(outcomes)
+            assert [outcome.error for outcome in outcomes] == [None] * 6
         else:
             done = subprocess.run(
                 [sys.executable, "-c", RUN, sweep],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), **folders, **instructions},
+                env=os.environ | variables | instructions,
                 capture_output=True,
                 text=True,
                 cwd=REPOSITORY,
@@ -93,13 +99,11 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
 
 @contextmanager
 def threads_of_torch(number: int) -> Iterator[None]:
-    """As with OMP_NUM_THREADS=number, whatever pytest was started with."""
+    """So many threads, whatever pytest was started with."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("OMP_NUM_THREADS", str(number))
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 
