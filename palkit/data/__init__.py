@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from palkit.data import published
 from palkit.data.cifar import cifar10, cifar100
 from palkit.data.decoding import IMAGE_SUFFIXES, read_image
 from palkit.data.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
@@ -17,7 +18,6 @@ from palkit.data.hub import PREFIX, from_hub
 from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
 from palkit.data.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, head, long_tail, take, usual_size
-from palkit.data.published import aptos2019, eurosat, histology, idrid
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
@@ -29,8 +29,9 @@ __all__ = [
 
 Loader = Callable[[], ImagePool]
 NAMED = (
-    fashion_mnist, fashion_mnist_lt, digits, digits_lt, eurosat, histology, aptos2019, idrid, cifar10, cifar100,
-    food101, dtd, flowers102,
+    fashion_mnist, fashion_mnist_lt, digits, digits_lt, published.eurosat, published.eurosat_lt, published.histology,
+    published.histology_slides, published.histology_lt, published.aptos2019, published.idrid, published.idrid_unique,
+    cifar10, cifar100, food101, dtd, flowers102,
 )  # fmt: skip
 DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
 

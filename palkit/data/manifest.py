@@ -1,7 +1,7 @@
 """Checks of a user's images, and manifests without what they find."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +28,10 @@ class Findings:
     unreadable: pd.DataFrame
     duplicates: pd.DataFrame
 
-    def surplus(self) -> np.ndarray:
-        """Rows to drop so that no image is there twice.
-
-        The first labelled copy stays, or the first one if none has a label; of copies with different labels none
-        stays, since nobody knows which is right.
-        """
-        table = self.duplicates.assign(unlabelled=self.duplicates["label"] == "")
-        labels = table["label"].where(~table["unlabelled"]).groupby(table["checksum"]).transform("nunique")
-        repeated = table.sort_values(["checksum", "unlabelled", "row"])["checksum"].duplicated().sort_index()
-        return table.loc[repeated | (labels > 1), "row"].to_numpy(np.int64)
-
     def cleaned(self, drop_duplicates: bool) -> ImagePool:
         """The data set without unreadable files, and without surplus copies if asked for."""
         bad = self.unreadable["row"].to_numpy(np.int64)
-        drop = np.concatenate([bad, self.surplus()]) if drop_duplicates else bad
+        drop = np.concatenate([bad, surplus(self.duplicates)]) if drop_duplicates else bad
         return take(self.pool, np.setdiff1d(np.arange(len(self.pool)), drop), self.pool.name)
 
     def report(self) -> list[str]:
@@ -58,6 +47,28 @@ class Findings:
             lines.append(f"  {named}{':' if said else ''}{''.join(said)}")
         lines.append(f"files that cannot be read: {len(self.unreadable)}")
         return [*lines, *("  " + self.unreadable["path"] + ": " + self.unreadable["reason"])]
+
+
+def surplus(duplicates: pd.DataFrame) -> np.ndarray:
+    """Rows to drop so that no image is there twice.
+
+    The first labelled copy stays, or the first one if none has a label; of copies with different labels none stays,
+    since nobody knows which is right.
+
+    Args:
+        duplicates: see `ImagePool.duplicates`.
+    """
+    table = duplicates.assign(unlabelled=duplicates["label"] == "")
+    labels = table["label"].where(~table["unlabelled"]).groupby(table["checksum"]).transform("nunique")
+    repeated = table.sort_values(["checksum", "unlabelled", "row"])["checksum"].duplicated().sort_index()
+    return table.loc[repeated | (labels > 1), "row"].to_numpy(np.int64)
+
+
+def without_copies(pool: ImagePool, name: str) -> ImagePool:
+    """The data set without surplus copies of its images, under another name; a note counts them."""
+    drop = surplus(pool.duplicates())
+    rest = take(pool, np.setdiff1d(np.arange(len(pool)), drop), name)
+    return replace(rest, notes=(*rest.notes, f"{len(drop)} images are left out: copies, and those with two labels."))
 
 
 def examine(pool: ImagePool) -> Findings:

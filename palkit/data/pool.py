@@ -250,8 +250,8 @@ def lots(ids: Sequence[str] | np.ndarray) -> np.ndarray:
 def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
     """Thin the pool split so that class sizes fall exponentially; val and test stay as they are.
 
-    Class c of C keeps n_max * imbalance^(-c / (C - 1)) of its rows, the first ones in stored order
-    (Cui et al., Class-Balanced Loss, CVPR 2019, the usual long-tailed CIFAR recipe).
+    Class c of C keeps n_max * imbalance^(-c / (C - 1)) of its rows, drawn by their names (Cui et al., Class-Balanced
+    Loss, CVPR 2019, the usual long-tailed CIFAR recipe).
 
     Args:
         pool: a data set whose pool split is about balanced.
@@ -259,8 +259,9 @@ def long_tail(pool: ImagePool, imbalance: float = 50.0) -> ImagePool:
     """
     classes = len(pool.class_names)
     keep = pool.split != "pool"
+    drawn = pool.rows("pool")[np.argsort(lots(pool.ids[pool.rows("pool")]), kind="stable")]
     for label in range(classes):
-        rows = pool.rows("pool")[pool.labels[pool.rows("pool")] == label]
+        rows = drawn[pool.labels[drawn] == label]
         keep[rows[: max(1, round(len(rows) * imbalance ** (-label / (classes - 1))))]] = True
     return take(pool, np.flatnonzero(keep), f"{pool.name}_lt")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from palkit.data.download import Remote, dataset_dir, unpack, unpacked
+from palkit.data.manifest import without_copies
 from palkit.data.own import from_folder, from_table
-from palkit.data.pool import ImagePool
+from palkit.data.pool import ImagePool, long_tail
 from palkit.errors import DataError
 from palkit.storage.formats import read_csv
 
@@ -23,6 +24,7 @@ HISTOLOGY = Remote(
     "sha256:936d0b95ae0f04f1f7b18a2b7e8c55776c3e887d102f645bcee752d1a6626a32",
     "Kather_texture_2016_image_tiles_5000.zip",
 )
+SLIDE = r"CRC-Prim-HE-\d+"  # in the names of tiles
 APTOS = "aptos2019-blindness-detection"
 IDRID = "B. Disease Grading"
 # Of diabetic retinopathy, on the international scale.
@@ -39,14 +41,35 @@ def eurosat() -> ImagePool:
     return dataclasses.replace(from_folder(folder / "2750"), name="eurosat")
 
 
+def eurosat_lt() -> ImagePool:
+    """EuroSAT with a pool whose largest class is 50 times the smallest."""
+    return long_tail(eurosat())
+
+
 def histology() -> ImagePool:
     """5,000 H&E-stained tiles of 150 x 150 pixels, 8 tissues of colorectal cancer, split 60/15/25 per class.
+
+    Tiles of one slide are in all splits, as in the literature: `histology_slides` says what new slides would bring.
 
     Raises:
         DataError: see `palkit.data.download.fetched`.
     """
+    return _histology("histology")
+
+
+def histology_slides() -> ImagePool:
+    """The histology tiles, split about 60/15/25 so that no slide of the ten is in two splits."""
+    return _histology("histology_slides", SLIDE)
+
+
+def histology_lt() -> ImagePool:
+    """The histology tiles with a pool whose largest class is 50 times the smallest."""
+    return long_tail(histology())
+
+
+def _histology(name: str, group: str | None = None) -> ImagePool:
     folder = unpacked(HISTOLOGY, dataset_dir("histology"), "unpacked")
-    return dataclasses.replace(from_folder(folder / HISTOLOGY.name.removesuffix(".zip")), name="histology")
+    return dataclasses.replace(from_folder(folder / HISTOLOGY.name.removesuffix(".zip"), group), name=name)
 
 
 def aptos2019() -> ImagePool:
@@ -99,6 +122,11 @@ def idrid() -> ImagePool:
         rows = _graded(folder, table, "image name", "retinopathy grade", images, "jpg", remedy)
         parts.append(rows.assign(split=split))
     return from_table("idrid", pd.concat(parts), folder, tuple(GRADES.values()))
+
+
+def idrid_unique() -> ImagePool:
+    """IDRiD without the photographs that are there twice: one copy stays, none where their grades differ."""
+    return without_copies(idrid(), "idrid_unique")
 
 
 def _graded(root: Path, table: str, name: str, grade: str, images: str, suffix: str, remedy: str) -> pd.DataFrame:

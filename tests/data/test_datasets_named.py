@@ -71,6 +71,7 @@ def test_eurosat(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name.split("/")[0] == label for name, label in zip(pool.ids, pool.label_names(), strict=True))
     assert pool.images.decode(np.arange(4), 64).shape == (4, 64, 64, 3)
     once_more("eurosat", server)
+    assert load_dataset("eurosat_lt").counts()["pool"].tolist() == [12, 2, 1]
 
 
 def test_eurosat_is_the_archive_that_torchvision_names() -> None:
@@ -94,6 +95,17 @@ def test_histology(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.counts().to_numpy().tolist() == [[6, 2, 2]] * 3
     assert np.array_equal(pool.images.decode(np.array([0]), 10)[0], np.asarray(noise(0).crop((0, 1, 10, 11))))
     once_more("histology", server)
+
+    slides = load_dataset("histology_slides")
+    assert slides.name == "histology_slides"
+    assert set(slides.ids) == set(pool.ids)
+    assert sorted(set(slides.groups)) == [f"CRC-Prim-HE-{n:02d}" for n in range(10)]
+    assert [name.split("_")[2] for name in slides.ids] == slides.groups.tolist()
+    assert all(len(set(slides.split[slides.groups == slide])) == 1 for slide in set(slides.groups))
+
+    tail = load_dataset("histology_lt")
+    assert tail.counts()["pool"].tolist() == [6, 1, 1]
+    assert tail.counts()[["val", "test"]].equals(pool.counts()[["val", "test"]])
 
 
 def test_aptos_says_how_to_get_it() -> None:
@@ -143,7 +155,7 @@ def idrid() -> dict[str, bytes]:
         files[table] = "\n".join([header, *rows]).encode()
         for n in range(images):
             name = f"B. Disease Grading/1. Original Images/{letter}. {part} Set/IDRiD_{n + 1:03}.jpg"
-            files[name] = encoded(n + ord(letter), "JPEG")
+            files[name] = encoded(n + 100 * ord(letter), "JPEG")
     return files
 
 
@@ -157,6 +169,20 @@ def test_idrid(as_zip: bool) -> None:
     numbers = [int(name[-7:-4]) - 1 for name in pool.ids]
     assert [number % 5 for number in numbers] == pool.labels.tolist()
     assert all(("Testing" in name) == (split == "test") for name, split in zip(pool.ids, pool.split, strict=True))
+
+
+def test_idrid_without_copies() -> None:
+    """One of two equal photographs of a grade stays, neither of two with different grades, in one set or in both."""
+    files, images = idrid(), "B. Disease Grading/1. Original Images"
+    for one, copy in (("a. Training Set/IDRiD_001", "a. Training Set/IDRiD_006"),
+                      ("a. Training Set/IDRiD_002", "a. Training Set/IDRiD_003"),
+                      ("a. Training Set/IDRiD_004", "b. Testing Set/IDRiD_005")):  # fmt: skip
+        files[f"{images}/{copy}.jpg"] = files[f"{images}/{one}.jpg"]
+    put_by_hand("idrid", "B. Disease Grading.zip", files, as_zip=False)
+    whole, pool = load_dataset("idrid"), load_dataset("idrid_unique")
+    gone = {name.removeprefix("1. Original Images/") for name in set(whole.ids) - set(pool.ids)}
+    assert gone == {f"a. Training Set/IDRiD_00{n}.jpg" for n in (6, 2, 3, 4)} | {"b. Testing Set/IDRiD_005.jpg"}
+    assert any(note.startswith("5 images are left out: ") for note in pool.notes)
 
 
 def test_idrid_says_how_to_get_it_and_what_is_wrong() -> None:
