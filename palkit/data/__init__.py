@@ -29,9 +29,9 @@ __all__ = [
 
 Loader = Callable[[], ImagePool]
 NAMED = (
-    fashion_mnist, fashion_mnist_lt, digits, digits_lt, published.eurosat, published.eurosat_lt, published.histology,
-    published.histology_slides, published.histology_lt, published.aptos2019, published.idrid, published.idrid_unique,
-    cifar10, cifar100, food101, dtd, flowers102,
+    fashion_mnist, fashion_mnist_lt, digits, digits_lt, published.eurosat, published.eurosat_5k, published.eurosat_lt,
+    published.histology, published.histology_slides, published.histology_lt, published.aptos2019, published.idrid,
+    published.idrid_unique, cifar10, cifar100, food101, dtd, flowers102,
 )  # fmt: skip
 DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
 

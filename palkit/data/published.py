@@ -3,12 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from palkit.data.download import Remote, dataset_dir, unpack, unpacked
 from palkit.data.manifest import without_copies
 from palkit.data.own import from_folder, from_table
-from palkit.data.pool import ImagePool, long_tail
+from palkit.data.pool import ImagePool, long_tail, lots, take
 from palkit.errors import DataError
 from palkit.storage.formats import read_csv
 
@@ -41,9 +42,16 @@ def eurosat() -> ImagePool:
     return dataclasses.replace(from_folder(folder / "2750"), name="eurosat")
 
 
+def eurosat_5k() -> ImagePool:
+    """5,000 images of EuroSAT with their splits: for adapters on a CPU, as many as histology has."""
+    pool = eurosat()
+    draw = lots(np.char.add(pool.ids, " of 5k"))  # not the lots that made the splits, whose first are all pool
+    return take(pool, np.sort(np.argsort(draw, kind="stable")[:5000]), "eurosat_5k")
+
+
 def eurosat_lt() -> ImagePool:
-    """EuroSAT with a pool whose largest class is 50 times the smallest."""
-    return long_tail(eurosat())
+    """These 5,000 with a pool whose largest class is 50 times the smallest."""
+    return dataclasses.replace(long_tail(eurosat_5k()), name="eurosat_lt")
 
 
 def histology() -> ImagePool:

@@ -72,6 +72,9 @@ def test_eurosat(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool.images.decode(np.arange(4), 64).shape == (4, 64, 64, 3)
     once_more("eurosat", server)
     assert load_dataset("eurosat_lt").counts()["pool"].tolist() == [12, 2, 1]
+    part = load_dataset("eurosat_5k")
+    assert part.name == "eurosat_5k"
+    assert set(part.ids) <= set(pool.ids)
 
 
 def test_eurosat_is_the_archive_that_torchvision_names() -> None:
