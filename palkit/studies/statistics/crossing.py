@@ -1,0 +1,116 @@
+"""Number of labels from which on one configuration is better than another."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from palkit.errors import ConfigError, unknown_name
+from palkit.studies.statistics import intervals, tables
+
+
+class Crossing(NamedTuple):
+    """Where differences that change with the number of labels go through 0.
+
+    Attributes:
+        labels: where the mean line is 0; NaN where the differences do not change with the labels beyond chance.
+        low: end of its 95 % interval, 0 where that is open.
+        high: likewise, infinite where that is open.
+        slope: points of the metric per doubling of the labels, the mean over seeds.
+        bend_p: of the test that the lines are not straight, NaN with fewer than three numbers of labels.
+    """
+
+    labels: float
+    low: float
+    high: float
+    slope: float
+    bend_p: float
+
+
+def crossing(labels: ArrayLike, differences: ArrayLike) -> Crossing:
+    """The number of labels at which paired differences go through 0.
+
+    A straight line in the logarithm of the labels is fitted for each seed; the interval holds the numbers of labels at
+    which the t interval of the mean line holds 0. It may end beyond the numbers that were measured.
+
+    Args:
+        labels: (L,) numbers of labels, two or more.
+        differences: (S, L) of each seed at each of them.
+
+    Raises:
+        ConfigError: fewer than two seeds or numbers of labels.
+
+    Source: Fieller, Some Problems in Interval Estimation, JRSS B 1954.
+
+    >>> found = crossing([10, 100, 1000], [[-2.0, 0.1, 2.0], [-2.1, 0.0, 1.9], [-1.9, -0.1, 2.1]])
+    >>> round(found.labels), round(found.low), round(found.high)
+    (100, 85, 118)
+    """
+    x, y = np.log(np.asarray(labels, dtype=float)), np.asarray(differences, dtype=float)
+    if y.ndim != 2 or min(y.shape) < 2:
+        raise ConfigError(f"a crossing needs two seeds and two numbers of labels or more, not {y.shape}.")
+    centre = x.mean()
+    slope, level = np.polyfit(x - centre, y.T, 1)  # (S,)
+    seeds = len(y)
+    variance = stats.t.ppf(0.975, seeds - 1) ** 2 * np.cov(level, slope) / seeds  # (2, 2), times the square of t
+    mean_level, mean_slope = level.mean(), slope.mean()
+    bend_p = float("nan")
+    if len(x) > 2:
+        bend_p = float(stats.ttest_1samp(np.polyfit(x - centre, y.T, 2)[0], 0).pvalue)
+    square = mean_slope**2 - variance[1, 1]
+    if square <= 0:
+        return Crossing(float("nan"), 0.0, float("inf"), mean_slope * np.log(2), bend_p)
+    product, rest = mean_level * mean_slope - variance[0, 1], mean_level**2 - variance[0, 0]
+    half = np.sqrt(max(product**2 - square * rest, 0.0))
+    with np.errstate(over="ignore"):
+        low, high = np.exp(centre + (np.array([-half, half]) - product) / square)
+        labels_at_0 = np.exp(centre - mean_level / mean_slope)
+    return Crossing(float(labels_at_0), float(low), float(high), mean_slope * np.log(2), bend_p)
+
+
+def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by: str = "variant") -> pd.DataFrame:
+    """From how many labels on every configuration is better than the reference, data set by data set.
+
+    Args:
+        rounds: the table of rounds; numbers of labels may be rounds of one run, or runs.
+        reference: value of `by` that the others are compared with.
+        metric: column to compare; for losses such as `nll`, lower is better.
+        by: column that tells configurations apart.
+
+    Returns:
+        One row per data set and configuration: `dataset`, `by`, `n_seeds`, `fewest`, `most` (numbers of labels), the
+        fields of `Crossing`, and `gain`, `gain_low`, `gain_high` (better by, at the most labels, 95 % t interval) with
+        `detectable`, the true difference there that the design finds four times in five.
+
+    Raises:
+        ConfigError: the table cannot be used; the message names columns, runs or seeds.
+    """
+    tables.validate(rounds, [by, "dataset"], metric)
+    if reference not in set(rounds[by]):
+        raise unknown_name(by, reference, map(str, rounds[by].unique()))
+    tables.check_table(rounds, [], "table of rounds", unique=["dataset", by, "seed", "labels"])
+    rows = []
+    for dataset, table in rounds.groupby("dataset"):
+        values = tables.sign_of(metric) * table.pivot(index="labels", columns=[by, "seed"], values=metric)
+        for name in sorted(values.columns.unique(0).drop(reference)):
+            difference = pd.DataFrame(values[name]) - pd.DataFrame(values[reference])
+            if difference.isna().to_numpy().any():
+                raise ConfigError(
+                    f"{by}={name} and {by}={reference} do not pair on {dataset}: compare runs of the same seeds with "
+                    "the same numbers of labels."
+                )
+            rows.append({"dataset": dataset, by: name, **_compared(difference)})
+    return pd.DataFrame(rows)
+
+
+def _compared(difference: pd.DataFrame) -> dict[str, Any]:
+    """Crossing, and the gain at the most labels, of (labels, seeds) differences."""
+    last = intervals.estimate([difference.iloc[-1].to_numpy()])
+    low, high = last.interval()
+    found = crossing(difference.index, difference.to_numpy().T)
+    return {
+        "n_seeds": difference.shape[1], "fewest": difference.index[0], "most": difference.index[-1], **found._asdict(),
+        "gain": float(last.mean), "gain_low": float(low), "gain_high": float(high), "detectable": last.detectable(),
+    }  # fmt: skip
