@@ -176,14 +176,14 @@ class ExplorerView:
         self.map.select(self.position)
 
     def _draw_map(self) -> None:
-        question, kind = self._shown, self.map_kind.value
-        if question is None or self._quiet:
+        question, answer, kind = self._shown, self.answer, self.map_kind.value
+        if question is None or answer is None or self._quiet:
             return
         exploration = self.exploration
 
         def done(points: np.ndarray) -> None:
             self.cancel.disabled = True
-            if self._shown is not None and self._shown.config.dataset == question.config.dataset:
+            if self.answer is not None and self.answer.pool is answer.pool:
                 self._points = points
                 self._show_map()
                 self.status.say(f"The map shows {MAP_NAMES[kind].split(' (')[0]}.")

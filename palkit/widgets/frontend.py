@@ -23,13 +23,9 @@ def is_live() -> bool:
     wanted = os.environ.get(VARIABLE)
     if wanted is not None:
         return checked(VARIABLE, wanted, Literal["live", "static"]) == "live"
-    shell = get_ipython()
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        return False
-    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-        return True
-    return "cellId" in kernel.get_parent("shell").get("metadata", {})
+    kernel = getattr(get_ipython(), "kernel", None)
+    voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    return kernel is not None and (voila or "cellId" in kernel.get_parent("shell").get("metadata", {}))
 
 
 class Display:
