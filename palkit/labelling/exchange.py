@@ -176,8 +176,6 @@ def _label_rows(
     rows, seen = [], set()
     for place, values in records:
         with explained(place, "Correct the row, or remove it.", error):
-            if str(values["id"]) == "":
-                raise error(f"{place}: the id is empty. Say which image the label is of, or remove the row.")
             row = record(Row, values)
             key = normal(row.id), normal(row.annotator)
             if distinct and key in seen:

@@ -1,22 +1,21 @@
 """Answers to what strategies would label next: the explorer without its widgets; a change recomputes what it must."""
 
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import peft  # noqa: F401  the first fit would load it, while somebody waits
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from palkit.config import ExperimentConfig, plain
 from palkit.data import FileImages, ImagePool
-from palkit.errors import ConfigError, brief, unknown_name
+from palkit.errors import ConfigError, brief
 from palkit.experiments.experiment import Learner
 from palkit.experiments.setting import Setting, pool_of, setting, settle
 from palkit.labelling.maps import pca, tsne
@@ -24,18 +23,15 @@ from palkit.labelling.proposals import Answer, propose
 from palkit.models.adapters import AdaptedModel
 from palkit.progress import Progress, silent
 from palkit.scoring.inputs import InputCache
-from palkit.storage.checks import checked
-from palkit.storage.files import cache_dir
+from palkit.storage.checks import Checked, checked
+from palkit.storage.files import cache_dir, short_hash
 from palkit.strategies import get_strategy
 from palkit.strategies.registry import check_options
 from palkit.strategies.scores import Dropout, PoolScores
 
-HISTORIES = ("random", "own")
-MAPS = ("pca", "tsne")
-
 
 @dataclass(frozen=True)
-class Question:
+class Question(Checked):
     """What is asked of one or two strategies.
 
     Attributes:
@@ -49,20 +45,15 @@ class Question:
 
     config: ExperimentConfig = field(default_factory=ExperimentConfig)
     strategies: tuple[str, ...] = ("entropy",)
-    round: int = 0
-    history: str = "random"
+    round: Annotated[int, Field(ge=0)] = 0
+    history: Literal["random", "own"] = "random"
 
     def __post_init__(self) -> None:
-        for name, hint in {"config": ExperimentConfig, "strategies": tuple[str, ...], "round": int}.items():
-            checked(name, getattr(self, name), hint)
+        super().__post_init__()
         if not 1 <= len(set(self.strategies)) == len(self.strategies) <= 2:
             raise ConfigError(f"strategies {brief(self.strategies)}: give one, or two different ones.")
         for name in self.strategies:
             check_options(get_strategy(name), self.config.balance, {})
-        if self.round < 0:
-            raise ConfigError(f"round {self.round}: must be at least 0.")
-        if self.history not in HISTORIES:
-            raise unknown_name("history", self.history, HISTORIES)
 
 
 class Memo:
@@ -149,7 +140,21 @@ class Exploration:
             PalkitError: as for a run.
         """
         with self._lock:
-            return self._answer(question, progress)
+            learner, state = self._begin(question, progress)
+            config, here = question.config, learner.here
+            size = config.batch_size or len(here.pool.class_names)
+            picks = {}
+            # Stochastic passes yield plain scores on the way, but not the other way round.
+            for name in sorted(question.strategies, key=lambda name: get_strategy(name).dropout is None):
+                picks[name] = self._pick(learner, state, name, config.balance, size, progress)
+            scores = self._score(learner, state, None, progress)
+            labelled = self._labelled(learner, state, progress)
+            answer = Answer(here.pool, learner.pool_rows, labelled, scores, ())
+            proposals = []
+            for name in question.strategies:
+                seen = self._score(learner, state, get_strategy(name).dropout, progress)
+                proposals.append(propose(answer, name, picks[name], seen))
+            return replace(answer, proposals=tuple(proposals))
 
     def prepare(self, question: Question, progress: Progress = silent) -> None:
         """Augment ahead what neighbours of a question need: the next seed, the other history, all rounds of its config.
@@ -182,45 +187,27 @@ class Exploration:
             ConfigError: another kind.
             PalkitError: the process failed.
         """
-        if kind not in MAPS:
-            raise unknown_name("map", kind, MAPS)
+        checked("map", kind, Literal["pca", "tsne"])
         with self._lock:
             learner, _ = self._begin(question, progress)
         here = learner.here
         backbone = plain(question.config)["backbone"] | {"checkpoint": here.backbone.checksum}
-        key = json.dumps([here.cache.pixels_checksum, backbone], sort_keys=True)
+        key = short_hash([here.cache.pixels_checksum, backbone])
         if kind == "pca":
             return self._maps.get((kind, key), lambda: pca(learner.frozen[:]))
-        path = cache_dir() / "maps" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        path = cache_dir() / "maps" / f"{key}.npy"
         try:
             return np.load(path)
         except (OSError, ValueError, EOFError):  # not there, or damaged
             tsne(learner.frozen[:].numpy(), path, progress)
         return np.load(path)
 
-    def _answer(self, question: Question, progress: Progress) -> Answer:
-        learner, state = self._begin(question, progress)
-        config, here = question.config, learner.here
-        size = config.batch_size or len(here.pool.class_names)
-        picks = {}
-        # Stochastic passes yield plain scores on the way, but not the other way round.
-        for name in sorted(question.strategies, key=lambda name: get_strategy(name).dropout is None):
-            picks[name] = self._pick(learner, state, name, config.balance, size, progress)
-        scores = self._score(learner, state, None, progress)
-        labelled = self._labelled(learner, state, progress)
-        answer = Answer(here.pool, learner.pool_rows, labelled, scores, ())
-        proposals = []
-        for name in question.strategies:
-            seen = self._score(learner, state, get_strategy(name).dropout, progress)
-            proposals.append(propose(answer, name, picks[name], seen))
-        return replace(answer, proposals=tuple(proposals))
-
     def _begin(self, question: Question, progress: Progress) -> tuple[Learner, _State]:
         config = replace(
             question.config, strategy="random", strategy_options={}, balance=None, batch_size=None, rounds=1
         )
         here = self._setting(config, progress)
-        key = json.dumps([plain(config), _identity(here.pool)], sort_keys=True)
+        key = short_hash([plain(config), _identity(here.pool)])
         learner = self._learners.get(key, lambda: Learner(settle(config, here), here))
         buyer = (question.strategies[0], question.config.balance)
         own = question.history == "own" and question.round
@@ -245,7 +232,7 @@ class Exploration:
         values = plain(config)
         # With what the images are now: they may be replaced or renamed while the page is open.
         parts = [_identity(pool_of(config)), *(values[n] for n in ("dataset", "pool_size", "backbone", "scoring"))]
-        here = self._settings.get(json.dumps(parts, sort_keys=True), make)
+        here = self._settings.get(short_hash(parts), make)
         here.cache.progress = progress  # that of an earlier question may be closed
         return here
 
@@ -263,10 +250,9 @@ class Exploration:
         return self._labels.get(state, make)
 
     def _model(self, learner: Learner, state: _State, progress: Progress) -> AdaptedModel:
-        def make() -> AdaptedModel:
-            return learner.fit(self._labelled(learner, state, progress), state.number, progress)
-
-        return self._models.get(state, make)
+        return self._models.get(
+            state, lambda: learner.fit(self._labelled(learner, state, progress), state.number, progress)
+        )
 
     def _score(self, learner: Learner, state: _State, dropout: Dropout | None, progress: Progress) -> PoolScores:
         def make() -> PoolScores:
@@ -292,8 +278,7 @@ class Exploration:
 def _identity(pool: ImagePool) -> str:
     """Checksum of a pool with what its images and classes are called and where its files lie."""
     paths = [str(path) for path in pool.images.paths] if isinstance(pool.images, FileImages) else []
-    content = json.dumps([pool.checksum(), pool.ids.tolist(), pool.class_names, paths])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return short_hash([pool.checksum(), pool.ids.tolist(), pool.class_names, paths])
 
 
 def summary(question: Question) -> str:

@@ -34,7 +34,10 @@ from palkit.labelling.records import Share, explained, record
 MOST = 2**53  # up to here floats tell whole numbers apart
 Images = Annotated[int, Field(ge=1, le=MOST)]
 Probability = Annotated[float, Field(strict=True, gt=0, lt=1)]
-POINTS = 2  # fewer say nothing about how fast a curve rises
+TOO_FEW = (  # points to say how fast a curve rises: none, one
+    "There is no held-out accuracy yet: label some held-out images to see what more labels would bring.",
+    "One round says nothing about the next: finish another to see what more labels would bring.",
+)
 
 
 def _increasing(counts: list[int]) -> list[int]:
@@ -78,21 +81,6 @@ class Forecast:
     coverage: float
     sentence: str
 
-    @property
-    def gain(self) -> NDArray:
-        """(K,) median gain over the last round."""
-        return self.median - self.last
-
-    @property
-    def gain_low(self) -> NDArray:
-        """(K,) lower end of the interval of the gain; below zero where the next round may well look worse."""
-        return self.low - self.last
-
-    @property
-    def gain_high(self) -> NDArray:
-        """(K,) upper end of the interval of the gain."""
-        return self.high - self.last
-
 
 def forecast(
     labels: ArrayLike, accuracy: ArrayLike, held_out: ArrayLike, at: ArrayLike, coverage: float = 0.8
@@ -115,10 +103,10 @@ def forecast(
         ConfigError: an argument that cannot be, by name.
     """
     known, values, images, asked = _checked(labels, accuracy, held_out, at, coverage)
-    if len(known) < POINTS:
+    if len(known) < len(TOO_FEW):
         nothing = np.full(len(asked), np.nan)
         last = float(values[-1]) if len(values) else np.nan
-        return Forecast(asked, nothing, nothing, nothing, last, coverage, _too_few(len(known)))
+        return Forecast(asked, nothing, nothing, nothing, last, coverage, TOO_FEW[len(known)])
     mixture = _mixture(known, values, images, asked)
     tail = (1 - coverage) / 2
     low, median, high = (np.clip(mixture.quantile(level), 0, 1) for level in (tail, 0.5, 1 - tail))
@@ -152,12 +140,6 @@ def _numbers(name: str, kind: Any, values: ArrayLike, single: Any = None) -> NDA
         except ValueError:  # lists of several lengths
             raise ValueError(f"numbers are needed, got {brief(values)}") from None
         return np.asarray(record(kind if array.ndim or not single else single, array.tolist()), dtype=float)
-
-
-def _too_few(points: int) -> str:
-    if not points:
-        return "There is no held-out accuracy yet: label some held-out images to see what more labels would bring."
-    return "One round says nothing about the next: finish another to see what more labels would bring."
 
 
 def _sentence(more: int, last: float, held_out: int, median: float, low: float, high: float) -> str:

@@ -27,7 +27,7 @@ from palkit.labelling.session_file import Proposed, SessionFile, SessionRound, S
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
 from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
-from palkit.storage.checks import checked, normal
+from palkit.storage.checks import Count, checked, normal
 from palkit.storage.files import runs_dir
 
 OURS = ("classes", "budget", "held_out", "folder", "device")
@@ -134,12 +134,10 @@ class Session(Answers):
         folder: Path | str | None = None,
         device: str | None = None,
     ) -> None:
-        checked("budget", budget, int | None)
+        checked("budget", budget, Count | None)
         checked("held_out", held_out, int)
         checked("classes", classes, tuple[str, ...])
         checked("folder", folder, str | Path | None)
-        if budget is not None and budget < 1:
-            raise ConfigError(f"budget {budget}: must be at least 1, or nothing.")
         self.config, self.budget = config, budget
         pool = pool_of(config)
         known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
@@ -212,10 +210,8 @@ class Session(Answers):
         Raises:
             ConfigError: a batch size below 1.
         """
-        checked("batch_size", batch_size, int | None)
+        checked("batch_size", batch_size, Count | None)
         size = self.learner.batch_size(self.class_names) if batch_size is None else batch_size
-        if size < 1:
-            raise ConfigError(f"batch_size {size}: must be at least 1.")
         waiting = self.open()
         if (waiting["purpose"] == "train").any():
             return waiting

@@ -1,7 +1,6 @@
 """The file `session.json`: what was proposed in a labelling session, and its rounds; labels are not in it."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,6 +138,7 @@ class SessionFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.copy = path.with_name(f"{path.name}.copy")
+        self._lock = path.with_name(f"{path.name}.lock")
 
     def begin(self, dataset: str, held_out: Sequence[str]) -> None:
         """Make the file if it is not there.
@@ -152,7 +152,7 @@ class SessionFile:
             DataError: it is there and cannot be read.
             StorageError: it cannot be written.
         """
-        with self._lock():
+        with locked(self._lock):
             if not self.path.exists():
                 self._write(SessionState(dataset, list(held_out), [], []))
         stored = self.read().dataset
@@ -182,7 +182,7 @@ class SessionFile:
 
     def change(self, change: Callable[[SessionState], SessionState]) -> SessionState:
         """Replace what is stored by what `change` makes of it; returns that."""
-        with self._lock():
+        with locked(self._lock):
             return self._write(change(self.read()))
 
     def _write(self, state: SessionState) -> SessionState:
@@ -191,6 +191,3 @@ class SessionFile:
         write_json(self.copy, content)
         write_json(self.path, content)
         return state
-
-    def _lock(self) -> AbstractContextManager[None]:
-        return locked(Path(f"{self.path}.lock"))

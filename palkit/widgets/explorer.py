@@ -108,11 +108,10 @@ def question_of(values: dict[str, Any]) -> Question:
     Args:
         values: not changed.
     """
-    names = ("strategies", "round", "history")
-    own = {name: values[name] for name in names if name in values}
-    if "strategies" in own:
-        own["strategies"] = (own["strategies"],) if isinstance(own["strategies"], str) else tuple(own["strategies"])
-    config = {name: value for name, value in values.items() if name not in names}
+    config = dict(values)
+    own = {name: config.pop(name) for name in ("strategies", "round", "history") if name in config}
+    if isinstance(own.get("strategies"), str):
+        own["strategies"] = (own["strategies"],)
     return Question(config_from_dict({"adapter": "linear_probe", "pool_size": None, **config}), **own)
 
 

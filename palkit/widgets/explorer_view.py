@@ -1,6 +1,5 @@
 """Controls and displays of the explorer."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,14 +10,14 @@ import ipywidgets
 import numpy as np
 
 from palkit.errors import PalkitError
-from palkit.labelling.explore import HISTORIES, MAPS, Exploration, Question, summary
+from palkit.labelling.explore import Exploration, Question, summary
 from palkit.labelling.proposals import Answer, Proposal, overlap_sentence
 from palkit.models.adapters import ADAPTERS, AdapterConfig
 from palkit.progress import Progress
 from palkit.strategies import STRATEGIES
 from palkit.strategies.balance import BALANCES
 from palkit.widgets.grid import ImageGrid
-from palkit.widgets.jobs import Cancelled, Jobs
+from palkit.widgets.jobs import Cancelled, Jobs, running_loop, sentence
 from palkit.widgets.projection import Projection
 from palkit.widgets.status import StatusLine
 from palkit.widgets.why import WhyPanel
@@ -54,7 +53,7 @@ class ExplorerView:
         self._jobs, self._map_jobs = Jobs(), Jobs()
         self.controls = _controls(question)
         self.map_kind = ipywidgets.Dropdown(
-            description="Map", options=[(MAP_NAMES[kind], kind) for kind in MAPS], value="pca", style=_style()
+            description="Map", options=[(name, kind) for kind, name in MAP_NAMES.items()], value="pca", style=_style()
         )
         self.cancel = ipywidgets.Button(description="Cancel", disabled=True, tooltip="Stop what is being computed")
         self.status = StatusLine()
@@ -109,7 +108,7 @@ class ExplorerView:
             if self._shown is not None:
                 self._set_quietly(_values(self._shown))
         else:
-            kind, text = "problem", str(error) if isinstance(error, PalkitError) else f"{type(error).__name__}: {error}"
+            kind, text = "problem", sentence(error)
         self.status.say(f"{text} {self._still()}", kind)
 
     def _still(self) -> str:
@@ -145,7 +144,7 @@ class ExplorerView:
         self._show_map()
         self._tell_why()
         self.status.say(f"Shown: {summary(question)}; {len(answer.labelled)} labels.")
-        if _beside():  # what comes next is got ready while the user looks
+        if running_loop() is not None:  # what comes next is got ready while the user looks
             self._jobs.submit(partial(self.exploration.prepare, question))
 
     def _show_grids(self, answer: Answer, same_pool: bool) -> None:
@@ -169,22 +168,22 @@ class ExplorerView:
         picks = {proposal.strategy: proposal.table["position"].to_numpy() for proposal in answer.proposals}
         arguments = (answer.pool.images, answer.rows, self._points, answer.labelled, picks)
         if self.map is None:
-            self.map = Projection(*arguments, describe=self._describe)
+            self.map = Projection(*arguments, self._describe)
             self.map.on_select(self._look_at)
             self._map.children = (self.map_kind, self.map.widget)
         else:
-            self.map.show(*arguments, describe=self._describe)
+            self.map.show(*arguments)
         self.map.select(self.position)
 
     def _draw_map(self) -> None:
-        question, kind = self._shown, self.map_kind.value
-        if question is None or self._quiet:
+        question, answer, kind = self._shown, self.answer, self.map_kind.value
+        if question is None or answer is None or self._quiet:
             return
         exploration = self.exploration
 
         def done(points: np.ndarray) -> None:
             self.cancel.disabled = True
-            if self._shown is not None and self._shown.config.dataset == question.config.dataset:
+            if self.answer is not None and self.answer.pool is answer.pool:
                 self._points = points
                 self._show_map()
                 self.status.say(f"The map shows {MAP_NAMES[kind].split(' (')[0]}.")
@@ -289,7 +288,7 @@ def _controls(question: Question) -> dict[str, Any]:
     common = {"style": _style(), "layout": ipywidgets.Layout(width="270px")}
     last = max(question.round, question.config.rounds - 1)
     lazy = {"continuous_update": False, **common}
-    histories = [(HISTORY_NAMES[history], history) for history in HISTORIES]
+    histories = [(name, history) for history, name in HISTORY_NAMES.items()]
     made = {
         "dataset": ipywidgets.Combobox(description="Data set", options=OFFERED, **lazy),
         "adapter": ipywidgets.Dropdown(description="Adapter", options=sorted(ADAPTERS), **common),
@@ -309,12 +308,3 @@ def _controls(question: Question) -> dict[str, Any]:
 
 def _style() -> dict[str, str]:
     return {"description_width": "100px"}
-
-
-def _beside() -> bool:
-    """Whether work is done beside an event loop: otherwise somebody waits for it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

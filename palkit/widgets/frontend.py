@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from IPython.core.getipython import get_ipython
 
-from palkit.errors import unknown_name
+from palkit.storage.checks import checked
 
 VARIABLE = "PALKIT_WIDGETS"
-CHOICES = ("live", "static")
 
 
 def is_live() -> bool:
@@ -23,16 +22,10 @@ def is_live() -> bool:
     """
     wanted = os.environ.get(VARIABLE)
     if wanted is not None:
-        if wanted not in CHOICES:
-            raise unknown_name(f"value of {VARIABLE}", wanted, CHOICES)
-        return wanted == "live"
-    shell = get_ipython()
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        return False
-    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):
-        return True
-    return "cellId" in kernel.get_parent("shell").get("metadata", {})
+        return checked(VARIABLE, wanted, Literal["live", "static"]) == "live"
+    kernel = getattr(get_ipython(), "kernel", None)
+    voila = os.environ.get("SERVER_SOFTWARE", "").startswith("voila")
+    return kernel is not None and (voila or "cellId" in kernel.get_parent("shell").get("metadata", {}))
 
 
 class Display:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from palkit.data.pool import Decoder
 from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.progress import Progress
+from palkit.storage.checks import Count, checked
 from palkit.studies.plots import image_grid
 from palkit.widgets.frontend import ImageDisplay
 from palkit.widgets.jobs import Cancelled, Jobs
@@ -88,12 +89,10 @@ class ImageGrid(ImageDisplay):
             ConfigError: an unknown column, a row that `images` lacks, a bar outside [0, 1], or a size below 1.
         """
         super().__init__()
-        for name, value in (("page_size", page_size), ("side", side)):
-            if value < 1:
-                raise ConfigError(f"image grid: {name} {value} must be at least 1.")
-        self.caption, self.bar, self.page_size, self.label = tuple(caption), bar, page_size, label
+        self.caption, self.bar, self.label = tuple(caption), bar, label
+        self.page_size = checked("page_size", page_size, Count)
         self._rows = len(images)
-        self._thumbnails, self._jobs = Thumbnails(images, side), Jobs()
+        self._thumbnails, self._jobs = Thumbnails(images, checked("side", side, Count)), Jobs()
         self._generation = 0
         self.table = self._checked(table)
         if sort is not None and sort not in self.columns:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import TypeVar
 
+from palkit.errors import PalkitError
 from palkit.progress import Progress, silent
 
 Result = TypeVar("Result")
@@ -18,8 +19,21 @@ class Cancelled(Exception):
     """The work was cancelled, or a newer request replaced it."""
 
 
+def sentence(error: Exception) -> str:
+    """An error as a reader of the page can use it."""
+    return str(error) if isinstance(error, PalkitError) else f"{type(error).__name__}: {error}"
+
+
 def _nobody(result: object) -> None:
     """A listener to work that nobody waits for: if it fails, the next request that needs it says why."""
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs here, beside which work is done; None in a script or a test, which wait for it."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class Jobs:
@@ -51,51 +65,40 @@ class Jobs:
         """
         self._stop.set()
         stop = self._stop = threading.Event()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            _work(work, done, failed, _Reports(stop, progress, lambda call, *arguments: call(*arguments)))
-            return
+        loop, due = running_loop(), 0.0
 
-        def later(call: Callable[..., None], *arguments: object) -> None:
-            loop.call_soon_threadsafe(lambda: None if stop is not self._stop else call(*arguments))
+        def tell(call: Callable[..., None], *arguments: object) -> None:
+            if loop is None:
+                call(*arguments)
+            else:
+                loop.call_soon_threadsafe(lambda: None if stop is not self._stop else call(*arguments))
 
-        self._thread.submit(_work, work, done, failed, _Reports(stop, progress, later))
+        def check() -> None:
+            if stop.is_set():
+                raise Cancelled("cancelled")
+
+        def report(stage: str, count: int, total: int) -> None:
+            nonlocal due
+            check()
+            if monotonic() >= due or count == total:
+                due = monotonic() + REPORT_EVERY
+                tell(progress, stage, count, total)
+
+        def run() -> None:
+            try:
+                check()
+                result = work(report)
+                check()
+            except Exception as error:  # a thread must not lose it
+                tell(failed, error)
+            else:
+                tell(done, result)
+
+        if loop is None:
+            run()
+        else:
+            self._thread.submit(run)
 
     def cancel(self) -> None:
         """Stop what is being computed; its `failed` is called with `Cancelled`."""
         self._stop.set()
-
-
-class _Reports:
-    """A progress listener that also carries the wish to stop."""
-
-    def __init__(self, stop: threading.Event, progress: Progress, later: Callable[..., None]) -> None:
-        self.stop, self.progress, self.later = stop, progress, later
-        self._next = 0.0
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        self.check()
-        if monotonic() >= self._next or done == total:
-            self._next = monotonic() + REPORT_EVERY
-            self.later(self.progress, stage, done, total)
-
-    def check(self) -> None:
-        if self.stop.is_set():
-            raise Cancelled("cancelled")
-
-
-def _work(
-    work: Callable[[Progress], Result],
-    done: Callable[[Result], None],
-    failed: Callable[[Exception], None],
-    reports: _Reports,
-) -> None:
-    try:
-        reports.check()
-        result = work(reports)
-        reports.check()
-    except Exception as error:  # a thread must not lose it
-        reports.later(failed, error)
-    else:
-        reports.later(done, result)

@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from palkit.data import FileImages, ImagePool
-from palkit.errors import DataError, PalkitError
+from palkit.errors import DataError
 from palkit.labelling.exchange import read_label_studio, read_labels_csv, write_label_studio, write_labels_csv
 from palkit.labelling.session import Session
 from palkit.progress import Progress
 from palkit.studies.plots import image_grid, session_curve
 from palkit.widgets.frontend import Display
-from palkit.widgets.jobs import Cancelled, Jobs
+from palkit.widgets.jobs import Cancelled, Jobs, sentence
 from palkit.widgets.thumbnails import picture_bytes
 
 HERE = Path(__file__).parent
@@ -356,11 +356,6 @@ def picture_of(pool: ImagePool, row: int) -> Picture:
     buffer, small = BytesIO(), max(image.size) <= SMALL
     image.save(buffer, "PNG") if small else image.save(buffer, "JPEG", quality=92)
     return Picture(buffer.getvalue(), small)
-
-
-def sentence(error: Exception) -> str:
-    """An error as a reader of the page can use it."""
-    return str(error) if isinstance(error, PalkitError) else f"{type(error).__name__}: {error}"
 
 
 def _advice(items: list[dict[str, Any]], classes: int) -> str:

@@ -8,13 +8,11 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets
-from matplotlib.figure import Figure
 
 from palkit.data.pool import Decoder
-from palkit.errors import ConfigError, PalkitError
-from palkit.studies.plots import pick_maps
+from palkit.errors import PalkitError
 from palkit.widgets.frontend import ImageDisplay
-from palkit.widgets.thumbnails import Thumbnails, picture_bytes, png_bytes
+from palkit.widgets.thumbnails import Thumbnails, png_bytes
 
 HERE = Path(__file__).parent
 SIDE = 72  # of the image beside the pointer, in pixels
@@ -27,7 +25,7 @@ class ProjectionWidget(anywidget.AnyWidget):
 
     _esm = HERE / "projection.js"
     _css = HERE / "projection.css"
-    label = traitlets.Unicode().tag(sync=True)
+    label = traitlets.Unicode("Map of the pool").tag(sync=True)
     legend = traitlets.List(traitlets.Unicode()).tag(sync=True)
     points = traitlets.Bytes().tag(sync=True)
     states = traitlets.Bytes().tag(sync=True)
@@ -50,9 +48,7 @@ class Projection(ImageDisplay):
         points: np.ndarray,
         labelled: np.ndarray,
         picks: Mapping[str, np.ndarray],
-        *,
         describe: Callable[[int], str] = str,
-        label: str = "Map of the pool",
     ) -> None:
         """See the class.
 
@@ -63,17 +59,10 @@ class Projection(ImageDisplay):
             labelled: (L,) positions of the labelled set.
             picks: one or two strategies -> (B,) positions in order of preference; the arrow keys go through them.
             describe: text about a position, shown beside its image.
-            label: name of the map for those who cannot see it.
-
-        Raises:
-            ConfigError: shapes that do not fit, no picks, or a position outside the pool.
         """
         super().__init__()
-        self.label = label
-        self.show(images, rows, points, labelled, picks, describe=describe)
-
-    def __repr__(self) -> str:
-        return f"Projection of {len(self.rows):,} images"
+        self._describe = describe
+        self.show(images, rows, points, labelled, picks)
 
     def show(
         self,
@@ -82,30 +71,13 @@ class Projection(ImageDisplay):
         points: np.ndarray,
         labelled: np.ndarray,
         picks: Mapping[str, np.ndarray],
-        *,
-        describe: Callable[[int], str] = str,
     ) -> None:
         """Show something else; what the browser has already is not sent again.
 
         Args:
-            images, rows, points, labelled, picks, describe: as before.
-
-        Raises:
-            ConfigError: as before.
+            images, rows, points, labelled, picks: as before.
         """
-        places = np.asarray(points, dtype=np.float64)
-        if places.shape != (len(rows), 2) or not len(rows) or not np.isfinite(places).all():
-            raise ConfigError(f"a map needs finite (N, 2) points for N rows, got {places.shape} for {len(rows)}.")
-        if not 1 <= len(picks) <= 2:
-            raise ConfigError(f"a map shows the picks of one or two strategies, got {len(picks)}.")
-        known, chosen = np.asarray(labelled, dtype=np.int64), {name: np.asarray(p) for name, p in picks.items()}
-        for positions in (known, *chosen.values()):
-            if len(positions) and not 0 <= positions.min() <= positions.max() < len(rows):
-                raise ConfigError(
-                    f"a map of {len(rows)} images has no position {positions.min()} or {positions.max()}."
-                )
-        self.rows, self.points, self.labelled, self.picks = np.asarray(rows), places, known, chosen
-        self._describe = describe
+        self.rows, self.points, self.labelled, self.picks = rows, points.astype(np.float64), labelled, picks
         self._thumbnails = Thumbnails(images, SIDE)
         self.selected = None
         if self._live is not None:
@@ -119,17 +91,10 @@ class Projection(ImageDisplay):
             state[positions] += 2 + number
         return np.minimum(state, STATES - 1)
 
-    def picture(self) -> Figure:
-        """The map as a figure, one panel per strategy."""
-        return pick_maps(self.points, self.labelled, self.picks)
-
-    def _still(self, live: bool) -> dict[str, bytes]:
-        return {"image/png": picture_bytes(self.picture())}
-
     @cached_property
     def widget(self) -> ProjectionWidget:
         """The live map, made when it is first asked for."""
-        widget = ProjectionWidget(label=self.label)
+        widget = ProjectionWidget()
         self._send(widget)
         widget.on_msg(self._told)
         return widget

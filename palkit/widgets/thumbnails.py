@@ -21,11 +21,8 @@ PADDING = 255
 # A page of 48 photographs takes 590 kB and 60 ms as PNG, 85 kB and 26 ms or more as WebP, 160 kB and 5 ms as JPEG;
 # 200 of them 2.5 MB and 400 ms, 365 kB and 140 ms, 650 kB and 11 ms (72 pixels, 2 cores). The kernel is beside the
 # browser more often than far away, so milliseconds decide.
-JPEG: dict[str, Any] = {
-    "format": "JPEG",
-    "quality": 90,
-    "subsampling": 0,
-}  # subsampled colours would run into the neighbour
+# Subsampled colours would run into the neighbour.
+JPEG: dict[str, Any] = {"format": "JPEG", "quality": 90, "subsampling": 0}
 # A page of photographs in true colours exceeds half a megabyte, with 128 colours 150 kB.
 PICTURE_COLOURS = 128
 PICTURE_DPI = 100

@@ -108,7 +108,7 @@ def test_csv_may_be_utf_16(tmp_path: Path) -> None:
         (b"id,label,label\na,cat,dog\n", "line 1: there are two columns 'label'"),
         (
             b'id,label\na,"two\nlines"\n,cat\n',
-            "line 4: the id is empty. Say which image the label is of, or remove the row.$",
+            "line 4: the id is empty. Correct the row, or remove it.$",
         ),
         (
             b"id,label\na,cat\nb,cat\na,dog\n",

@@ -240,7 +240,7 @@ def test_refusals(question: Question, tmp_path: Path) -> None:
         ({"strategies": ("entropy", "entropy")}, "two different"),
         ({"strategies": ()}, "strategies"),
         ({"strategies": ("entrpy",)}, "Did you mean 'entropy'"),
-        ({"round": -1}, "round -1"),
+        ({"round": -1}, "round is -1"),
         ({"history": "mine"}, "unknown history"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -294,7 +294,7 @@ def test_wrong_answers_are_refused_whole(config: dict[str, Any]) -> None:
         session.add_class(" 7 ")
     with pytest.raises(ConfigError, match="give a name"):
         session.add_class("  ")
-    with pytest.raises(ConfigError, match="batch_size 0"):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
         session.propose(0)
 
 
@@ -313,7 +313,7 @@ def test_a_fit_needs_two_classes(config: dict[str, Any]) -> None:
         ({"annotator": " "}, "annotator"),
         ({"strategy": "class_balanced_oracle"}, "reads labels"),
         ({"initial": "class_balanced_oracle"}, "reads labels"),
-        ({"budget": 0}, "budget 0"),
+        ({"budget": 0}, "budget is 0"),
         ({"held_out": 101}, "half of the 200"),
         ({"held_out": -1}, "held_out -1"),
         ({"stratgy": "badge"}, "Did you mean 'strategy'"),

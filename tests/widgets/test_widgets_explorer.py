@@ -62,9 +62,6 @@ def test_headless_it_is_a_picture_and_no_widget(explorer: Explorer, monkeypatch:
     assert bundle["image/png"] == explorer._repr_mimebundle_()["image/png"]
     assert opened == []
     assert "view" not in explorer.__dict__
-    projection = Projection(*some_map())
-    assert set(projection._repr_mimebundle_()) == {"text/plain", "image/png"}
-    assert opened == []
 
 
 def test_live_it_is_a_widget_with_the_picture_beside_it(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,16 +240,7 @@ def test_projection_tells_the_browser_what_to_draw() -> None:
     assert widget.selected == 6
 
 
-def test_projection_refuses_what_does_not_fit() -> None:
-    images, rows, points, labelled, picks = some_map()
-    for arguments, message in (
-        ((images, rows, points[:5], labelled, picks), "N, 2"),
-        ((images, rows, points * np.nan, labelled, picks), "finite"),
-        ((images, rows, points, np.array([30]), picks), "no position"),
-        ((images, rows, points, labelled, {}), "one or two"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            Projection(*arguments)
+def test_points_in_one_place_have_a_map() -> None:
     assert np.isfinite(scaled(np.zeros((4, 2)))).all()
 
 

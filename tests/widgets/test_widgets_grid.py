@@ -186,8 +186,8 @@ def test_an_empty_grid_shows_images_that_come_later() -> None:
         (lambda t: t.assign(row=t["row"] + 1), {}, "'row' holds 8, but there are 8 images"),
         (lambda t: t.assign(row=-1), {}, "'row' holds -1"),
         (lambda t: t.assign(row=0.5), {}, "'row' holds float64"),
-        (lambda t: t, {"page_size": 0}, "page_size 0"),
-        (lambda t: t, {"side": 0}, "side 0"),
+        (lambda t: t, {"page_size": 0}, "page_size is 0"),
+        (lambda t: t, {"side": 0}, "side is 0"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(change, options, message) -> None:
