@@ -38,7 +38,7 @@ from palkit.progress import Progress, silent
 from palkit.scoring.scorer import score_pool
 from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.strategies import get_strategy, select
-from palkit.strategies.kernels import Standardised, column_moments
+from palkit.strategies.kernels import View, column_moments
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
@@ -237,7 +237,7 @@ class Learner:
         frozen = here.cache.rows(here.backbone.depth, self.pool_rows)
         self.mean, variance = (moment.float() for moment in column_moments(frozen))
         self.std = variance.sqrt().clamp_min(STD_FLOOR)
-        self.frozen = Standardised(frozen, self.mean, self.std)
+        self.frozen = View(frozen, change=lambda rows: (rows.float() - self.mean) / self.std)
         self.names, self.eval_names = (
             Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
             for rows in (self.pool_rows, eval_rows)
