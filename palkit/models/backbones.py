@@ -176,17 +176,20 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
             "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
         )
-    if config.image_size % vit.patch_embed.patch_size[0]:
-        raise ConfigError(
-            f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, "
-            f"{vit.patch_embed.patch_size[0]}."
-        )
-    if config.depth is not None:
-        if config.depth > len(vit.blocks):
-            raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {len(vit.blocks)} blocks.")
-        vit.blocks = vit.blocks[: config.depth]
-    if config.pooling != "mean" and vit.cls_token is None:
-        raise ConfigError(f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.")
+    patch, blocks = vit.patch_embed.patch_size[0], len(vit.blocks)
+    faults = {
+        f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, {patch}.": (
+            config.image_size % patch
+        ),
+        f"depth {config.depth}: {config.name} has 1 to {blocks} blocks.": (config.depth or blocks) > blocks,
+        f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.": (
+            config.pooling != "mean" and vit.cls_token is None
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ConfigError(fault)
+    vit.blocks = vit.blocks[: config.depth]
     backbone = Backbone(vit, config, checksum).to(device).eval()
     return backbone.requires_grad_(False)
 
