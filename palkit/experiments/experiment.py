@@ -235,9 +235,10 @@ class Learner:
         self.inputs = here.cache.rows(self.start_block, self.pool_rows)
         self.eval_inputs = here.cache.rows(self.start_block, eval_rows)
         frozen = here.cache.rows(here.backbone.depth, self.pool_rows)
-        self.mean, variance = (moment.float() for moment in column_moments(frozen))
-        self.std = variance.sqrt().clamp_min(STD_FLOOR)
-        self.frozen = View(frozen, change=lambda rows: (rows.float() - self.mean) / self.std)
+        mean, variance = (moment.float() for moment in column_moments(frozen))
+        std = variance.sqrt().clamp_min(STD_FLOOR)
+        self.mean, self.std = mean, std
+        self.frozen = View(frozen, change=lambda rows: (rows.float() - mean) / std)  # it must not hold on to `self`
         self.names, self.eval_names = (
             Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
             for rows in (self.pool_rows, eval_rows)
