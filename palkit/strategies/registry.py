@@ -159,7 +159,10 @@ def select(
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
-            raise ConfigError(f"strategy {name!r} looks at {need}, which are not in the scores; give them.")
+            raise ConfigError(
+                f"strategy {name!r} looks at {need}, which are not in the scores; give them (stochastic_probs are "
+                "(T, N, C), passes with dropout)."
+            )
     _check_rows("features", scores.features, probabilities=False)
     _check_rows("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
@@ -284,7 +287,7 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
     Logits would be ranked, and the entropy of a negative number is NaN.
     """
     infinite: set[int] = set()
-    wrong: dict[int, Tensor] = {}
+    wrong: set[int] = set()
     for rows in passes:
         for part in chunks(*rows.shape):
             block = rows[part]
@@ -295,8 +298,7 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
             finite = torch.isfinite(block).all(1)
             infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
             if probabilities:
-                for row in (finite & ~right).nonzero().squeeze(1).tolist():
-                    wrong.setdefault(part.start + row, block[row])
+                wrong.update((part.start + (finite & ~right).nonzero().squeeze(1)).tolist())
     if infinite:
         raise ConfigError(
             f"{what} of {len(infinite)} pool rows are not finite (rows {_some(infinite)}): "
@@ -304,9 +306,10 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
         )
     if wrong:
         first = min(wrong)
+        row = next(row for row in (rows[first : first + 1] for rows in passes) if not _are_probabilities(row)).float()
         raise ConfigError(
             f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(wrong)}): row {first} sums to "
-            f"{float(wrong[first].float().sum()):.4g}, and its least is {float(wrong[first].min()):.4g}. They must be "
+            f"{float(row.sum()):.4g}, and its least is {float(row.min()):.4g}. They must be "
             "at least 0 and sum to 1. If they are logits, give their softmax."
         )
 
@@ -326,7 +329,9 @@ def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> Non
     faults = {
         f"must return {size} int64 positions, got {places} {kind}": kind != torch.int64 or places != (size,),
         "returned a position twice": len(picks.unique()) != picks.numel(),
-        "returned a position that is labelled or outside the pool": not torch.isin(picks, unlabelled).all(),
+        "returned a position that is labelled or outside the pool": not torch.isin(
+            picks, unlabelled, assume_unique=True
+        ).all(),
     }
     for fault, found in faults.items():
         if found:
