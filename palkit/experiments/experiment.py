@@ -38,7 +38,7 @@ from palkit.progress import Progress, silent
 from palkit.scoring.scorer import score_pool
 from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.strategies import get_strategy, select
-from palkit.strategies.kernels import Standardised, column_moments
+from palkit.strategies.kernels import View, column_moments
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
@@ -235,9 +235,10 @@ class Learner:
         self.inputs = here.cache.rows(self.start_block, self.pool_rows)
         self.eval_inputs = here.cache.rows(self.start_block, eval_rows)
         frozen = here.cache.rows(here.backbone.depth, self.pool_rows)
-        self.mean, variance = (moment.float() for moment in column_moments(frozen))
-        self.std = variance.sqrt().clamp_min(STD_FLOOR)
-        self.frozen = Standardised(frozen, self.mean, self.std)
+        mean, variance = (moment.float() for moment in column_moments(frozen))
+        std = variance.sqrt().clamp_min(STD_FLOOR)
+        self.mean, self.std = mean, std
+        self.frozen = View(frozen, change=lambda rows: (rows.float() - mean) / std)  # it must not hold on to `self`
         self.names, self.eval_names = (
             Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
             for rows in (self.pool_rows, eval_rows)

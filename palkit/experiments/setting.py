@@ -27,7 +27,8 @@ from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load
 from palkit.data.hashes import file_hashes, stamp_of
 from palkit.data.own import order_file
 from palkit.errors import DataError, StorageError
-from palkit.models.adapters import ADAPTERS, AdapterConfig, adapted_blocks
+from palkit.models.adapters import ADAPTERS, AdapterConfig
+from palkit.models.adapters.registry import adapted_blocks
 from palkit.models.backbones import Backbone, BackboneConfig, load_backbone, weights_file
 from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent

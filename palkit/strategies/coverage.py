@@ -11,10 +11,10 @@ from torch.nn.functional import one_hot
 from palkit.errors import DataNotice
 from palkit.strategies.calibration import fit_temperature
 from palkit.strategies.heads import logistic
-from palkit.strategies.kernels import View, chunks, nearest, square_gaps
+from palkit.strategies.kernels import View, chunks, nearest, per_row, square_gaps, unit_length
 from palkit.strategies.kmeans import kmeans
 from palkit.strategies.options import Count, Inside, Positive
-from palkit.strategies.ranking import margin_gap, once_per_pool, per_row
+from palkit.strategies.ranking import margin_gap, once_per_pool
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 
@@ -210,7 +210,7 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
 
     def rows(positions: Tensor) -> Tensor:
         """(n, D) float64 rows of norm sqrt(D), which suits the penalty."""
-        return View(scores.features, positions, unit=True)[:].double().cpu() * scores.features.shape[1] ** 0.5
+        return View(scores.features, positions, unit_length)[:].double().cpu() * scores.features.shape[1] ** 0.5
 
     free = labelled.unlabelled(len(scores))[:LEAD_ROWS]
     axes = torch.linalg.qr(rows(labelled.positions).T).Q  # the weights lie in the span of the labelled rows
@@ -252,13 +252,13 @@ def _cover(
     kernel: Kernel,
     count: int,
     cache: int = CACHE_ELEMENTS,
-    unit: bool = True,
+    change: Callable[[Tensor], Tensor] | None = unit_length,
 ) -> tuple[Tensor, Tensor]:
     """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover, and (B,) gains."""
-    rows = View(scores.features, sample, unit=unit)[:]
+    rows = View(scores.features, sample, change)[:]
     covered = torch.zeros(len(rows), device=rows.device)
     if len(labelled):
-        known = View(scores.features, labelled.positions, unit=unit)[:]
+        known = View(scores.features, labelled.positions, change)[:]
         covered = kernel(nearest(rows, known)[0])
     picks, gains = greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)
     return sample[picks], gains
@@ -311,7 +311,7 @@ def uherding(
             paper's, from the labels themselves, see `held_out_temperature`; 1 is its ablation.
     """
     if bandwidth is None:
-        bandwidth = smallest_gap(View(scores.features, labelled.positions, unit=True)[:])
+        bandwidth = smallest_gap(View(scores.features, labelled.positions, unit_length)[:])
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
     if temperature is None:
         temperature = held_out_temperature(scores, labelled, rng)
@@ -349,13 +349,14 @@ def probcover(
         normalize: scale features to unit length first, as the authors do.
     """
     sample = _free_sample(scores, labelled, batch_size, max_rows, rng)
+    change = unit_length if normalize else None
     if delta is None:
         pool, steady = once_per_pool(scores, max_rows)
-        rows = View(scores.features, pool, unit=normalize)[:].float()
+        rows = View(scores.features, pool, change)[:].float()
         delta = purity_radius(rows, scores.probs.shape[1], purity, steady)
     # A column is covered once at most: kernel values are hardly ever needed again.
     weight = torch.ones(len(sample))
-    picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, unit=normalize)
+    picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, change=change)
     if gains[0] <= 1:
         notice = f"no ball of radius {delta:.4g} holds a second row that is not covered yet: the picks are ties."
         warnings.warn(f"probcover: {notice}", DataNotice, stacklevel=2)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import Rows, chunks, k_center, nearest
+from palkit.strategies.kernels import Rows, View, chunks, k_center, nearest
 from palkit.strategies.options import Share
 from palkit.strategies.ranking import class_means, top
 from palkit.strategies.registry import require_labels, strategy
@@ -48,7 +48,7 @@ def featdist(
     if reference == "nearest":
         known = scores.features[labelled.positions.to(scores.features.device)]
         return top(nearest(scores.features, known)[0].cpu()[candidates], candidates, batch_size)
-    rows = scores.features if space == "features" else Logits(scores.probs)
+    rows = scores.features if space == "features" else View(scores.probs, change=centred_logits)
     distance = class_mean_distance(rows, scores, labelled)[candidates]
     unseen = candidates[distance.isinf()]
     unseen = unseen[torch.randperm(len(unseen), generator=rng)]
@@ -58,18 +58,10 @@ def featdist(
     return torch.cat([ranked, unseen[:wanted]])
 
 
-class Logits:
-    """(N, C) float64 log-probabilities less their mean over the classes, computed as they are read."""
-
-    def __init__(self, probs: Tensor) -> None:
-        self.probs, self.shape, self.device = probs, probs.shape, probs.device
-
-    def __len__(self) -> int:
-        return len(self.probs)
-
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
-        logits = self.probs[index].double().log().clamp_(min=-100)
-        return logits - logits.mean(1, keepdim=True)
+def centred_logits(probs: Tensor) -> Tensor:
+    """(n, C) float64 log-probabilities less their mean over the classes."""
+    logits = probs.double().log().clamp_(min=-100)
+    return logits - logits.mean(1, keepdim=True)
 
 
 def class_mean_distance(rows: Rows, scores: PoolScores, labelled: LabelledSet) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import chunks, draw
+from palkit.strategies.kernels import chunks, draw, per_row
 from palkit.strategies.kmeans import outer_kmeanspp
 from palkit.strategies.options import NotNegative
-from palkit.strategies.ranking import margin_gap, per_row
+from palkit.strategies.ranking import margin_gap
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import LabelledSet, PoolScores
 

@@ -35,18 +35,20 @@ class Rows(Protocol):
 
 
 class View:
-    """Some rows of a matrix, scaled to unit length if wanted, gathered chunk by chunk as they are read.
+    """Some rows of a matrix, changed if wanted, gathered chunk by chunk as they are read.
 
     Args:
         rows: (N, D).
         index: (M,) positions to keep, or None for all.
-        unit: divide each row by its norm; a zero row stays zero.
+        change: (n, D) rows to (n, D) rows, each by itself, such as `unit_length`; None leaves them as they are.
     """
 
-    def __init__(self, rows: Rows, index: Tensor | None = None, *, unit: bool = False) -> None:
+    def __init__(
+        self, rows: Rows, index: Tensor | None = None, change: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.rows = rows
         self.index = None if index is None else index.to(rows.device)
-        self.unit = unit
+        self.change = change
         self.device = rows.device
         self.shape = torch.Size((len(rows) if index is None else len(index), *rows.shape[1:]))
 
@@ -55,27 +57,12 @@ class View:
 
     def __getitem__(self, index: slice | Tensor) -> Tensor:
         block = self.rows[index if self.index is None else self.index[index]]
-        return normalize(block.float(), dim=1) if self.unit else block
+        return block if self.change is None else self.change(block)
 
 
-class Standardised:
-    """(rows - mean) / std, computed chunk by chunk as they are read.
-
-    Args:
-        rows: (N, D).
-        mean, std: (D,).
-    """
-
-    def __init__(self, rows: Rows, mean: Tensor, std: Tensor) -> None:
-        self.rows, self.mean, self.std = rows, mean, std
-        self.device = rows.device
-        self.shape = rows.shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: slice | Tensor) -> Tensor:
-        return (self.rows[index].float() - self.mean) / self.std
+def unit_length(rows: Tensor) -> Tensor:
+    """(n, D) float32 rows divided by their norms; a zero row stays zero."""
+    return normalize(rows.float(), dim=1)
 
 
 def chunks(rows: int, width: int, elements: int | None = None) -> Iterator[slice]:
@@ -111,12 +98,17 @@ def matvec(rows: Rows, vector: Tensor) -> Tensor:
     return product
 
 
-def square_norms(rows: Rows) -> Tensor:
-    """(N,) float64 squared norms of `rows` (N, D)."""
-    norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+def per_row(number: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
+    """(N,) float64 `number` of each of `rows` (N, D), chunk by chunk in float64."""
+    value = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
     for part in chunks(*rows.shape):
-        norms[part] = rows[part].double().square().sum(1)
-    return norms
+        value[part] = number(rows[part].double())
+    return value
+
+
+def square_norm(rows: Tensor) -> Tensor:
+    """(n,) squared norms of `rows` (n, D)."""
+    return rows.square().sum(1)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import Rows, chunks, column_mean, draw, matvec, square_gaps, square_norms
+from palkit.strategies.kernels import Rows, chunks, column_mean, draw, matvec, per_row, square_gaps, square_norm
 from palkit.strategies.ties import first_best
 
 SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many per cluster
@@ -33,7 +33,7 @@ def outer_kmeanspp(left: Tensor, right: Rows, candidates: Tensor, count: int, rn
     """
     device = right.device
     candidates = candidates.to(device)
-    norm = square_norms(left) * square_norms(right)  # (N,)
+    norm = per_row(square_norm, left) * per_row(square_norm, right)  # (N,)
     free = torch.zeros(len(norm), dtype=torch.float64, device=device)
     free[candidates] = 1
     distance = torch.full_like(norm, torch.inf)

@@ -1,16 +1,12 @@
 """Small parts that strategies share: predictions, uncertainty of rows, the top of a score."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import Rows, chunks, nearest_rows
+from palkit.strategies.kernels import Rows, nearest_rows
 from palkit.strategies.kmeans import group_sum, kmeans
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import settled
-
-RowScore = Callable[[Tensor], Tensor]
 
 
 def top(score: Tensor, candidates: Tensor, count: int) -> Tensor:
@@ -39,14 +35,6 @@ def once_per_pool(scores: PoolScores, limit: int) -> tuple[Tensor, torch.Generat
     keys = scores.keys.rows
     rng = torch.Generator().manual_seed(int(keys.sum()) % 2**63)  # int64 sums wrap around: no order of adding matters
     return keys.argsort()[:limit], rng
-
-
-def per_row(score: RowScore, probs: Rows) -> Tensor:
-    """(N,) float64 `score` of each row of `probs` (N, C), chunk by chunk in float64."""
-    value = torch.empty(len(probs), dtype=torch.float64, device=probs.device)
-    for part in chunks(*probs.shape):
-        value[part] = score(probs[part].double())
-    return value
 
 
 def confidence_gap(probs: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal, get_type_hints
@@ -159,7 +159,10 @@ def select(
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
-            raise ConfigError(f"strategy {name!r} needs {need} in its scores; score the pool with it.")
+            raise ConfigError(
+                f"strategy {name!r} looks at {need}, which are not in the scores; give them (stochastic_probs are "
+                "(T, N, C), passes with dropout)."
+            )
     _check_rows("features", scores.features, probabilities=False)
     _check_rows("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
@@ -239,16 +242,20 @@ def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, A
     """
     if balance is not None and balance not in tuple(BALANCES):
         raise unknown_name("balance", balance, BALANCES)
-    own, wrapping = set(chosen.options), set(tuple(signature(BALANCES[balance]).parameters)[5:]) if balance else set()
-    hints = {"subsample": Count | None}
-    for function in (chosen.function, BALANCES[balance]) if balance else (chosen.function,):
-        hints |= get_type_hints(function, include_extras=True)
+    own, wrapping = _hints(chosen.function, 4), _hints(BALANCES[balance], 5) if balance else {}
+    known = {"subsample": Count | None, **own, **wrapping}
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
     for option, value in options.items():
-        if option not in own | wrapping | {"subsample"}:
-            raise unknown_name(what, option, own | wrapping | {"subsample"})
-        check(f"{what} {option!r}", value, hints.get(option))
-    return own, wrapping
+        if option not in known:
+            raise unknown_name(what, option, known)
+        check(f"{what} {option!r}", value, known[option])
+    return set(own), set(wrapping)
+
+
+def _hints(function: Callable[..., Tensor], given: int) -> dict[str, Any]:
+    """Annotation of each parameter after the first `given` ones, None where it has none."""
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hints.get(name) for name in tuple(signature(function).parameters)[given:]}
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
@@ -256,22 +263,22 @@ def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
         value = getattr(labelled, name)
         if not isinstance(value, Tensor) or value.dtype != torch.int64:
             raise ConfigError(f"labelled {name} must be a tensor of int64, got {brief(value)}.")
-    positions, pool = labelled.positions.cpu(), len(scores)
-    if positions.shape != labelled.labels.shape or positions.ndim != 1:
+    positions, labels = labelled.positions.cpu(), labelled.labels.cpu()
+    if positions.shape != labels.shape or positions.ndim != 1:
         raise ConfigError(
-            f"labelled positions {tuple(positions.shape)} and labels {tuple(labelled.labels.shape)} "
-            "must be two vectors of one length."
+            f"labelled positions {tuple(positions.shape)} and labels {tuple(labels.shape)} must be two vectors of one "
+            "length."
         )
-    outside = positions[(positions < 0) | (positions >= pool)]
-    if len(outside):
-        raise ConfigError(f"labelled position {int(outside[0])} is outside the pool of {pool} rows.")
+    pool, classes = scores.probs.shape
     values, counts = positions.unique(return_counts=True)
-    if (counts > 1).any():
-        raise ConfigError(f"position {int(values[counts > 1][0])} is labelled twice.")
-    classes = scores.probs.shape[1]
-    wrong = labelled.labels[(labelled.labels < 0) | (labelled.labels >= classes)]
-    if len(wrong):
-        raise ConfigError(f"label {int(wrong[0])} is outside the {classes} classes of the probs.")
+    faults = {
+        f"labelled position {{}} is outside the pool of {pool} rows.": positions[(positions < 0) | (positions >= pool)],
+        "position {} is labelled twice.": values[counts > 1],
+        f"label {{}} is outside the {classes} classes of the probs.": labels[(labels < 0) | (labels >= classes)],
+    }
+    for fault, wrong in faults.items():
+        if len(wrong):
+            raise ConfigError(fault.format(int(wrong[0])))
 
 
 def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
@@ -281,7 +288,6 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
     """
     infinite: set[int] = set()
     wrong: set[int] = set()
-    first: tuple[int, Tensor] | None = None
     for rows in passes:
         for part in chunks(*rows.shape):
             block = rows[part]
@@ -292,21 +298,19 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
             finite = torch.isfinite(block).all(1)
             infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
             if probabilities:
-                rows_here = (finite & ~right).nonzero().squeeze(1).tolist()
-                wrong.update(part.start + row for row in rows_here)
-                if rows_here and (first is None or part.start + rows_here[0] < first[0]):
-                    first = part.start + rows_here[0], block[rows_here[0]].float()
+                wrong.update((part.start + (finite & ~right).nonzero().squeeze(1)).tolist())
     if infinite:
         raise ConfigError(
-            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
+            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(infinite)}): "
             "the model diverged or these images are broken."
         )
-    if first:
-        row, values = first
+    if wrong:
+        first = min(wrong)
+        row = next(row for row in (rows[first : first + 1] for rows in passes) if not _are_probabilities(row)).float()
         raise ConfigError(
-            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
-            f"{float(values.sum()):.4g}, and its least is {float(values.min()):.4g}. They must be at least 0 and sum "
-            "to 1. If they are logits, give their softmax."
+            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(wrong)}): row {first} sums to "
+            f"{float(row.sum()):.4g}, and its least is {float(row.min()):.4g}. They must be "
+            "at least 0 and sum to 1. If they are logits, give their softmax."
         )
 
 
@@ -316,16 +320,19 @@ def _are_probabilities(block: Tensor) -> Tensor:
     return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
 
 
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+def _some(rows: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(rows)[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:
-    if picks.dtype != torch.int64 or picks.shape != (size,):
-        raise PalkitError(
-            f"strategy {name!r} must return {size} int64 positions, got {tuple(picks.shape)} {picks.dtype}."
-        )
-    if len(picks.unique()) != size:
-        raise PalkitError(f"strategy {name!r} returned a position twice.")
-    if not torch.isin(picks, unlabelled, assume_unique=True).all():
-        raise PalkitError(f"strategy {name!r} returned a position that is labelled or outside the pool.")
+    kind, places = picks.dtype, tuple(picks.shape)
+    faults = {
+        f"must return {size} int64 positions, got {places} {kind}": kind != torch.int64 or places != (size,),
+        "returned a position twice": len(picks.unique()) != picks.numel(),
+        "returned a position that is labelled or outside the pool": not torch.isin(
+            picks, unlabelled, assume_unique=True
+        ).all(),
+    }
+    for fault, found in faults.items():
+        if found:
+            raise PalkitError(f"strategy {name!r} {fault}.")

@@ -66,24 +66,21 @@ class PoolScores:
                 continue
             if not isinstance(getattr(rows, "device", None), torch.device):
                 raise ConfigError(f"scores: {name} must be a tensor, got {brief(rows)}.")
-            if len(rows.shape) != axes or 0 in rows.shape[1:]:
+            if len(rows.shape) != axes or 0 in rows.shape[axes - 3 :]:  # the last of two axes, any of three
                 raise ConfigError(f"scores need {axes}-D {name} that are not empty, got shape {tuple(rows.shape)}.")
-        passes = self.stochastic_probs
-        if passes is not None and (passes.shape[1:] != self.probs.shape or not len(passes)):
-            raise ConfigError(
-                f"scores: stochastic_probs of shape {tuple(passes.shape)} do not fit probs of shape "
-                f"{tuple(self.probs.shape)}."
-            )
-        if len(self.features) != len(self.probs):
-            raise ConfigError(
-                f"features have {len(self.features)} rows and probs {len(self.probs)}; "
-                "both must cover the same pool in the same order."
-            )
-        if self.names is not None and (len(self.names.rows), len(self.names.classes)) != self.probs.shape:
-            raise ConfigError(
-                f"scores: names are of {len(self.names.rows)} rows and {len(self.names.classes)} classes, "
-                f"probs of shape {tuple(self.probs.shape)}."
-            )
+        passes, names = self.stochastic_probs, self.names
+        fits = {f"features of {len(self.features)} rows": len(self.features) == len(self.probs)}
+        if passes is not None:
+            fits[f"stochastic_probs of shape {tuple(passes.shape)}"] = passes.shape[1:] == self.probs.shape
+        if names is not None:
+            size = (len(names.rows), len(names.classes))
+            fits[f"names of {size[0]} rows and {size[1]} classes"] = size == self.probs.shape
+        for what, fitting in fits.items():
+            if not fitting:
+                raise ConfigError(
+                    f"scores: {what} do not fit probs of shape {tuple(self.probs.shape)}; both must cover the same "
+                    "pool in the same order."
+                )
 
     def __len__(self) -> int:
         return len(self.features)

@@ -5,7 +5,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import View, distances, knn
+from palkit.strategies.kernels import View, distances, knn, unit_length
 from palkit.strategies.kmeans import kmeans
 from palkit.strategies.options import Count
 from palkit.strategies.ranking import cluster_centres
@@ -22,7 +22,7 @@ def centroid(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: to
     batch for foundation-model features.
     """
     free = labelled.unlabelled(len(scores))
-    return free[cluster_centres(View(scores.features, free, unit=True), batch_size, rng).cpu()]
+    return free[cluster_centres(View(scores.features, free, unit_length), batch_size, rng).cpu()]
 
 
 @strategy("typiclust", cold_start=True, measure="distance", style=("#117733", "h"))
@@ -50,7 +50,7 @@ def typiclust(
         neighbours: nearest neighbours that typicality looks at, or half as many as there are rows if that is less.
         normalize: scale features to unit length first, as the authors do.
     """
-    rows = View(scores.features, unit=normalize)
+    rows = View(scores.features, change=unit_length if normalize else None)
     clusters = min(len(labelled) + batch_size, max_clusters)
     cluster = kmeans(rows, clusters, rng)[1].cpu()
     size = torch.bincount(cluster, minlength=clusters).tolist()

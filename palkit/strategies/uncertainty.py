@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from palkit.strategies.kernels import chunks
+from palkit.strategies.kernels import chunks, per_row
 from palkit.strategies.options import NotNegative
-from palkit.strategies.ranking import confidence_gap, margin_gap, per_row, shannon_entropy, top
+from palkit.strategies.ranking import confidence_gap, margin_gap, shannon_entropy, top
 from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 

@@ -10,7 +10,6 @@ from palkit.models import adapters
 from palkit.models.adapters import (
     ADAPTERS,
     AdapterConfig,
-    adapted_blocks,
     adapter_dropout,
     adapter_parameters,
     first_trained_block,
@@ -18,6 +17,7 @@ from palkit.models.adapters import (
     trainable_count,
     trainable_parameters,
 )
+from palkit.models.adapters.registry import adapted_blocks
 from palkit.models.backbones import Backbone, BackboneConfig
 
 LEARNING = [name for name in METHODS if name != "linear_probe"]

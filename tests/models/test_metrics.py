@@ -17,7 +17,6 @@ from palkit.models.metrics import (
     confidence_table,
     evaluate,
     pooled_reliability,
-    reliability,
     reliability_of,
 )
 
@@ -81,6 +80,11 @@ def test_torchmetrics_has_a_sixteenth_bin() -> None:
     probs, labels = torch.tensor([[1.0, 0.0], [0.95, 0.05]]), torch.tensor([1, 0])
     assert evaluate(probs, labels)["ece"] == pytest.approx((1 - 0.05) / 2)
     assert float(multiclass_calibration_error(probs, labels, 2)) == pytest.approx((1 + 0.05) / 2)
+
+
+def reliability(probs: Tensor, labels: Tensor) -> pd.DataFrame:
+    samples = confidence_table(probs, labels)
+    return reliability_of(samples["confidence"], samples["predicted"] == samples["label"])
 
 
 def evaluate_quietly(probs: Tensor, labels: Tensor) -> dict[str, float]:

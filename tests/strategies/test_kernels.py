@@ -121,7 +121,7 @@ def test_knn_of_everything() -> None:
 
 def test_view_gathers_and_scales() -> None:
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    view = kernels.View(rows, torch.tensor([3, 1, 0]), unit=True)
+    view = kernels.View(rows, torch.tensor([3, 1, 0]), kernels.unit_length)
     assert view.shape == (3, 2)
     assert view[0:3].tolist() == [[0, 1], [0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]
     assert view[torch.tensor([2])].tolist() == [[pytest.approx(0.6), pytest.approx(0.8)]]
@@ -138,9 +138,10 @@ def test_moments_are_numpys(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(variance.numpy(), x.var(0, ddof=1) if n > 1 else np.zeros(7), rtol=1e-9)
 
 
-def test_standardised_rows() -> None:
+def test_view_changes_rows_as_they_are_read() -> None:
     rows, index = torch.randn(9, 4, generator=generator()) * 3 + 5, torch.tensor([8, 0, 3])
-    view = kernels.Standardised(rows, torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 3]))
+    mean, std = torch.tensor([1.0, 2, 3, 4]), torch.tensor([0.5, 1, 2, 3])
+    view = kernels.View(rows, change=lambda block: (block - mean) / std)
     expected = (rows.numpy() - [1, 2, 3, 4]) / [0.5, 1, 2, 3]
     assert (len(view), view.shape) == (9, (9, 4))
     np.testing.assert_allclose(view[2:5].numpy(), expected[2:5], rtol=1e-5)
@@ -168,7 +169,7 @@ class Recorded:
     [
         ("column_mean", 6),
         ("column_moments", 6),
-        ("square_norms", 6),
+        ("per_row", 6),
         ("nearest", 6 + 5),
         ("nearest_rows", 6 + 5),
         ("knn", 6),
@@ -182,7 +183,7 @@ def test_chunks_fill_their_memory_and_no_more(name: str, width: int, monkeypatch
     calls: dict[str, Callable[[], Any]] = {
         "column_mean": lambda: kernels.column_mean(rows),
         "column_moments": lambda: kernels.column_moments(rows),
-        "square_norms": lambda: kernels.square_norms(rows),
+        "per_row": lambda: kernels.per_row(kernels.square_norm, rows),
         "nearest": lambda: kernels.nearest(rows, others),
         "nearest_rows": lambda: kernels.nearest_rows(rows, others),
         "knn": lambda: kernels.knn(others[:1], rows, 3),

@@ -245,7 +245,7 @@ def test_purity_radius_of_one_class_is_that_of_two() -> None:
 def test_probcover_takes_the_radius_from_as_many_clusters_as_classes() -> None:
     pool, labelled = make_pool(120, 4, 3, 0), make_labelled(120, 6, 3, 0)
     order, rng = ranking.once_per_pool(pool, 120)
-    rows = kernels.View(pool.features, order, unit=True)[:]
+    rows = kernels.View(pool.features, order, kernels.unit_length)[:]
     delta = coverage.purity_radius(rows, 3, 0.95, rng)
     chosen = select("probcover", pool, labelled, 20, generator(), delta=delta)
     assert torch.equal(select("probcover", pool, labelled, 20, generator()), chosen)

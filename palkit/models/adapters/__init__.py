@@ -10,25 +10,9 @@ from torch import Tensor, nn
 
 import palkit.models.adapters.methods  # noqa: F401  fills ADAPTERS
 from palkit.errors import ConfigError
-from palkit.models.adapters.registry import ADAPTERS, AdapterConfig, Method, Tuner, adapted_blocks, first_trained_block
+from palkit.models.adapters.registry import ADAPTERS, AdapterConfig, Tuner, first_trained_block
 from palkit.models.backbones import Backbone
 from palkit.models.devices import seeded_globally
-
-__all__ = [
-    "ADAPTERS",
-    "AdaptedModel",
-    "AdapterConfig",
-    "Method",
-    "Tuner",
-    "adapted_blocks",
-    "adapter_dropout",
-    "adapter_parameters",
-    "attach",
-    "first_trained_block",
-    "merge",
-    "trainable_count",
-    "trainable_parameters",
-]
 
 WITH_DROPOUT = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
 

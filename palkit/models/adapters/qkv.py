@@ -90,10 +90,10 @@ def linear_targets(vit: nn.Module, blocks: range, targets: Collection[str], mode
     names = [f"blocks.{block}.{name}" for block in blocks for name in dict.fromkeys(local)]
     for name in names:
         if not isinstance(modules.get(name), nn.Linear):
-            linear = (key.split(".", 2)[2] for key in modules if _is_block_linear(modules, key))
+            inside = [key for key in modules if key.startswith("blocks.") and isinstance(modules[key], nn.Linear)]
+            linear = dict.fromkeys(key.split(".", 2)[2] for key in inside)
             raise ConfigError(
-                f"adapter target {name!r} is not a linear layer of {model_name!r}; "
-                f"its blocks have {', '.join(dict.fromkeys(linear))}."
+                f"adapter target {name!r} is not a linear layer of {model_name!r}; its blocks have {', '.join(linear)}."
             )
     return names
 
@@ -110,7 +110,3 @@ def _local_names(modules: dict[str, nn.Module], block: int, target: str) -> list
         part = _PART_TARGETS[target]
         return [f"attn.{part}_proj" if separate else f"attn.qkv.{part}"]
     return [target]
-
-
-def _is_block_linear(modules: dict[str, nn.Module], name: str) -> bool:
-    return name.startswith("blocks.") and isinstance(modules[name], nn.Linear)
