@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from palkit.errors import DataNotice, TimeLimitError
 from palkit.storage.files import REPOSITORY, write_text
@@ -30,9 +31,9 @@ class Job:
         parameters: of the config, settled.
         folder: of the run.
         attempts: file that counts how often a process has begun it.
-        environment: variables to set.
+        environment: variables to set while it is computed, the device among them: with one job at a time, runs are
+            computed in the main process.
         notebook: whether to execute the run notebook.
-        device: cpu, cuda or mps.
         threads: of the process.
         time_limit: seconds, or None.
     """
@@ -42,7 +43,6 @@ class Job:
     attempts: Path
     environment: Mapping[str, str]
     notebook: bool
-    device: str
     threads: int
     time_limit: float | None
 
@@ -59,7 +59,7 @@ def attempt(job: Job) -> End:
     for number in range(begun_attempts(job.attempts), ATTEMPTS):
         write_text(job.attempts, str(number + 1))
         try:
-            with _in_environment(job.environment):
+            with patch.dict(os.environ, job.environment):
                 error = _execute(job) if job.notebook else _compute(job)
             (job.folder / TRACEBACK).unlink(missing_ok=True)
             break
@@ -119,25 +119,10 @@ def _compute(job: Job) -> str | None:
     torch.set_num_threads(job.threads)
     try:
         with _alarm(job.time_limit):
-            deque(rounds(config_from_dict(job.parameters), device=job.device), maxlen=0)
+            deque(rounds(config_from_dict(job.parameters)), maxlen=0)
     finally:
         torch.set_num_threads(threads)
     return None
-
-
-@contextmanager
-def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a while: with one job at a time, runs are computed in the main process."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
