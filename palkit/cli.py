@@ -95,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         with _notes():
+            if "device" in options:
+                from palkit.models.devices import choose_device
+
+                options.device = choose_device(options.device)
             return options.execute(options)
     except PalkitError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
@@ -168,10 +172,9 @@ def _manifest(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> "tuple[ExperimentConfig, str]":
-    """Config and device of the arguments."""
+def _config(options: argparse.Namespace) -> "ExperimentConfig":
+    """Config of the arguments."""
     from palkit.config import config_from_dict, typed
-    from palkit.models.devices import choose_device
 
     values = {}
     for item in options.values:
@@ -179,13 +182,13 @@ def _config(options: argparse.Namespace) -> "tuple[ExperimentConfig, str]":
         if not equals:
             raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
         values[key] = typed(key, value)
-    return config_from_dict(values), choose_device(options.device)
+    return config_from_dict(values)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from palkit.experiments.doctor import diagnose
 
-    for name, finding in diagnose(*_config(options), compile=options.compile):
+    for name, finding in diagnose(_config(options), options.device, compile=options.compile):
         console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
     return 0
 
@@ -197,7 +200,7 @@ def _embed(options: argparse.Namespace) -> int:
     from palkit.scoring.inputs import Executor, compute_here
     from palkit.storage.checks import Count, checked
 
-    config, device = _config(options)
+    config, device = _config(options), options.device
     checked("--workers", options.workers, Count)
     DispatchConfig(engine=options.engine, address=options.address, gpus=options.gpus)  # refuses what does not fit
     execute: Executor = compute_here
@@ -222,7 +225,7 @@ def _embed(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from palkit.experiments.experiment import rounds, run_directory
 
-    config, device = _config(options)
+    config, device = _config(options), options.device
     with bars(console) as progress:
         for round_ in rounds(config, device=device, progress=progress):
             accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
@@ -258,9 +261,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from palkit.experiments.estimate import expected
     from palkit.experiments.results import write_results
     from palkit.experiments.sweep import load_sweep
-    from palkit.models.devices import choose_device
 
-    began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
+    began, sweep, device = time.perf_counter(), load_sweep(options.name), options.device
     same = {name: getattr(options, name) for name in ("jobs", "engine", "address", "gpus", "time_limit", "watch")}
     config = DispatchConfig(notebooks=not options.no_notebooks, **same)
     if options.dry_run:
@@ -278,20 +280,18 @@ def _sweep(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from palkit.experiments.sweep import load_sweep, plan
     from palkit.experiments.watch import watch
-    from palkit.models.devices import choose_device
 
     with suppress(KeyboardInterrupt):
-        watch(plan(load_sweep(options.name), choose_device(options.device)), console)
+        watch(plan(load_sweep(options.name), options.device), console)
     return 0
 
 
 def _study(options: argparse.Namespace) -> int:
     from palkit.experiments.results import read_missing
     from palkit.experiments.sweep import load_sweep
-    from palkit.models.devices import choose_device
     from palkit.studies import study
 
-    device, sweep = choose_device(options.device), load_sweep(options.name)
+    device, sweep = options.device, load_sweep(options.name)
     failed = _show(study.execute(options.name, device=device, console=console))
     for line in read_missing(sweep.studies):
         console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
@@ -324,10 +324,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from palkit.models.devices import choose_device
     from palkit.studies import study
 
-    notebooks = study.renew_reference(options.name, device=choose_device(options.device), console=console)
-    failed = _show(notebooks)
+    failed = _show(study.renew_reference(options.name, device=options.device, console=console))
     say("Look at `git diff --stat`, and commit figures/ and notebooks/.")
     return 1 if failed else 0

@@ -23,13 +23,7 @@ from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
 from palkit.experiments.setting import Setting, forget_facts, known_facts, setting, settled
-from palkit.models.adapters import (
-    AdaptedModel,
-    attach,
-    first_trained_block,
-    merge,
-    trainable_count,
-)
+from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge, trainable_count
 from palkit.models.adapters.files import save_adapter
 from palkit.models.devices import choose_device, memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate

@@ -164,7 +164,6 @@ class InputCache:
         self.backbone = backbone
         self.config = config or ScoringConfig()
         self.progress = progress
-        self.data_checksum = pool.checksum()
         self.pixels_checksum = pool.pixels_checksum
 
     def rows(self, start_block: int, rows: np.ndarray) -> Rows:
