@@ -188,7 +188,7 @@ class Exploration:
             learner, _ = self._begin(question, progress)
         here = learner.here
         backbone = plain(question.config)["backbone"] | {"checkpoint": here.backbone.checksum}
-        key = json.dumps([here.cache.pixels_checksum, backbone], sort_keys=True)
+        key = json.dumps([here.pool.pixels_checksum, backbone], sort_keys=True)
         if kind == "pca":
             return self._maps.get((kind, key), lambda: pca(learner.frozen[:]))
         path = cache_dir() / "maps" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
