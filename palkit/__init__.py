@@ -8,7 +8,7 @@
 Names are imported when they are first used: torch and the rest take seconds.
 """
 
-import importlib
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -53,16 +53,11 @@ __all__ = [
     "LabelledSet", "Labeller", "PalkitError", "PoolScores", "Run", "Session", "adapter", "config_from_dict",
     "dataset", "load_dataset", "load_model", "load_sweep", "open_session", "read_results", "run", "select", "strategy",
 ]  # fmt: skip
-NO_WINDOWS = (
-    "palkit runs on Linux and macOS, and not on Windows itself; there, use the Windows Subsystem for Linux: run "
-    "`wsl --install`, and install palkit in it."
-)
-if sys.platform == "win32":
-    raise ImportError(NO_WINDOWS)
-try:
-    importlib.import_module("resource")  # Unix alone has it, and it is needed
-except ModuleNotFoundError as error:
-    raise ImportError(NO_WINDOWS) from error
+if sys.platform == "win32" or importlib.util.find_spec("resource") is None:  # Unix alone has it, and it is needed
+    raise ImportError(
+        "palkit runs on Linux and macOS, and not on Windows itself; there, use the Windows Subsystem for Linux: run "
+        "`wsl --install`, and install palkit in it."
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ What a command needs is imported when it runs: torch and the rest take seconds, 
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -33,54 +33,60 @@ def say(text: object) -> None:
 def parser() -> argparse.ArgumentParser:
     """The argument parser, one sub-command per job."""
     top = argparse.ArgumentParser(prog="palkit", description=str(__doc__).partition("\n")[0])
-    commands = top.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("fetch", help="fetch and verify the embedded weights and data, and data sets by name")
+    commands = top.add_subparsers(required=True)
+
+    def command(execute: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(execute.__name__.removeprefix("_"), help=help)
+        made.set_defaults(execute=execute)
+        return made
+
+    fetch = command(_fetch, "fetch and verify the embedded weights and data, and data sets by name")
     fetch.add_argument("datasets", nargs="*", metavar="DATASET", help="to download too, e.g. eurosat or hf:owner/name")
-    manifest = commands.add_parser("manifest", help="check your own images and write a manifest with fixed splits")
+    manifest = command(_manifest, "check your own images and write a manifest with fixed splits")
     manifest.add_argument("source", help="folder, manifest or name of a data set")
     manifest.add_argument("out", type=Path, help="manifest to write, .csv or .parquet")
     manifest.add_argument("--drop-duplicates", action="store_true", help="leave out copies of images")
     manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
     manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
     manifest.add_argument("--classes", nargs="+", metavar="NAME", help="all classes in their order, as of grades")
-    run = commands.add_parser("run", help="one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
+    run = command(_run, "one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
     run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; text as it is, others as YAML")
-    predict = commands.add_parser("predict", help="classes and probabilities of new images, by a fitted model")
+    predict = command(_predict, "classes and probabilities of new images, by a fitted model")
     predict.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
     predict.add_argument("images", help="folder, manifest or name of a data set")
     predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
-    doctor = commands.add_parser("doctor", help="what this machine is, how fast it is, and what palkit chooses on it")
+    doctor = command(_doctor, "what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
-    embed = commands.add_parser("embed", help="compute the frozen inputs of a config's runs, here or on a Ray cluster")
+    embed = command(_embed, "compute the frozen inputs of a config's runs, here or on a Ray cluster")
     embed.add_argument("--workers", type=int, default=2, help="shards at a time (ray)")
-    sweep = commands.add_parser("sweep", help="execute what is missing of a grid of runs")
+    sweep = command(_sweep, "execute what is missing of a grid of runs")
     sweep.add_argument("name", nargs="?", default="default", help="name in notebooks/sweeps/, or a file, .yaml or .yml")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: one per CPU)")
     sweep.add_argument("--time-limit", type=float, metavar="SECONDS", help="that a run may take (default: no limit)")
     sweep.add_argument("--no-notebooks", action="store_true", help="run without executing a notebook per run")
     sweep.add_argument("--watch", action="store_true", help="show a table of all runs while they are computed")
     sweep.add_argument("--dry-run", action="store_true", help="print the grid, time and memory; start nothing")
-    watched = commands.add_parser("watch", help="show the table of a sweep that another process computes")
-    studied = commands.add_parser("study", help="execute the notebooks over the results of a sweep")
-    compared = commands.add_parser("reproduce", help="compare the results of a sweep with the committed reference")
+    watched = command(_watch, "show the table of a sweep that another process computes")
+    studied = command(_study, "execute the notebooks over the results of a sweep")
+    compared = command(_reproduce, "compare the results of a sweep with the committed reference")
     compared.add_argument("--results", type=Path, metavar="FOLDER", help="to compare (default: of the sweep's study)")
     compared.add_argument("--reference", type=Path, metavar="FOLDER", help="to compare with (default: figures/NAME)")
-    renewed = commands.add_parser(
-        "reference", help="for contributors: make your results of a profile the reference, in figures/ and notebooks/"
+    renewed = command(
+        _reference, "for contributors: make your results of a profile the reference, in figures/ and notebooks/"
     )
     renewed.add_argument("name", help="of the profile; all of its runs must be complete")
-    for command in (manifest, predict):
-        command.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
-    for command in (doctor, embed):
-        command.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
-    for command, here, one in ((embed, "this process", "worker"), (sweep, "processes of this machine", "run")):
-        command.add_argument("--engine", choices=("local", "ray"), default="local", help=f"{here}, or Ray")
-        command.add_argument("--address", help="of a running Ray cluster; without it, Ray starts on this machine (ray)")
-        command.add_argument("--gpus", type=float, help=f"GPU share of a {one}, as 0.25 (ray; default: 1 on cuda)")
-    for command in (watched, studied, compared):
-        command.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    for command in (run, predict, doctor, embed, sweep, watched, studied, renewed):
-        command.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    for one in (manifest, predict):
+        one.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
+    for one in (doctor, embed):
+        one.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
+    for one, here, part in ((embed, "this process", "worker"), (sweep, "processes of this machine", "run")):
+        one.add_argument("--engine", choices=("local", "ray"), default="local", help=f"{here}, or Ray")
+        one.add_argument("--address", help="of a running Ray cluster; without it, Ray starts on this machine (ray)")
+        one.add_argument("--gpus", type=float, help=f"GPU share of a {part}, as 0.25 (ray; default: 1 on cuda)")
+    for one in (watched, studied, compared):
+        one.add_argument("name", nargs="?", default="default", help="its name, or its file")
+    for one in (run, predict, doctor, embed, sweep, watched, studied, renewed):
+        one.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
 
@@ -89,7 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         with _notes():
-            return COMMANDS[options.command](options)
+            if "device" in options:
+                from palkit.models.devices import choose_device
+
+                options.device = choose_device(options.device)
+            return options.execute(options)
     except PalkitError as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
@@ -162,10 +172,9 @@ def _manifest(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(options: argparse.Namespace) -> "tuple[ExperimentConfig, str]":
-    """Config and device of the arguments."""
+def _config(options: argparse.Namespace) -> "ExperimentConfig":
+    """Config of the arguments."""
     from palkit.config import config_from_dict, typed
-    from palkit.models.devices import choose_device
 
     values = {}
     for item in options.values:
@@ -173,13 +182,13 @@ def _config(options: argparse.Namespace) -> "tuple[ExperimentConfig, str]":
         if not equals:
             raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
         values[key] = typed(key, value)
-    return config_from_dict(values), choose_device(options.device)
+    return config_from_dict(values)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from palkit.experiments.doctor import diagnose
 
-    for name, finding in diagnose(*_config(options), compile=options.compile):
+    for name, finding in diagnose(_config(options), options.device, compile=options.compile):
         console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
     return 0
 
@@ -189,10 +198,10 @@ def _embed(options: argparse.Namespace) -> int:
     from palkit.experiments.setting import setting
     from palkit.models.adapters import first_trained_block
     from palkit.scoring.inputs import Executor, compute_here
+    from palkit.storage.checks import Count, checked
 
-    config, device = _config(options)
-    if options.workers < 1:
-        raise ConfigError(f"--workers {options.workers}: must be at least 1.")
+    config, device = _config(options), options.device
+    checked("--workers", options.workers, Count)
     DispatchConfig(engine=options.engine, address=options.address, gpus=options.gpus)  # refuses what does not fit
     execute: Executor = compute_here
     if options.engine == "ray":
@@ -216,7 +225,7 @@ def _embed(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from palkit.experiments.experiment import rounds, run_directory
 
-    config, device = _config(options)
+    config, device = _config(options), options.device
     with bars(console) as progress:
         for round_ in rounds(config, device=device, progress=progress):
             accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
@@ -252,9 +261,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from palkit.experiments.estimate import expected
     from palkit.experiments.results import write_results
     from palkit.experiments.sweep import load_sweep
-    from palkit.models.devices import choose_device
 
-    began, sweep, device = time.perf_counter(), load_sweep(options.name), choose_device(options.device)
+    began, sweep, device = time.perf_counter(), load_sweep(options.name), options.device
     same = {name: getattr(options, name) for name in ("jobs", "engine", "address", "gpus", "time_limit", "watch")}
     config = DispatchConfig(notebooks=not options.no_notebooks, **same)
     if options.dry_run:
@@ -272,20 +280,18 @@ def _sweep(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from palkit.experiments.sweep import load_sweep, plan
     from palkit.experiments.watch import watch
-    from palkit.models.devices import choose_device
 
     with suppress(KeyboardInterrupt):
-        watch(plan(load_sweep(options.name), choose_device(options.device)), console)
+        watch(plan(load_sweep(options.name), options.device), console)
     return 0
 
 
 def _study(options: argparse.Namespace) -> int:
     from palkit.experiments.results import read_missing
     from palkit.experiments.sweep import load_sweep
-    from palkit.models.devices import choose_device
     from palkit.studies import study
 
-    device, sweep = choose_device(options.device), load_sweep(options.name)
+    device, sweep = options.device, load_sweep(options.name)
     failed = _show(study.execute(options.name, device=device, console=console))
     for line in read_missing(sweep.studies):
         console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
@@ -318,25 +324,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from palkit.models.devices import choose_device
     from palkit.studies import study
 
-    notebooks = study.renew_reference(options.name, device=choose_device(options.device), console=console)
-    failed = _show(notebooks)
+    failed = _show(study.renew_reference(options.name, device=options.device, console=console))
     say("Look at `git diff --stat`, and commit figures/ and notebooks/.")
     return 1 if failed else 0
-
-
-COMMANDS = {
-    "fetch": _fetch,
-    "manifest": _manifest,
-    "doctor": _doctor,
-    "embed": _embed,
-    "run": _run,
-    "predict": _predict,
-    "sweep": _sweep,
-    "watch": _watch,
-    "study": _study,
-    "reproduce": _reproduce,
-    "reference": _reference,
-}

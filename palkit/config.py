@@ -87,8 +87,6 @@ def config_from_dict(values: Mapping[str, Any]) -> ExperimentConfig:
     >>> config_from_dict({"adapter.name": "lora", "adapter.rank": 4}).adapter.rank
     4
     """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"a config is a mapping of fields to values, not {brief(values)}.")
     nested = nest(values)
     if "plugins" in nested:  # parts of the config may name what they register
         load_plugins(checked("plugins", nested["plugins"], tuple[str, ...]))
@@ -140,9 +138,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a key that is no text, or one below another that has a plain value.
     """
     nested: dict[str, Any] = {}
-    for key, value in values.items():
-        if not isinstance(key, str):
-            raise ConfigError(f"config field {brief(key)}: names of fields are text.")
+    for key, value in checked("the mapping of config fields", values, Mapping[str, Any]).items():
         *parents, leaf = key.split(".")
         target = nested
         for parent in parents:
@@ -169,8 +165,7 @@ def _build(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in kinds:
-            wanted = f"{prefix}{name}" if isinstance(name, str) else name
-            raise unknown_name("config field", wanted, [prefix + one for one in kinds])
+            raise unknown_name("config field", f"{prefix}{name}", [prefix + one for one in kinds])
         part = kinds[name]
         if isinstance(part, type) and dataclasses.is_dataclass(part):
             if isinstance(value, str) and hasattr(part, "name"):

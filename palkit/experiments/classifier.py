@@ -129,14 +129,8 @@ def _config(values: dict[str, Any]) -> ExperimentConfig:
     try:
         return config_from_dict(values)
     except ConfigError:
-        without: dict[str, Any] = {
-            "plugins": [],
-            "strategy": "random",
-            "strategy_options": {},
-            "balance": None,
-            "initial": "random",
-        }
-        return config_from_dict({**values, **without})
+        buying = {"plugins", "strategy", "strategy_options", "balance", "initial"}
+        return config_from_dict({name: value for name, value in values.items() if name not in buying})
 
 
 def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool:
@@ -151,10 +145,10 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool
     if isinstance(images, str | Path) and Path(images).suffix.lower() in IMAGE_SUFFIXES and Path(images).is_file():
         images = [images]
     if isinstance(images, str | Path):
-        name, is_known = str(images), str(images) in DATASETS or str(images).startswith("hf:")
-        if not is_known and not os.path.exists(os.path.expanduser(name)):
+        name = str(images)
+        if name not in DATASETS and not name.startswith("hf:") and not os.path.exists(os.path.expanduser(name)):
             raise DataError(f"there is no folder, manifest or image {brief(name)}, nor a data set of that name.")
-        return load_dataset(str(images), unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
+        return load_dataset(name, unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
     if not len(images):
         raise DataError("there are no images to predict.")
     if isinstance(images, np.ndarray):

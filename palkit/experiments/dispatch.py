@@ -47,7 +47,7 @@ class DispatchConfig(Checked):
     jobs: Count | None = None
     engine: Literal["local", "ray"] = "local"
     address: str | None = None
-    gpus: Annotated[float, Field(ge=0)] | None = None
+    gpus: Annotated[float, Field(ge=0, le=1)] | None = None
     time_limit: Annotated[float, Field(gt=0)] | None = None
     notebooks: bool = True
     watch: bool = False
@@ -111,7 +111,6 @@ def run_sweep(
             attempts=task.attempts,
             environment=environment,
             notebook=config.notebooks,
-            device=device,
             threads=threads,
             time_limit=config.time_limit,
         )
@@ -130,11 +129,9 @@ def run_sweep(
     for outcome in ended.values():
         if outcome.error:
             folder = outcome.task.directory
-            where = folder.notebook if config.notebooks else folder.path / TRACEBACK
+            told = f"notebook: {folder.notebook}" if config.notebooks else f"traceback: {folder.path / TRACEBACK}"
             console.print(f"[red]failed:[/] {escape(outcome.task.label)}: {escape(outcome.error)}", soft_wrap=True)
-            console.print(
-                f"  its {'notebook' if config.notebooks else 'traceback'}: {escape(str(where))}", soft_wrap=True
-            )
+            console.print(f"  its {escape(told)}", soft_wrap=True)
     return [ended.get(task.directory.run, Outcome(task, 0.0, task.absent)) for task in tasks]
 
 
@@ -220,12 +217,9 @@ def _nothing_begins(error: BrokenProcessPool) -> PalkitError:
 
 def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
     """Compute shared inputs once, with all CPUs, before the processes that need them start."""
-    done = set()
-    for config in [task.config for task in tasks if task.config is not None]:
-        key = (config.dataset, config.pool_size, config.backbone, config.scoring, config.adapter)
-        if key in done:
-            continue
-        done.add(key)
+    configs = [task.config for task in tasks if task.config is not None]
+    distinct = {(one.dataset, one.pool_size, one.backbone, one.scoring, one.adapter): one for one in configs}
+    for config in distinct.values():
         # What is wrong with this config is the run's to report.
         with suppress(PalkitError), console.status(f"embedding {escape(config.dataset)} for {config.adapter.name}"):
             here = setting(config, device)

@@ -1,10 +1,11 @@
 """An estimate of what a sweep costs before it is started: its grid; time and memory as finished runs of a kind took."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pandas as pd
 
-from palkit.config import ExperimentConfig, config_from_dict
+from palkit.config import ExperimentConfig, config_from_dict, plain
 from palkit.errors import ConfigError, PalkitError
 from palkit.experiments.dispatch import share_of_machine
 from palkit.experiments.runs import SECONDS
@@ -45,9 +46,8 @@ def expected(sweep: Sweep, device: str, jobs: int | None = None) -> Iterator[str
     workers, threads = share_of_machine(jobs, len(configs), device)
     yield f"on {device}: {workers} runs at a time with {threads} thread{'s' if threads > 1 else ''} each"
     done, seconds, memory, unknown = finished(), 0.0, 0.0, 0
-    table = pd.DataFrame(
-        [(config.dataset, *_kind(config), config.rounds) for config in configs], columns=["dataset", *KIND, "rounds"]
-    )
+    kinds = [(config.dataset, *_kind(plain(config)), config.rounds) for config in configs]
+    table = pd.DataFrame(kinds, columns=["dataset", *KIND, "rounds"])
     for kind, members in table.groupby(["dataset", *KIND]):
         alike = done[(done[list(KIND)] == kind[1:]).all(axis=1)]
         here = alike[alike["dataset"] == kind[0]] if (alike["dataset"] == kind[0]).any() else alike
@@ -74,17 +74,16 @@ def finished() -> pd.DataFrame:
     for path in paths:
         try:
             config, rounds = read_json(path.parent / "config.json"), read_table(path)
-            backbone = config["backbone"]
-            kind = (backbone["name"], str(backbone["image_size"]), str(backbone["depth"]), config["adapter"]["name"])
             seconds = float(rounds[list(SECONDS)].sum(axis=1).mean())
-            rows.append((config["dataset"], *kind, seconds, float(rounds["peak_mb"].max())))
+            rows.append((config["dataset"], *_kind(config), seconds, float(rounds["peak_mb"].max())))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # whoever needs that run is told what is wrong with it
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _kind(config: ExperimentConfig) -> tuple[str, str, str, str]:
-    return config.backbone.name, str(config.backbone.image_size), str(config.backbone.depth), config.adapter.name
+def _kind(config: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    backbone = config["backbone"]
+    return backbone["name"], str(backbone["image_size"]), str(backbone["depth"]), config["adapter"]["name"]
 
 
 def _grid(sweep: Sweep, configs: list[ExperimentConfig]) -> Iterator[str]:

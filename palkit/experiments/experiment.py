@@ -23,13 +23,7 @@ from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
 from palkit.experiments.setting import Setting, forget_facts, known_facts, setting, settled
-from palkit.models.adapters import (
-    AdaptedModel,
-    attach,
-    first_trained_block,
-    merge,
-    trainable_count,
-)
+from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge, trainable_count
 from palkit.models.adapters.files import save_adapter
 from palkit.models.devices import choose_device, memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
@@ -186,28 +180,26 @@ def _compute(resolved: Resolved, here: Setting, progress: Progress) -> Iterator[
         positions = np.concatenate(bought[: number + 1])
         began = time.perf_counter()
         model = learner.fit(positions, number)
-        fit_s = time.perf_counter() - began
-        began = time.perf_counter()
+        fitted = time.perf_counter()
         last = number + 1 == config.rounds
         scores = None
         if not last:
             # A strategy that does not look at scores is not kept waiting for them.
             scores = learner.unscored() if learner.blind else learner.score_pool(model, number, progress)
         judged = learner.evaluate(merge(model), progress), learner.eval_labels, learner.eval_names
-        score_s = time.perf_counter() - began
-        began = time.perf_counter()
+        scored = time.perf_counter()
         if scores is not None and len(bought) == number + 1:
             bought.append(learner.next_batch(scores, positions, batch_size, number + 1))
-        select_s = time.perf_counter() - began
+        selected = time.perf_counter()
         round_ = Round(
             number=number,
             labels=len(positions),
             bought=tuple(bought[number].tolist()),
             metrics=evaluate(*judged) | {"temperature": float(model.temperature)},
             costs={
-                "fit_s": fit_s,
-                "score_s": score_s,
-                "select_s": select_s,
+                "fit_s": fitted - began,
+                "score_s": scored - fitted,
+                "select_s": selected - scored,
                 "peak_mb": peak_memory(),
                 "trainable": float(trainable_count(model)),
             },

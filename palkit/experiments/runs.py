@@ -71,11 +71,6 @@ def folder_name(dataset: str) -> str:
     return f"{name.encode()[len(mark) + 1 - NAME_BYTES :].decode(errors='ignore').lstrip('_.')}-{mark}"
 
 
-def run_hash(resolved: Mapping[str, Any]) -> str:
-    """Name of the run directory: equal exactly for equal resolved configs."""
-    return short_hash(resolved)
-
-
 @dataclass(frozen=True)
 class Resolved:
     """A config with everything filled in, and what it was filled in from: all that a run is a function of.
@@ -96,8 +91,8 @@ class Resolved:
 
     @cached_property
     def run(self) -> str:
-        """Name of the run's folder."""
-        return run_hash(self.plain())
+        """Name of the run's folder: equal exactly for equal resolved configs."""
+        return short_hash(self.plain())
 
     @property
     def directory(self) -> "RunDirectory":
@@ -150,7 +145,7 @@ class RunDirectory:
 
     def _config(self, path: Path) -> dict[str, Any]:
         config = read_json(path)
-        if run_hash(config) != self.run:
+        if short_hash(config) != self.run:
             raise ValueError("it is not the config that the folder is named after")
         return config
 
@@ -178,7 +173,7 @@ class RunDirectory:
 
     def table(self) -> pd.DataFrame:
         """One row per complete round: round, labels, metrics, costs."""
-        return _read(self.path / "rounds.parquet")
+        return _guarded(read_table, self.path / "rounds.parquet")
 
     def count_rounds(self) -> int:
         """Number of complete rounds, without reading them."""
@@ -187,13 +182,13 @@ class RunDirectory:
 
     def selections(self) -> pd.DataFrame:
         """Columns round, position, id, label: everything bought, one batch more than there are complete rounds."""
-        return _read(self.path / "selections.parquet")
+        return _guarded(read_table, self.path / "selections.parquet")
 
     def predictions(self, rounds: int) -> list[pd.DataFrame]:
         """Columns label, predicted, confidence, round of the evaluation rows: a table for each of the first rounds."""
         if not rounds:
             return []
-        table = _read(self.path / "predictions.parquet")
+        table = _guarded(read_table, self.path / "predictions.parquet")
         return [table[table["round"] == number] for number in range(rounds)]
 
     def write(self, rounds: list[Round], selections: pd.DataFrame, predictions: list[pd.DataFrame]) -> None:
@@ -210,10 +205,6 @@ class RunDirectory:
     def is_complete(self, rounds: int) -> bool:
         """Whether that many rounds are stored and the final adapter with them."""
         return self.count_rounds() >= rounds and adapter_is_saved(self.adapter)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    return _guarded(read_table, path)
 
 
 def _guarded(reader: Callable[[Path], Any], path: Path) -> Any:

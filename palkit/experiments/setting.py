@@ -97,15 +97,20 @@ def setting(
 
 def pool_of(config: ExperimentConfig) -> ImagePool:
     """The data set of a config, without a backbone."""
-    wanted, found = (config.dataset, config.pool_size), _found.get()
-    if found is None:
-        return _current(*wanted)
-    if wanted not in found:
-        found[wanted] = _current(*wanted)
-    return found[wanted]
+    return _once(_current, config.dataset, config.pool_size)
 
 
 _found: ContextVar[dict[tuple, Any] | None] = ContextVar("_found", default=None)
+
+
+def _once(find: Callable[..., Any], *arguments: Any) -> Any:
+    """What `find` finds now, or found first where things are looked at once."""
+    found = _found.get()
+    if found is None:
+        return find(*arguments)
+    if (find, *arguments) not in found:
+        found[find, *arguments] = find(*arguments)
+    return found[find, *arguments]
 
 
 @contextmanager
@@ -182,43 +187,32 @@ def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
 
 def _known_of_pool(config: ExperimentConfig) -> dict[str, Any]:
     """Those of images in files are not kept: they are looked up by the stamps of the files, see `file_hashes`."""
-
-    def find_out() -> dict[str, Any]:
-        return _facts_of_pool(pool_of(config))
-
     loader = DATASETS.get(config.dataset)
-    is_kept = loader is not None and loader.__module__ in IN_MEMORY
-    return _kept(_pool_record(config), find_out, ("data_sha256", "classes", "images")) if is_kept else find_out()
+    if loader is None or loader.__module__ not in IN_MEMORY:
+        return _facts_of_pool(pool_of(config))
+    names = ("data_sha256", "classes", "images")
+    return _kept(_pool_record(config), lambda: _facts_of_pool(pool_of(config)), names)
 
 
 def _known_of_network(config: BackboneConfig, device: str) -> dict[str, Any]:
     """The checksum of weights is that of their file as it is now; only what they do not decide is kept."""
-
-    def find_out() -> dict[str, Any]:
-        return _facts_of_network(shared_backbone(config, device))
-
-    checksum = _weights_checksum(weights_file(config))
+    checksum = _once(_weights_checksum, weights_file(config))
     if checksum is None:  # whoever loads them says what to do, or asks the hub
-        return find_out()
-    return _kept(_network_record(config), find_out, ("depth",)) | {"weights_sha256": checksum}
+        return _facts_of_network(shared_backbone(config, device))
+    kept = _kept(_network_record(config), lambda: {"depth": shared_backbone(config, device).depth}, ("depth",))
+    return kept | {"weights_sha256": checksum}
 
 
 def _weights_checksum(file: str | None) -> str | None:
-    """SHA-256 of a file of weights, looked up once where data sets are (`looked_at_once`); None if there is none."""
-    found = _found.get()
+    """SHA-256 of a file of weights; None if there is none."""
     if file is None or not os.path.isfile(file):
         return None
-    if found is not None and ("weights", file) in found:
-        return found["weights", file]
     try:
-        checksum = file_hashes([Path(file)])[0]
+        return file_hashes([Path(file)])[0]
     except StorageError:  # a cache that nobody here can write to
-        checksum = sha256(Path(file))
+        return sha256(Path(file))
     except DataError:
         return None
-    if found is not None:
-        found["weights", file] = checksum
-    return checksum
 
 
 def _pool_record(config: ExperimentConfig) -> Path:
@@ -234,12 +228,12 @@ def _record(*made_from: Any) -> Path:
 
 
 def _kept(record: Path, find_out: Callable[[], dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Facts of those names, kept from when they were found out first."""
+    """Facts, kept from when they were found out first; what has other names is of another version."""
     with suppress(OSError, ValueError):  # not there, or damaged
         kept = read_json(record)
         if kept.keys() == {*names}:
             return kept
-    facts = {name: value for name, value in find_out().items() if name in names}
+    facts = find_out()
     with suppress(StorageError):  # then they are found out again
         write_json(record, facts)
     return facts

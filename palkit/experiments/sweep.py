@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 import os
 import re
 from collections import Counter
@@ -32,7 +31,6 @@ KEYS = {
     "exclude": list[Annotated[dict[str, Any], Field(min_length=1)]],
 }
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
-RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,10 @@ class Sweep:
 
         That of a file elsewhere is called after the whole path, because two projects may each have their `sweep.yaml`.
         """
-        own = None if self.is_profile else self.file
-        return runs_dir() / "studies" / (self.name if own is None else _own_name(own))
+        if self.file is None or self.is_profile:
+            return runs_dir() / "studies" / self.name
+        stem = re.sub(r"[^\w.-]+", "-", self.file.stem)[:NAME_MAX]
+        return runs_dir() / "studies" / f"{stem}-{hashlib.sha256(os.fsencode(self.file.resolve())).hexdigest()[:8]}"
 
     @property
     def conclusion(self) -> Path:
@@ -97,12 +97,6 @@ def profile(name: str) -> Path | None:
     paths = (SWEEPS / f"{name}{suffix}" for suffix in SUFFIXES)
     # Unlike the method, it takes a name that no file can have.
     return next((path for path in paths if os.path.isfile(path)), None)
-
-
-def _own_name(file: Path) -> str:
-    """Name of the folder of a sweep file that lies elsewhere."""
-    stem = re.sub(r"[^\w.-]+", "-", file.stem)[:NAME_MAX]
-    return f"{stem}-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:8]}"
 
 
 def sweep_file(name: str | Path) -> Path:
@@ -161,9 +155,6 @@ def load_sweep(name: str | Path) -> Sweep:
                 raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
     for part in (base, *variants.values()):  # figures want to know them too
         load_plugins(checked(f"{path}: plugins", part.get("plugins", ()), tuple[str, ...]))
-    runs = math.prod(map(len, grid.values())) * max(1, len(variants))
-    if runs > RUNS:
-        raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
     return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude))
 
 

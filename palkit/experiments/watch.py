@@ -1,6 +1,7 @@
 """Progress of a sweep, read from its run directories, so that any terminal can look on."""
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,18 +83,15 @@ class Board:
 
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end, from rounds with the same data set and adapter; None before the first."""
-        spent: dict[tuple[str, str], tuple[float, int]] = {}
+        seconds, rounds = defaultdict[tuple[str, str], float](float), Counter[tuple[str, str]]()
         for run in self.runs:
-            seconds, rounds = spent.get(_kind(run), (0.0, 0))
-            spent[_kind(run)] = seconds + run.seconds, rounds + run.rounds
-        total, count = (sum(column) for column in zip(*spent.values(), strict=True))
-        if not count:
+            seconds[_kind(run)] += run.seconds
+            rounds[_kind(run)] += run.rounds
+        if not rounds.total():
             return None
-        left = 0.0
-        for run in self.runs:
-            seconds, rounds = spent[_kind(run)]
-            each = seconds / rounds if rounds else total / count
-            left += (run.wanted - run.rounds) * each
+        mean = sum(seconds.values()) / rounds.total()
+        each = {kind: seconds[kind] / rounds[kind] if rounds[kind] else mean for kind in rounds}
+        left = sum((run.wanted - run.rounds) * each[_kind(run)] for run in self.runs)
         return left / (self.jobs or max(1, self.count("running")))
 
     def table(self, height: int = 30) -> Table:

@@ -30,9 +30,9 @@ class Job:
         parameters: of the config, settled.
         folder: of the run.
         attempts: file that counts how often a process has begun it.
-        environment: variables to set.
+        environment: variables to set while it is computed, the device among them: with one job at a time, runs are
+            computed in the main process.
         notebook: whether to execute the run notebook.
-        device: cpu, cuda or mps.
         threads: of the process.
         time_limit: seconds, or None.
     """
@@ -42,7 +42,6 @@ class Job:
     attempts: Path
     environment: Mapping[str, str]
     notebook: bool
-    device: str
     threads: int
     time_limit: float | None
 
@@ -119,7 +118,7 @@ def _compute(job: Job) -> str | None:
     torch.set_num_threads(job.threads)
     try:
         with _alarm(job.time_limit):
-            deque(rounds(config_from_dict(job.parameters), device=job.device), maxlen=0)
+            deque(rounds(config_from_dict(job.parameters)), maxlen=0)
     finally:
         torch.set_num_threads(threads)
     return None
@@ -127,7 +126,7 @@ def _compute(job: Job) -> str | None:
 
 @contextmanager
 def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a while: with one job at a time, runs are computed in the main process."""
+    """Set variables for a while; the others stay where they are, since threads of this process read them."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -192,7 +192,7 @@ class Exploration:
             learner, _ = self._begin(question, progress)
         here = learner.here
         backbone = plain(question.config)["backbone"] | {"checkpoint": here.backbone.checksum}
-        key = short_hash([here.cache.pixels_checksum, backbone])
+        key = short_hash([here.pool.pixels_checksum, backbone])
         if kind == "pca":
             return self._maps.get((kind, key), lambda: pca(learner.frozen[:]))
         path = cache_dir() / "maps" / f"{key}.npy"

@@ -57,8 +57,6 @@ def compute_on_ray(
         WorkerLostError: a shard lost RETRIES workers more than the first.
         PalkitError: what a worker raised, e.g. DataError for a broken image; finished shards stay.
     """
-    if workers < 1 or not 0 <= gpus <= 1:
-        raise ConfigError(f"workers={workers}, gpus={gpus}: needs at least one worker and a GPU share from 0 to 1.")
     threads, device = torch.get_num_threads(), "cuda" if gpus else "cpu"
     shipped = replace(embedding, backbone=deepcopy(embedding.backbone).cpu())
     ranges, total = shipped.ranges, len(shipped.images)  # cut here, so that workers get this cut with it

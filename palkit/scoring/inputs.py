@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,7 @@ def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -
 Executor = Callable[[Embedding, list[int], Progress], None]
 
 
+@dataclass(eq=False)
 class InputCache:
     """Inputs of models that learn from some block on, computed once, shared by all processes as shards on disk.
 
@@ -153,19 +154,10 @@ class InputCache:
     precision. The first process that needs one computes it, the others wait; a killed one loses one shard.
     """
 
-    def __init__(
-        self,
-        pool: ImagePool,
-        backbone: Backbone,
-        config: ScoringConfig | None = None,
-        progress: Progress = silent,
-    ) -> None:
-        self.pool = pool
-        self.backbone = backbone
-        self.config = config or ScoringConfig()
-        self.progress = progress
-        self.data_checksum = pool.checksum()
-        self.pixels_checksum = pool.pixels_checksum
+    pool: ImagePool
+    backbone: Backbone
+    config: ScoringConfig = field(default_factory=ScoringConfig)
+    progress: Progress = silent
 
     def rows(self, start_block: int, rows: np.ndarray) -> Rows:
         """Inputs of some rows, as stored: in RAM if they are within `memory_limit`, else read when asked for.
@@ -219,7 +211,7 @@ class InputCache:
         """The pool's images, decoded once if they lie in files and the disk has room."""
         if not isinstance(self.pool.images, FileImages):
             return self.pool.images
-        return decoded(self.pool.images, self.backbone.config.image_size, self.pixels_checksum, self.progress)
+        return decoded(self.pool.images, self.backbone.config.image_size, self.pool.pixels_checksum, self.progress)
 
     def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
         """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
@@ -251,7 +243,7 @@ class InputCache:
 
     def _decoder(self, size: int) -> Decoder:
         """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
-        folder = decoded_folder(self.pixels_checksum, size)
+        folder = decoded_folder(self.pool.pixels_checksum, size)
         there = isinstance(self.pool.images, FileImages) and are_whole(folder)
         return DecodedImages(open_shards(folder)) if there else self.pool.images
 
@@ -266,7 +258,7 @@ class InputCache:
     def _made_from(self, start_block: int) -> dict[str, Any]:
         config, depth = self.backbone.config, self.backbone.depth
         return {
-            "pixels_sha256": self.pixels_checksum,
+            "pixels_sha256": self.pool.pixels_checksum,
             "weights_sha256": self.backbone.checksum,
             "backbone": config.name,
             "image_size": config.image_size,

@@ -25,10 +25,10 @@ from palkit.data import hashes
 from palkit.errors import ConfigError, DataError, DivergenceError, StorageError
 from palkit.experiments import experiment, setting
 from palkit.experiments.experiment import resolve, rounds, run_directory
-from palkit.experiments.runs import COSTS, provenance, run_hash
+from palkit.experiments.runs import COSTS, provenance
 from palkit.experiments.sweep import Sweep, plan
 from palkit.models.adapters import ADAPTERS
-from palkit.storage.files import write_json
+from palkit.storage.files import short_hash, write_json
 from palkit.strategies import STRATEGIES
 
 
@@ -58,7 +58,7 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     stored = json.loads((directory.path / "config.json").read_text())
     assert stored["weights_sha256"]
     assert stored["data_sha256"]
-    assert run_hash(stored) == directory.run
+    assert short_hash(stored) == directory.run
     assert config_from_dict({k: v for k, v in stored.items() if not k.endswith("sha256")}).seed == 0
     selections = directory.selections()
     pool = setting.pool_of(config_from_dict(tiny_run))

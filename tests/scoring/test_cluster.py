@@ -74,12 +74,6 @@ def test_ray_is_missing(tiny: Backbone, tmp_path: Path, monkeypatch: pytest.Monk
         on_two_workers(embedding(load_dataset("digits").images, tiny, tmp_path), [0], silent)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"workers": 1, "gpus": -0.5}, {"workers": 1, "gpus": 2}])
-def test_numbers_that_cannot_work(wrong: dict[str, Any], tiny: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at least one worker"):
-        compute_on_ray(embedding(load_dataset("digits").images, tiny, tmp_path), [0], silent, **wrong)
-
-
 def test_shards_travel_as_paths(tmp_path: Path) -> None:
     """A decoded pool of a terabyte must not be sent to the workers."""
     path = tmp_path / "00000.npy"

@@ -14,8 +14,9 @@ from nbformat import NotebookNode
 from nbformat import v4 as nb
 
 from palkit.errors import DataError
-from palkit.experiments.runs import RunDirectory, run_hash
+from palkit.experiments.runs import RunDirectory
 from palkit.experiments.sweep import Sweep, Task
+from palkit.storage.files import short_hash
 from palkit.studies import study
 from palkit.studies.report import provenance_of, render, write_report
 from palkit.studies.reproduce import Reproduction
@@ -73,7 +74,7 @@ def run_directory(name: str, dataset: str = "toy", **session: Any) -> RunDirecto
         "backbone": {"name": "vit"},
         "weights_sha256": "w",
     }
-    directory = RunDirectory(dataset, run_hash(config))
+    directory = RunDirectory(dataset, short_hash(config))
     directory.path.mkdir(parents=True)
     provenance = {
         "started": "2026-01-02T03:04:05+00:00",
