@@ -117,9 +117,8 @@ def test_tasks_of_other_budgets_aggregate_on_fractions_or_not_at_all() -> None:
     uneven = pd.concat([runs(values), runs(values, labels=(20, 30, 80), dataset="b")])
     with pytest.raises(ConfigError, match="differ in the fraction"):
         statistics.iqm_curves(uneven, axis="fraction")
-    assert len(statistics.iqm_areas(uneven)) == 1
     with pytest.raises(ConfigError, match="number of seeds"):
-        statistics.iqm_areas(pd.concat([runs(values), runs(values[:2], dataset="b")]))
+        statistics.iqm_curves(pd.concat([runs(values), runs(values[:2], dataset="b")]))
     with pytest.raises(ConfigError, match="axis of a curve"):
         statistics.iqm_curves(twice, axis="rounds")
 
@@ -208,21 +207,16 @@ def test_the_published_ranks_of_demsar() -> None:
         for dataset, values in DEMSAR.items()
         for name, auc in zip(names, values, strict=True)
     )
-    ranking = statistics.rank_strategies(rounds, blocks="dataset")
+    ranking = statistics.rank_strategies(rounds)
     published = {"C4.5+m+cf": 1.964, "C4.5+m": 2.000, "C4.5+cf": 2.893, "C4.5": 3.143}
     assert ranking.ranks.round(3).to_dict() == published
     assert round(ranking.critical_difference, 2) == 1.25
-    assert round(statistics.rank_strategies(rounds, blocks="dataset", alpha=0.1).critical_difference, 2) == 1.12
     # "Even the difference between the best and the worst is smaller than that."
     assert (ranking.p_values.to_numpy() > 0.05).all()
 
 
-def test_blocks_average_before_ranking() -> None:
+def test_ranks_know_losses_and_name_treatments() -> None:
     rounds = study()
-    by_seed = statistics.block_areas(rounds)
-    by_dataset = statistics.block_areas(rounds, blocks="dataset")
-    np.testing.assert_allclose(by_dataset, by_seed.groupby("dataset").mean())
-    assert statistics.rank_strategies(rounds, blocks="dataset").n_blocks == 3
     as_loss = rounds.rename(columns={"accuracy": "nll"})
     forward, back = statistics.rank_strategies(rounds).ranks, statistics.rank_strategies(as_loss, "nll").ranks
     np.testing.assert_allclose(forward, 4 - back[forward.index])
@@ -243,12 +237,10 @@ def test_ranks_refuse_what_does_not_pair() -> None:
     with pytest.raises(ConfigError, match="3 or more treatments"):
         statistics.rank_strategies(rounds[rounds["strategy"] != "badge"])
     with pytest.raises(ConfigError, match="2 or more blocks"):
-        statistics.rank_strategies(rounds[rounds["dataset"] == "a"], blocks="dataset")
+        statistics.rank_strategies(rounds[(rounds["dataset"] == "a") & (rounds["seed"] == 0)])
     lacking = rounds[(rounds["strategy"] != "badge") | (rounds["seed"] != 3) | (rounds["dataset"] != "b")]
     with pytest.raises(ConfigError, match=r"dataset=b, .*seed=3 lacks badge \(1 of 15"):
         statistics.rank_strategies(lacking)
-    with pytest.raises(ConfigError, match="blocks are one of"):
-        statistics.rank_strategies(rounds, blocks="seeds")
 
 
 # --- costs, recalls

@@ -9,9 +9,8 @@ from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES
 from palkit.studies.plots import style
 from palkit.studies.statistics import Ranking
+from palkit.studies.statistics.ranks import ALPHA
 from palkit.studies.statistics.tables import check_runs, check_table
-
-BLOCK_NAMES = {"seed": "pairs of setting and seed", "setting": "settings", "dataset": "data sets"}
 
 
 @style.styled
@@ -34,7 +33,7 @@ def critical_difference(ranking: Ranking) -> Figure:
     artists = critical_difference_diagram(
         ranking.ranks.rename(shown),
         ranking.p_values.rename(index=shown, columns=shown),
-        alpha=ranking.alpha,
+        alpha=ALPHA,
         ax=axes,
         label_fmt_left="{label} ({rank:.1f})",
         label_fmt_right="({rank:.1f}) {label}",
@@ -54,7 +53,7 @@ def critical_difference(ranking: Ranking) -> Figure:
     axes.set_xticks(range(1, count + 1))
     p = f"= {ranking.friedman_p:.3f}" if ranking.friedman_p >= 0.001 else "< 0.001"
     axes.set_title(
-        f"average ranks over {ranking.n_blocks} {BLOCK_NAMES[ranking.blocks]}\n"
+        f"average ranks over {ranking.n_blocks} pairs of setting and seed\n"
         f"Friedman p {p}, critical difference {ranking.critical_difference:.1f}"
     )
     return figure

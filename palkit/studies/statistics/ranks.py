@@ -11,7 +11,7 @@ from palkit.errors import ConfigError
 from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import areas_of
 
-BLOCKS = {"seed": (*tables.SETTING, "seed"), "setting": tables.SETTING, "dataset": ("dataset",)}
+ALPHA = 0.05  # level of the critical difference
 DIGITS = 12  # areas that agree this far are equal: see TIE
 
 
@@ -23,47 +23,34 @@ class Ranking:
         ranks: average rank of each treatment, best (1 is the lowest possible) first.
         p_values: (treatments, treatments) of Nemenyi's test that two have equal average ranks.
         friedman_p: of Friedman's test that all have equal average ranks; NaN if every block is one tie.
-        critical_difference: of average ranks, at `alpha`.
-        alpha: level.
-        n_blocks: number of blocks.
-        blocks: what a block is, a key of `BLOCKS`.
-        metric: whose area under the budget curve was ranked.
+        critical_difference: of average ranks, at `ALPHA`.
+        n_blocks: number of blocks, pairs of setting and seed.
     """
 
     ranks: pd.Series
     p_values: pd.DataFrame
     friedman_p: float
     critical_difference: float
-    alpha: float
     n_blocks: int
-    blocks: str
-    metric: str
 
 
 def block_areas(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    treatments: Sequence[str] = ("strategy",),
-    blocks: str = "seed",
+    rounds: pd.DataFrame, metric: str = "accuracy", treatments: Sequence[str] = ("strategy",)
 ) -> pd.DataFrame:
-    """Area under the budget curve of every treatment in every block.
+    """Area under the budget curve of every treatment in every block: setting (data set, backbone, ...) and seed.
 
     Args:
         rounds: the table of rounds.
         metric: column whose curves are taken.
-        treatments: columns that tell treatments apart; names are joined by " + ", leaving out "none".
-        blocks: "seed", every setting (data set, backbone, adapter, balance) and seed; "setting", the mean over its
-            seeds; "dataset", the mean over all settings and seeds of a data set. Columns of `treatments` are no
-            part of a block.
+        treatments: columns that tell treatments apart, which are no part of a block; names are joined by " + ",
+            leaving out "none".
 
     Returns:
         (blocks, treatments)
 
     Raises:
-        ConfigError: the table cannot be used, `blocks` is unknown, or a block lacks a treatment.
+        ConfigError: the table cannot be used, or a block lacks a treatment.
     """
-    if blocks not in BLOCKS:
-        raise ConfigError(f"blocks are one of {', '.join(BLOCKS)}, got {blocks!r}.")
     tables.check_table(rounds, tables.SETTING, "table of rounds")
     setting = [column for column in tables.SETTING if column not in treatments]
     parts = []
@@ -80,41 +67,34 @@ def block_areas(
             f"ranks need every treatment in every block; {first} lacks {lacking} ({len(unpaired)} of {len(runs)} "
             "blocks are incomplete). Run what is missing or drop these blocks."
         )
-    return runs.groupby([name for name in runs.index.names if name in BLOCKS[blocks]], dropna=False).mean()
+    return runs
 
 
 def rank_strategies(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    treatments: Sequence[str] = ("strategy",),
-    blocks: str = "seed",
-    alpha: float = 0.05,
+    rounds: pd.DataFrame, metric: str = "accuracy", treatments: Sequence[str] = ("strategy",)
 ) -> Ranking:
     """Average ranks of strategies by area under the budget curve, with Friedman's and Nemenyi's tests.
 
-    Both tests take blocks as independent. Seeds of one data set are not independent data sets: with
-    `blocks="seed"` the tests speak about these data sets with other seeds, and say more than is known about other
-    data sets. `blocks="dataset"` is the use that Demsar describes, and needs many data sets to find anything (with 4
-    data sets and 10 strategies two average ranks must differ by 6.8).
+    Both tests take blocks, pairs of setting and seed, as independent. Seeds of one data set are not independent data
+    sets: the tests speak about these data sets with other seeds, and say more than is known about other data sets.
+    Demsar's blocks are data sets, many of them.
 
     Args:
         rounds: the table of rounds.
         metric: column whose area is ranked; for losses such as `nll`, lower is better.
         treatments: columns that tell what is ranked, e.g. `("strategy", "balance")`.
-        blocks: as of `block_areas`.
-        alpha: level of the critical difference.
 
     Raises:
         ConfigError: as `block_areas`, or fewer than 3 treatments or 2 blocks.
 
     Source: Demsar, Statistical Comparisons of Classifiers over Multiple Data Sets, JMLR 2006, section 3.2.2.
     """
-    areas = block_areas(rounds, metric, treatments, blocks).round(DIGITS)
+    areas = block_areas(rounds, metric, treatments).round(DIGITS)
     n_blocks, count = areas.shape
     if count < 3 or n_blocks < 2:
         raise ConfigError(
-            f"ranks need 3 or more treatments and 2 or more blocks (by {blocks}); there are {count} "
-            f"({tables.some(areas.columns)}) and {n_blocks}."
+            "ranks need 3 or more treatments and 2 or more blocks, pairs of setting and seed; there are "
+            f"{count} ({tables.some(areas.columns)}) and {n_blocks}."
             + (" Two are compared by paired differences." if count == 2 else "")
         )
     # Imported here: it brings seaborn along, which takes a while.
@@ -124,14 +104,11 @@ def rank_strategies(
     with np.errstate(invalid="ignore"):
         friedman = stats.friedmanchisquare(*(areas[name] for name in areas))
     # For infinitely many degrees of freedom, the table of Demsar's section 3.2.2.
-    quantile = stats.studentized_range.ppf(1 - alpha, count, np.inf) / np.sqrt(2)
+    quantile = stats.studentized_range.ppf(1 - ALPHA, count, np.inf) / np.sqrt(2)
     return Ranking(
         ranks=ranks,
         p_values=posthoc_nemenyi_friedman(areas.to_numpy()).set_axis(areas.columns).set_axis(areas.columns, axis=1),
         friedman_p=float(friedman.pvalue),
         critical_difference=float(quantile * np.sqrt(count * (count + 1) / (6 * n_blocks))),
-        alpha=alpha,
         n_blocks=n_blocks,
-        blocks=blocks,
-        metric=metric,
     )
