@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from io import BytesIO
 from math import ceil
 from os.path import commonprefix
 from pathlib import Path
@@ -183,8 +182,6 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
     Returns:
         The paths of the PNG and the SVG.
     """
-    folder, name = Path(path).parent, Path(path).name
-    folder.mkdir(parents=True, exist_ok=True)
     known = {**metadata, **(run_digest(metadata["runs"]) if "runs" in metadata else {})}
     text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in known.items()}
     described = json.dumps(text, sort_keys=True)
@@ -192,12 +189,9 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
     formats = {"png": text, "svg": {"Date": None, "Description": described}}
     paths = []
     for suffix, chunks in formats.items():
-        buffer = BytesIO()
-        with rc_context(STYLE):
-            figure.savefig(buffer, format=suffix, metadata=chunks)
-        paths.append(folder / f"{name}.{suffix}")
-        with atomic_path(paths[-1]) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        paths.append(Path(path).with_name(f"{Path(path).name}.{suffix}"))
+        with rc_context(STYLE), atomic_path(paths[-1]) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=chunks)
     return paths[0], paths[1]
 
 
