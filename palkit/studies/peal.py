@@ -31,7 +31,7 @@ from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
-from palkit.studies.statistics.tables import counted, matching
+from palkit.studies.statistics.tables import between, counted, matching
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -318,9 +318,8 @@ def _p(value: float) -> str:
 
 
 def _seeds(counts: Sequence[int]) -> str:
-    fewest, most = min(counts), max(counts)
-    text = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
-    return f"only {text}" if fewest < FEW_SEEDS else text
+    text = between(counts, "seed")
+    return f"only {text}" if min(counts) < FEW_SEEDS else text
 
 
 def _minus(a: Columns, b: Columns) -> Terms:

@@ -211,16 +211,11 @@ def show_each(subjects: Sequence[Subject], make: Callable[[Subject], object]) ->
 
 def overview(rounds: pd.DataFrame) -> pd.DataFrame:
     """Numbers of runs, configurations, seeds and labels in a sweep, for every data set and backbone."""
-    groups = rounds.assign(configurations=rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)).groupby(
-        ["dataset", "backbone"], sort=False
-    )
+    configurations = rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)
+    groups = rounds.assign(configurations=configurations).groupby(["dataset", "backbone"], sort=False)
     table = groups[["run", "configurations", "seed"]].nunique()
-    labels = groups["labels"].agg(lambda labels: f"{labels.min()} to {labels.max()}")
-    return (
-        table.assign(labels=labels)
-        .reset_index()
-        .rename(columns={"dataset": "data set", "run": "runs", "seed": "seeds"})
-    )
+    table["labels"] = groups["labels"].agg(lambda labels: f"{labels.min()} to {labels.max()}")
+    return table.reset_index().rename(columns={"dataset": "data set", "run": "runs", "seed": "seeds"})
 
 
 def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame | None:

@@ -338,14 +338,6 @@ def filling(adapter: str, colour: str) -> str:
     return "white" if adapter == "linear_probe" else colour
 
 
-def seeds_of(counts: pd.Series) -> str:
-    """Number of seeds that the curves of a figure are means of, in words."""
-    low, high = counts.min(), counts.max()
-    if low < high:
-        return f"{low} to {high} seeds"
-    return f"{high} seeds" if high > 1 else "1 seed"
-
-
 def interval_note(look: str, low: pd.Series, of: str) -> str:
     """Note on what the intervals of a figure speak of.
 
@@ -438,10 +430,10 @@ def excess(names: Iterable[object], usual: int = 12, longest: int = LONGEST) -> 
     return LETTER * max([0, *(columns_of(name) - usual for name in shown_names(names, longest))])
 
 
+@styled
 def entitle(figure: Figure, title: str) -> None:
     """Write a line above all panels."""
-    with rc_context(STYLE):
-        figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
+    figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
 
 
 def random_first(name: str) -> tuple[bool, str]:

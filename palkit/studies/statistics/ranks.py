@@ -51,7 +51,6 @@ def block_areas(
     Raises:
         ConfigError: the table cannot be used, or a block lacks a treatment.
     """
-    tables.check_table(rounds, tables.SETTING, "table of rounds")
     setting = [column for column in tables.SETTING if column not in treatments]
     parts = []
     for key, curves in tables.groups(rounds, metric, [*setting, *treatments]):
