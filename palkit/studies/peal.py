@@ -133,7 +133,8 @@ def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:
     """Evidence, verdict and numbers of a comparison that is one of a family."""
     mean, p = float(found.here.mean), float(found.here.p_value)
     low, high = map(float, found.here.interval())
-    means, seeds = [float(sample.mean()) for sample in found.samples], [len(sample) for sample in found.samples]
+    means = [float(sample.mean()) for sample in found.samples]
+    seeds = [len(sample) for sample in found.samples]
     general_low, general_high = map(float, estimate([means]).interval())
     detectable = found.here.detectable(LEVEL / family, POWER)
     sides = [_side(found.towards * one) for one in means]

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -156,15 +157,11 @@ def show(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, path: Path
 
 def _file_names(stem: str, parts: Sequence[str]) -> dict[str, str]:
     """A file name for each part: what it is called, with a checksum where that is long or another part's too."""
+    room = len(stem) + FILE_MAX
     slugs = {part: re.sub(r"[^\w.]+", "-", f"{stem} {part}".strip()) for part in parts}
-    unique = {part: slug for part, slug in slugs.items() if len(slug) <= len(stem) + FILE_MAX}
-    taken = list(unique.values())
-    return {
-        part: slug
-        if taken.count(slug) == 1
-        else f"{slug[: len(stem) + FILE_MAX]}-{digest_of(part.encode()).hexdigest()[:8]}"
-        for part, slug in slugs.items()
-    }
+    marked = {part: f"{slug[:room]}-{digest_of(part.encode()).hexdigest()[:8]}" for part, slug in slugs.items()}
+    alike = Counter(slugs.values())
+    return {part: slug if len(slug) <= room and alike[slug] == 1 else marked[part] for part, slug in slugs.items()}
 
 
 def pools_of(datasets: Sequence[str]) -> list[ImagePool]:
