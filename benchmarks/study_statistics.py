@@ -82,7 +82,6 @@ def main() -> None:
         "IQM curves, over data sets": lambda: statistics.iqm_curves(rounds),
         "IQM curves, every data set": lambda: statistics.iqm_curves(rounds, by=each),
         "IQM of gains over random": lambda: statistics.iqm_curves(statistics.gains(rounds)),
-        "IQM of areas": lambda: statistics.iqm_areas(rounds),
         "table of areas": lambda: statistics.area_table(rounds),
         "summary": lambda: statistics.summarise(rounds, by=each),
         "areas and costs": lambda: statistics.area_costs(rounds, by=each),

@@ -25,12 +25,13 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from numpy.typing import NDArray
 
 from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
-from palkit.studies.statistics.tables import counted, matching
+from palkit.studies.statistics.tables import between, counted, matching
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -70,35 +71,16 @@ class Comparison:
     Attributes:
         metric: whose areas.
         towards: 1 if the claim is that the difference is above 0, -1 if below.
-        seeds: number of each data set.
-        means: of each data set.
+        samples: of each data set, a difference per seed.
         here: over the seeds of these data sets.
-        general: with the data sets as the sample; NaN for one.
         left_out: what could not be compared and why, as a sentence; empty if nothing.
     """
 
     metric: str
     towards: int
-    seeds: Sequence[int]
-    means: Sequence[float]
+    samples: Sequence[NDArray]
     here: Estimate
-    general: Estimate
     left_out: str = ""
-
-    @property
-    def side(self) -> int:
-        """1 if the mean is on the claimed side, -1 if on the other, 0 if there is no difference."""
-        return _side(self.towards * float(self.here.mean))
-
-    @property
-    def agreeing(self) -> int:
-        """Data sets on the claimed side."""
-        return sum(_side(self.towards * mean) > 0 for mean in self.means)
-
-    @property
-    def disagree(self) -> bool:
-        """Whether some data sets are on the claimed side, and some on the other."""
-        return {_side(mean) for mean in self.means} >= {-1, 1}
 
 
 class Remark(NamedTuple):
@@ -149,23 +131,27 @@ def judge(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
 
 def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:
     """Evidence, verdict and numbers of a comparison that is one of a family."""
+    mean, p = float(found.here.mean), float(found.here.p_value)
     low, high = map(float, found.here.interval())
-    general_low, general_high = map(float, found.general.interval())
+    means = [float(sample.mean()) for sample in found.samples]
+    seeds = [len(sample) for sample in found.samples]
+    general_low, general_high = map(float, estimate([means]).interval())
     detectable = found.here.detectable(LEVEL / family, POWER)
+    sides = [_side(found.towards * one) for one in means]
+    disagree = {-1, 1} <= set(sides)
     verdict = UNDECIDED
-    if p_holm < LEVEL and not found.disagree:
-        verdict = {1: REPRODUCED, -1: OPPOSITE, 0: UNDECIDED}[found.side]
-    count = len(found.means)
+    if p_holm < LEVEL and not disagree:
+        verdict = {1: REPRODUCED, -1: OPPOSITE, 0: UNDECIDED}[_side(found.towards * mean)]
+    count = len(means)
     several = "" if count == 1 else f"; data sets in general {_ends((general_low, general_high), found.metric)}"
-    unsure = " The data sets disagree." if found.disagree else ""
+    unsure = " The data sets disagree." if disagree else ""
     evidence = (
-        f"{_amount(float(found.here.mean), found.metric)} {_ends((low, high), found.metric)} of area under the "
-        f"{found.metric} curve on {counted(count, 'data set')}, {_seeds(found.seeds)}{several}; {found.agreeing} of "
+        f"{_amount(mean, found.metric)} {_ends((low, high), found.metric)} of area under the "
+        f"{found.metric} curve on {counted(count, 'data set')}, {_seeds(seeds)}{several}; {sides.count(1)} of "
         f"{count} on the claimed side; Holm p {_p(p_holm)}; detectable "
         f"{_amount(detectable, found.metric).removeprefix('+')}.{unsure}{found.left_out}"
     )
-    mean, p = float(found.here.mean), float(found.here.p_value)
-    numbers = (mean, low, high, general_low, general_high, detectable, p, p_holm, min(found.seeds), count)
+    numbers = (mean, low, high, general_low, general_high, detectable, p, p_holm, min(seeds), count)
     return dict(zip(COLUMNS[2:], (evidence, verdict, *numbers), strict=True))
 
 
@@ -268,10 +254,7 @@ def _compare(
     left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
     if not samples:
         return Remark(f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE)
-    means = [float(sample.mean()) for sample in samples]
-    towards = (1 if better else -1) * sign_of(metric)
-    seeds = [len(sample) for sample in samples]
-    return Comparison(metric, towards, seeds, means, estimate(samples), estimate([means]), left_out)
+    return Comparison(metric, (1 if better else -1) * sign_of(metric), samples, estimate(samples), left_out)
 
 
 def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) -> tuple[pd.Series, list[str]]:
@@ -336,9 +319,8 @@ def _p(value: float) -> str:
 
 
 def _seeds(counts: Sequence[int]) -> str:
-    fewest, most = min(counts), max(counts)
-    text = f"{fewest} seeds" if fewest == most else f"{fewest} to {most} seeds"
-    return f"only {text}" if fewest < FEW_SEEDS else text
+    text = between(counts, "seed")
+    return f"only {text}" if min(counts) < FEW_SEEDS else text
 
 
 def _minus(a: Columns, b: Columns) -> Terms:

@@ -205,18 +205,14 @@ def readout(
     rows, val = used.rows("pool"), used.rows("val")
     labels = max(1, min(labels_per_class * len(used.class_names), len(rows) // 2))
     backbone = load_backbone(config)
-    sizes = image_sizes or _sizes(config.image_size, backbone.patch_size)
+    patch = backbone.patch_size  # sizes are whole patches
+    sizes = image_sizes or [max(1, round(share * config.image_size / patch)) * patch for share in SIZES]
     # The size of the runs is always among them: what is said about the runs is read from the table.
     table = readout_table(used, config, sorted({*sizes, config.image_size}), labels=labels, draws=draws)
     key = (backbone.depth, config.pooling)
     features = features_by_depth(backbone, used, np.concatenate([rows, val]))[key]
     x = _standardised(features, len(rows))
     return Readout(used, config, int(table["depth"].max()), table, labels, draws, x[: len(rows)], x[len(rows) :])
-
-
-def _sizes(size: int, patch: int) -> list[int]:
-    """Image sizes to compare, whole patches: less than a backbone's own, its own, and more."""
-    return sorted({max(1, round(share * size / patch)) * patch for share in SIZES})
 
 
 def _standardised(features: np.ndarray, train: int) -> np.ndarray:

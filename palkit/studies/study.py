@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -156,15 +157,11 @@ def show(draw: Callable[[pd.DataFrame], Figure], table: pd.DataFrame, path: Path
 
 def _file_names(stem: str, parts: Sequence[str]) -> dict[str, str]:
     """A file name for each part: what it is called, with a checksum where that is long or another part's too."""
+    room = len(stem) + FILE_MAX
     slugs = {part: re.sub(r"[^\w.]+", "-", f"{stem} {part}".strip()) for part in parts}
-    unique = {part: slug for part, slug in slugs.items() if len(slug) <= len(stem) + FILE_MAX}
-    taken = list(unique.values())
-    return {
-        part: slug
-        if taken.count(slug) == 1
-        else f"{slug[: len(stem) + FILE_MAX]}-{digest_of(part.encode()).hexdigest()[:8]}"
-        for part, slug in slugs.items()
-    }
+    marked = {part: f"{slug[:room]}-{digest_of(part.encode()).hexdigest()[:8]}" for part, slug in slugs.items()}
+    alike = Counter(slugs.values())
+    return {part: slug if len(slug) <= room and alike[slug] == 1 else marked[part] for part, slug in slugs.items()}
 
 
 def pools_of(datasets: Sequence[str]) -> list[ImagePool]:
@@ -211,16 +208,11 @@ def show_each(subjects: Sequence[Subject], make: Callable[[Subject], object]) ->
 
 def overview(rounds: pd.DataFrame) -> pd.DataFrame:
     """Numbers of runs, configurations, seeds and labels in a sweep, for every data set and backbone."""
-    groups = rounds.assign(configurations=rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)).groupby(
-        ["dataset", "backbone"], sort=False
-    )
+    configurations = rounds[["adapter", "strategy", "balance"]].apply(tuple, axis=1)
+    groups = rounds.assign(configurations=configurations).groupby(["dataset", "backbone"], sort=False)
     table = groups[["run", "configurations", "seed"]].nunique()
-    labels = groups["labels"].agg(lambda labels: f"{labels.min()} to {labels.max()}")
-    return (
-        table.assign(labels=labels)
-        .reset_index()
-        .rename(columns={"dataset": "data set", "run": "runs", "seed": "seeds"})
-    )
+    table["labels"] = groups["labels"].agg(lambda labels: f"{labels.min()} to {labels.max()}")
+    return table.reset_index().rename(columns={"dataset": "data set", "run": "runs", "seed": "seeds"})
 
 
 def compare(rounds: pd.DataFrame, column: str, reference: str) -> pd.DataFrame | None:
@@ -395,14 +387,14 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
         stamp = target.with_suffix(".json")
         # With the executed copy's own checksum: a damaged one is executed again.
         files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
-        state = _state(files, {**values, "styles": styles})
-        if stamp.exists() and stamp.read_text(errors="replace") == state:
+        settings = {**values, "styles": styles}
+        if stamp.exists() and stamp.read_text(errors="replace") == _state(files, settings):
             yield Executed(target)
             continue
         # Own images may be named as seen from here.
         executed = _execute(source, target, values, console, folder=Path.cwd(), warm=True)
         if executed.error is None:
-            write_text(stamp, state)
+            write_text(stamp, _state(files, settings))
         yield executed
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 from plots_helpers import CLASSES, depth_table, line_of, names
 
 from palkit.errors import ConfigError
@@ -19,13 +18,13 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 def test_image_grid_shows_every_kind_of_image() -> None:
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    images = [grey, np.full((5, 5, 3), 7, np.uint8), Image.fromarray(grey), Image.new("RGBA", (2, 2), "red")]
+    images = [grey, np.full((5, 5, 3), 7, np.uint8), grey.T, np.full((2, 2, 3), [255, 0, 0], np.uint8)]
     figure = plots.image_grid(images, ["a", "b", "c", "a title too long for its image"], columns=3)
     (axes,) = figure.axes
     shown = [image.get_array() for image in axes.images]
     assert len(shown) == 4
     np.testing.assert_array_equal(shown[0], grey)
-    np.testing.assert_array_equal(shown[2], grey)
+    np.testing.assert_array_equal(shown[2], grey.T)
     np.testing.assert_array_equal(shown[3][0, 0], [255, 0, 0])
     assert axes.images[0].get_clim() == (0, 255)
     assert names(axes.texts)[:3] == ["a", "b", "c"]
@@ -46,21 +45,6 @@ def test_image_grid_keeps_shapes_and_overlaps_nothing() -> None:
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
     assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
     assert [image.y0 < text.y0 for image, text in zip(images, texts, strict=True)] == [True] * 5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([],), "got 0 images"),
-        (([np.zeros((2, 2), np.uint8)], None, 0), "0 columns"),
-        (([np.zeros((2, 2), np.uint8)], ["a", "b"]), "2 titles for 1 images"),
-        (([np.zeros((2, 2))],), "image 0 of the grid is float64"),
-        (([np.zeros((2, 2, 4), np.uint8)],), r"shape \(2, 2, 4\)"),
-    ],
-)
-def test_image_grid_rejects(arguments: tuple, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plots.image_grid(*arguments)
 
 
 def test_class_counts_by_split() -> None:
@@ -106,29 +90,12 @@ def test_depth_curves_reject_repeated_rows() -> None:
         plots.depth_curves(twice)
 
 
-def test_projection_shows_classes_and_numbers_picks() -> None:
+def test_projection_shows_classes() -> None:
     points = np.arange(12.0).reshape(6, 2)
-    figure = plots.projection(points, [0, 1, 2, 0, 1, 2], CLASSES, picks=[4, 0])
+    figure = plots.projection(points, [0, 1, 2, 0, 1, 2], CLASSES)
     (axes,) = figure.axes
     np.testing.assert_array_equal(line_of(axes, "ankle_boot").get_xydata(), points[[1, 4]])
-    assert [text.get_text() for text in axes.texts] == ["1", "2"]
-    np.testing.assert_array_equal([text.xy for text in axes.texts], points[[4, 0]])
     assert names(figure.legends[0].get_texts()) == CLASSES
-    assert not plots.projection(points, [0] * 6, CLASSES).axes[0].texts
-
-
-@pytest.mark.parametrize(
-    ("points", "labels", "picks", "message"),
-    [
-        (np.zeros((3, 3)), [0, 0, 0], None, r"got shapes \(3, 3\)"),
-        (np.zeros((3, 2)), [0, 0], None, r"and \(2,\)"),
-        (np.zeros((3, 2)), [0, 0, 3], None, r"labels must lie in 0\.\.2, got 0\.\.3"),
-        (np.zeros((3, 2)), [0, 0, 0], [-1], r"picks must lie in 0\.\.2"),
-    ],
-)
-def test_projection_rejects(points: np.ndarray, labels: list, picks: list | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        plots.projection(points, labels, CLASSES, picks)
 
 
 def test_confusion_shades_shares_and_prints_counts() -> None:
@@ -186,10 +153,6 @@ def test_pick_maps_and_strips_show_every_strategy() -> None:
     strips = plots.pick_strips(images, {name: ["a", "b", "c"] for name in images})
     assert len(strips.axes) == 6
     assert strips.axes[3].get_ylabel() == "BADGE"
-    with pytest.raises(ConfigError, match="same number"):
-        plots.pick_strips({**images, "margin": images["random"][:2]}, {name: ["a"] * 3 for name in names})
-    with pytest.raises(ConfigError, match=r"\(N, 2\)"):
-        plots.pick_maps(np.zeros((4, 3)), [], picks)
 
 
 def test_selection_times_draws_what_was_measured() -> None:

@@ -19,7 +19,6 @@ from palkit.studies.statistics import (
     area_under_curve,
     curves,
     estimate,
-    iqm_areas,
     iqm_curves,
     label_saving,
     mean_interval,
@@ -215,6 +214,6 @@ def test_stalled_runs_are_named() -> None:
 @pytest.mark.parametrize("by", [(), "strategy"])
 def test_grouping_needs_a_list_of_columns(by: Sequence[str]) -> None:
     rounds = table(run([0.1, 0.2, 0.3]))
-    for aggregate in (summarise, iqm_areas, iqm_curves, *([area_table] if by else [])):  # areas may be of no group
+    for aggregate in (summarise, iqm_curves, *([area_table] if by else [])):  # areas may be of no group
         with pytest.raises(ConfigError, match="must list one or more columns"):
             aggregate(rounds, by=by)

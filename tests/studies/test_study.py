@@ -20,7 +20,7 @@ from palkit.experiments.dispatch import DispatchConfig, run_sweep
 from palkit.experiments.results import parts, read_results, write_results
 from palkit.experiments.sweep import Sweep, load_sweep
 from palkit.storage.files import REPOSITORY
-from palkit.studies import plots
+from palkit.studies import plots, study
 from palkit.studies.statistics import against, area_under_curve, selection_overlap
 from palkit.studies.study import (
     areas,
@@ -242,6 +242,37 @@ def test_conclusions_are_beside_their_sweep(tmp_path: Path) -> None:
     assert conclusion(profile).data == f"Written about the committed reference:\n\n{conclusion('default').data}"
     with pytest.raises(ConfigError, match="unknown sweep 'no such sweep'"):
         conclusion("no such sweep")
+
+
+def test_notebooks_are_executed_once_and_again_when_something_changes(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = Console(quiet=True)
+    file = tmp_path / "own.yaml"
+    file.write_text(json.dumps({"base": {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 1}}))
+    run_sweep(load_sweep(str(file)), DispatchConfig(jobs=1, notebooks=False), console=quiet)
+    begun = []
+
+    def note(source: Path, target: Path, values: dict[str, Any], console: Console, **options: Any) -> study.Executed:
+        begun.append(target.stem)
+        target.write_text(f"executed {len(begun)} times")  # never the same bytes
+        return study.Executed(target, None)
+
+    monkeypatch.setattr(study, "_execute", note)
+
+    def executed() -> list[str]:
+        begun.clear()
+        done = [one.path.stem for one in study.execute(str(file), device="cpu", console=quiet)]
+        assert done == ["01_data", "02_backbone", "04_study"]
+        return list(begun)
+
+    assert executed() == ["01_data", "02_backbone", "04_study"]
+    assert executed() == []
+    (load_sweep(str(file)).studies / "02_backbone.ipynb").write_text("damaged")
+    assert executed() == ["02_backbone"]
+    file.with_suffix(".md").write_text("A conclusion.")
+    assert executed() == ["01_data", "02_backbone", "04_study"]
+    assert executed() == []
 
 
 @pytest.mark.campaign

@@ -13,7 +13,7 @@ from palkit.errors import ConfigError
 from palkit.models.metrics import ECE_BINS, calibration_error
 from palkit.studies.plots import style
 from palkit.studies.statistics import curves
-from palkit.studies.statistics.tables import check_table
+from palkit.studies.statistics.tables import between, check_table
 
 ACCURACY_COLOUR, GAP_COLOUR = style.CLASS_COLOURS[1], style.SERIES_COLOURS[1]
 VARIANT_COLOURS = (*style.SERIES_COLOURS, *style.OTHER_COLOURS[1:6])
@@ -126,7 +126,7 @@ def calibration_curves(rounds: pd.DataFrame, metric: str = "ece", by: str = "var
             colour, marker = styles[variant]
             handles[variant] = style.curve(axes, line, color=colour, marker=marker, label=str(variant))
         names = f"{style.title_of(str(adapter))}\n{style.title_of(str(strategy))}"
-        axes.set_title(f"{names} ({style.seeds_of(lines['n_seeds'])})")
+        axes.set_title(f"{names} ({between(lines['n_seeds'], 'seed')})")
         style.label_axes(axes, number, metric)
         style.ticks_at(axes, lines["labels"])
     note = style.interval_note("bands", table["low"], "of the mean over seeds")

@@ -9,7 +9,7 @@ from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES
 from palkit.studies.plots import style
 from palkit.studies.statistics import Ranking
-from palkit.studies.statistics.tables import check_runs, check_table
+from palkit.studies.statistics.tables import check_runs, check_table, counted
 
 BLOCK_NAMES = {"seed": "pairs of setting and seed", "setting": "settings", "dataset": "data sets"}
 
@@ -98,7 +98,7 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
         for name, line in rows.groupby("class"):
             mean = line.groupby("labels")["recall"].mean()
             (handles[name],) = axes.plot(mean.index, mean, markersize=3, linewidth=1, label=str(name), **looks[name])
-        axes.set_title(f"{style.title_of(str(panel))} ({style.seeds_of(pd.Series(rows['seed'].nunique()))})")
+        axes.set_title(f"{style.title_of(str(panel))} ({counted(rows['seed'].nunique(), 'seed')})")
         style.label_axes(axes, number, "recall")
         axes.set_ylim(-0.03, 1.03)
         style.ticks_at(axes, rows["labels"])

@@ -89,11 +89,9 @@ def cost_quality(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
     check_table(table, ["adapter", "blocks", "rank", *COSTS, "mean", "low", "high"], "table of adapters")
     # Two colours share a marker.
     twice = np.repeat(style.OTHER_MARKERS, 2).tolist()
-    pairs = zip(cycle(style.CLASS_COLOURS), cycle(twice), strict=False)
-    names = dict.fromkeys(table["adapter"])
+    names = zip(dict.fromkeys(table["adapter"]), cycle(style.CLASS_COLOURS), cycle(twice), strict=False)
     looks: dict[str, dict[str, Any]] = {
-        name: {"color": colour, "marker": marker, "markersize": 5}
-        for name, (colour, marker) in zip(names, pairs, strict=False)
+        name: {"color": colour, "marker": marker, "markersize": 5} for name, colour, marker in names
     }
     figure, panels = style.side_by_side(2, 3.4)
     for axes, (cost, label) in zip(panels, COSTS.items(), strict=True):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from palkit.labelling.extrapolation import Forecast
 from palkit.studies.plots import style
-from palkit.studies.statistics.tables import check_table
+from palkit.studies.statistics.tables import between, check_table
 
 ACCURACY, GUESS = style.SERIES_COLOURS[:2]
 SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
@@ -63,10 +63,8 @@ def _draw_accuracy(axes: Axes, measured: pd.DataFrame) -> None:
     low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
     # A share that is no whole number of images may leave its interval by rounding.
     bars = np.maximum([accuracy - low, high - accuracy], 0)
-    fewest, most = images.min(), images.max()
-    on = f"{most}" if fewest == most else f"{fewest} to {most}"
     axes.errorbar(measured["labels"], accuracy, yerr=bars, color=ACCURACY, marker="o", elinewidth=0.8, capsize=2,
-                  label=f"accuracy on {on} held-out image{'s' if most > 1 else ''}")  # fmt: skip
+                  label=f"accuracy on {between(images, 'held-out image')}")  # fmt: skip
 
 
 def _draw_forecast(axes: Axes, forecast: Forecast, measured: pd.DataFrame) -> None:

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from palkit.errors import ConfigError
 from palkit.studies.plots import style
@@ -22,26 +21,16 @@ TITLE = 30  # letters of an image's title: what three lines hold where eight ima
 
 
 @style.styled
-def image_grid(
-    images: Sequence[NDArray | Image.Image], titles: Sequence[str] | None = None, columns: int = 8
-) -> Figure:
+def image_grid(images: Sequence[NDArray], titles: Sequence[str] | None = None, columns: int = 8) -> Figure:
     """Images in rows, each with its title.
 
     Args:
-        images: uint8 arrays (H, W) or (H, W, 3), or PIL images; sizes may differ.
+        images: one or more uint8 arrays (H, W) or (H, W, 3); sizes may differ.
         titles: one per image; long ones are wrapped.
         columns: images per row.
-
-    Raises:
-        ConfigError: no images, another array type or shape, columns < 1, or titles that do not match.
     """
-    if not len(images) or columns < 1 or len(titles or images) != len(images):
-        titled = f"{len(titles)} titles for " if titles else ""
-        given = f"{titled}{len(images)} images in {columns} columns"
-        raise ConfigError(f"an image grid needs images, a title for each or none, and columns; got {given}.")
-    arrays = [_pixels(image, number) for number, image in enumerate(images)]
-    columns = min(columns, len(arrays))
-    rows = ceil(len(arrays) / columns)
+    columns = min(columns, len(images))
+    rows = ceil(len(images) / columns)
     # 8 columns fill the width of a page; fewer keep the size of an image instead of blowing it up.
     cell = min(style.WIDTH / columns, 1.1)
     wrapped = [_wrapped(title, cell) for title in style.shown_names(titles or [], TITLE)]
@@ -51,12 +40,12 @@ def image_grid(
     width, height = figure.get_size_inches()
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
     axes.set_axis_off()
-    for number, array in enumerate(arrays):
+    for number, image in enumerate(images):
         row, column = divmod(number, columns)
         x, y = cell * (column + 0.5), height - (row + 1) * height / rows + cell / 2  # the middle
-        high, wide = (np.array(array.shape[:2]) / max(array.shape[:2]) * (cell - GAP)).tolist()
+        high, wide = (np.array(image.shape[:2]) / max(image.shape[:2]) * (cell - GAP)).tolist()
         extent = (x - wide / 2, x + wide / 2, y - high / 2, y + high / 2)
-        axes.imshow(array, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent, aspect="auto")
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent, aspect="auto")
         if wrapped:
             axes.text(x, y + high / 2 + GAP, wrapped[number], fontsize=7, ha="center", va="bottom")
     return figure
@@ -66,18 +55,6 @@ def _wrapped(title: str, width: float) -> str:
     """A title in lines of so many inches, three at most."""
     letters = int(width * 17 * len(title) / max(1, style.columns_of(title)))
     return textwrap.fill(title, max(letters, 6), max_lines=3, placeholder="…")
-
-
-def _pixels(image: NDArray | Image.Image, number: int) -> NDArray:
-    if isinstance(image, Image.Image):
-        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise ConfigError(
-            f"image {number} of the grid is {array.dtype} of shape {array.shape}; "
-            "give uint8 of shape (H, W) or (H, W, 3)."
-        )
-    return array
 
 
 @style.styled
@@ -149,50 +126,24 @@ def depth_curves(table: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def projection(
-    points_2d: ArrayLike, labels: ArrayLike, class_names: Sequence[str], picks: ArrayLike | None = None
-) -> Figure:
-    """Scatter of a pool projected to a plane, coloured by class, the picks numbered in order from 1.
+def projection(points_2d: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> Figure:
+    """Scatter of a pool projected to a plane, coloured by class.
 
     Args:
         points_2d: (N, 2) positions.
         labels: (N,) class indices.
         class_names: (C,) names.
-        picks: pool positions in order of purchase.
-
-    Raises:
-        ConfigError: shapes do not match, or a label or a pick is out of range.
     """
     points, classes = np.asarray(points_2d, dtype=float), np.asarray(labels)
-    chosen = np.asarray([] if picks is None else picks, dtype=int)
-    if points.ndim != 2 or points.shape[1] != 2 or classes.shape != points.shape[:1]:
-        raise ConfigError(
-            f"a projection needs (N, 2) points and (N,) labels, got shapes {points.shape} and {classes.shape}."
-        )
-    for what, values, limit in (("labels", classes, len(class_names)), ("picks", chosen, len(points))):
-        if values.size and (values.min() < 0 or values.max() >= limit):
-            raise ConfigError(f"{what} must lie in 0..{limit - 1}, got {values.min()}..{values.max()} in a projection.")
     beside = ceil(len(class_names) / 20)  # columns of a legend on the right, where two are the most
     figure, axes = style.one_panel(min(3.8 + (1.4 + style.excess(class_names)) * min(beside, 2), style.WIDTH), 3.8)
-    # Picks must stand out from the pool.
-    look: dict[str, Any] = {
-        "markersize": 3,
-        "markeredgewidth": 0,
-        "linestyle": "",
-        "alpha": 0.5 if chosen.size else 0.8,
-    }
+    look: dict[str, Any] = {"markersize": 3, "markeredgewidth": 0, "linestyle": "", "alpha": 0.8}
     handles = []
     for number, name in enumerate(class_names):
         here = points[classes == number]
         turn, colour = divmod(number, len(style.CLASS_COLOURS))
         marker = style.CLASS_MARKERS[turn % len(style.CLASS_MARKERS)]
         handles += axes.plot(*here.T, color=style.CLASS_COLOURS[colour], marker=marker, label=str(name), **look)
-    for order, pick in enumerate(chosen, start=1):
-        x, y = points[pick]
-        # A later pick covers an earlier one with its number, so that at least one of them can be read.
-        layer = 3 + order
-        axes.plot(x, y, "o", ms=8.5, mfc="white", mec=style.INK, mew=0.7, zorder=layer)
-        axes.annotate(str(order), (x, y), ha="center", va="center_baseline", fontsize=5.5, zorder=layer)
     axes.set(xticks=[], yticks=[])
     looks = len(style.CLASS_COLOURS) * len(style.CLASS_MARKERS)
     alike = f"; {len(class_names)} classes share {looks} looks" if len(class_names) > looks else ""

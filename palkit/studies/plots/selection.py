@@ -10,7 +10,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from palkit.errors import ConfigError
 from palkit.studies.plots import style
 from palkit.studies.statistics.tables import check_table
 
@@ -27,14 +26,9 @@ def pick_maps(points_2d: ArrayLike, labelled: ArrayLike, picks: Mapping[str, Arr
     Args:
         points_2d: (N, 2) positions.
         labelled: (L,) pool positions labelled before.
-        picks: strategy -> (B,) pool positions in order.
-
-    Raises:
-        ConfigError: no picks, or points that are not (N, 2).
+        picks: of one or more strategies, (B,) pool positions in order.
     """
     points, known = np.asarray(points_2d, dtype=float), np.asarray(labelled, dtype=int)
-    if not picks or points.ndim != 2 or points.shape[1] != 2:
-        raise ConfigError(f"pick maps need picks and (N, 2) points, got {len(picks)} and shape {points.shape}.")
     figure, panels = style.side_by_side(len(picks), 1.3, PANELS_PER_ROW, sharey=False)
     for axes, (name, positions) in zip(panels, picks.items(), strict=True):
         chosen = points[np.asarray(positions, dtype=int)]
@@ -56,16 +50,10 @@ def pick_strips(images: Mapping[str, Sequence[NDArray]], titles: Mapping[str, Se
     """A row of picked images per strategy, in order of picking from the left.
 
     Args:
-        images: strategy -> uint8 images (H, W) or (H, W, 3), the same number for each.
+        images: of one or more strategies, uint8 images (H, W) or (H, W, 3), the same number for each.
         titles: strategy -> one short title per image.
-
-    Raises:
-        ConfigError: no images, or rows of different lengths.
     """
-    lengths = {len(row) for row in images.values()}
-    if len(lengths) != 1 or {len(titles[name]) for name in images} != lengths:
-        raise ConfigError("pick strips need the same number of images and titles for every strategy, at least one.")
-    columns = lengths.pop()
+    columns = len(next(iter(images.values())))
     tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.01, hspace=0.01)
     figure = style.PlainFigure(figsize=(style.WIDTH, 0.62 * len(images)), layout=tight)
     panels = figure.subplots(len(images), columns, squeeze=False)

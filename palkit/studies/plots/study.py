@@ -13,7 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from palkit.errors import ConfigError
 from palkit.studies.plots import style
 from palkit.studies.statistics import curves, iqm_curves, sign_of
-from palkit.studies.statistics.tables import check_table, interval_texts
+from palkit.studies.statistics.tables import between, check_table, interval_texts
 
 MOST_SAVED = 10  # what a figure of savings shows; intervals go beyond its edges
 
@@ -75,7 +75,7 @@ def _curve_panels(
             dashes = "--" if strategy == "random" else "-"
             look = {"color": colour, "marker": marker, "linestyle": dashes, "label": style.title_of(str(strategy))}
             handles[str(strategy)] = style.curve(axes, line, value, axis, **look)
-        count = style.seeds_of(lines["n_seeds"])
+        count = between(lines["n_seeds"], "seed")
         if value == "iqm" and lines["n_tasks"].max() > 1:
             count += f", {lines['n_tasks'].max()} data sets"
         fits = len(name) + len(count) <= room

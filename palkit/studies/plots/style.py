@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from io import BytesIO
 from math import ceil
 from os.path import commonprefix
 from pathlib import Path
@@ -183,8 +182,6 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
     Returns:
         The paths of the PNG and the SVG.
     """
-    folder, name = Path(path).parent, Path(path).name
-    folder.mkdir(parents=True, exist_ok=True)
     known = {**metadata, **(run_digest(metadata["runs"]) if "runs" in metadata else {})}
     text = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in known.items()}
     described = json.dumps(text, sort_keys=True)
@@ -192,12 +189,9 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
     formats = {"png": text, "svg": {"Date": None, "Description": described}}
     paths = []
     for suffix, chunks in formats.items():
-        buffer = BytesIO()
-        with rc_context(STYLE):
-            figure.savefig(buffer, format=suffix, metadata=chunks)
-        paths.append(folder / f"{name}.{suffix}")
-        with atomic_path(paths[-1]) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        paths.append(Path(path).with_name(f"{Path(path).name}.{suffix}"))
+        with rc_context(STYLE), atomic_path(paths[-1]) as temporary:
+            figure.savefig(temporary, format=suffix, metadata=chunks)
     return paths[0], paths[1]
 
 
@@ -344,14 +338,6 @@ def filling(adapter: str, colour: str) -> str:
     return "white" if adapter == "linear_probe" else colour
 
 
-def seeds_of(counts: pd.Series) -> str:
-    """Number of seeds that the curves of a figure are means of, in words."""
-    low, high = counts.min(), counts.max()
-    if low < high:
-        return f"{low} to {high} seeds"
-    return f"{high} seeds" if high > 1 else "1 seed"
-
-
 def interval_note(look: str, low: pd.Series, of: str) -> str:
     """Note on what the intervals of a figure speak of.
 
@@ -444,10 +430,10 @@ def excess(names: Iterable[object], usual: int = 12, longest: int = LONGEST) -> 
     return LETTER * max([0, *(columns_of(name) - usual for name in shown_names(names, longest))])
 
 
+@styled
 def entitle(figure: Figure, title: str) -> None:
     """Write a line above all panels."""
-    with rc_context(STYLE):
-        figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
+    figure.suptitle(shown_names([title], int(figure.get_figwidth() / (1.2 * LETTER)))[0], fontsize=8)
 
 
 def random_first(name: str) -> tuple[bool, str]:

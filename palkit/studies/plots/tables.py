@@ -1,11 +1,10 @@
 """Tables for a page: numbers in, text in CSV and LaTeX out."""
 
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from palkit.storage.files import atomic_path
+from palkit.storage.files import write_text
 from palkit.studies.plots.style import METRIC_LABELS, configuration_names, is_share, one_line
 from palkit.studies.statistics.tables import check_table, interval_texts
 
@@ -44,10 +43,8 @@ def wide_areas(areas: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return cells.rename_axis(index=f"configuration: {what}"), clear.eq(True)
 
 
-def table_files(
-    table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None, digits: int = 3
-) -> tuple[Path, Path]:
-    """Write a table as CSV (all digits) and as LaTeX with booktabs rules, special characters escaped.
+def table_files(table: pd.DataFrame, path: Path | str, bold: pd.DataFrame | None = None) -> tuple[Path, Path]:
+    """Write a table as CSV (all digits) and as LaTeX (three decimals, booktabs rules, special characters escaped).
 
     If `table.attrs["caption"]` says what the numbers are, that is the caption in LaTeX.
 
@@ -57,34 +54,29 @@ def table_files(
         table: what to write.
         path: where, without suffix; the folder is created.
         bold: (rows, columns) of the table, which cells LaTeX prints in bold; None for none.
-        digits: decimals of floats in LaTeX.
 
     Returns:
         The paths of the CSV and the LaTeX file.
     """
     counted = isinstance(table.index, pd.RangeIndex)
-    cell = partial(_latex, digits=digits)
-    look = table.style.format(cell, na_rep="--", escape="latex")
-    look = look.format_index(cell, escape="latex", axis=0).format_index(cell, escape="latex", axis=1)
+    look = table.style.format(_latex, na_rep="--", escape="latex")
+    look = look.format_index(_latex, escape="latex", axis=0).format_index(_latex, escape="latex", axis=1)
     look = look.hide(axis="index") if counted else look
     # One row of headings: the names of index and columns would take a second.
     look = look.hide(names=True, axis="index").hide(names=True, axis="columns")
     if bold is not None:
         look = look.apply(lambda _: bold.map(lambda marked: "textbf:--rwrap;" if marked else ""), axis=None)
     caption = table.attrs.get("caption", "").translate(SIGNS) or None
-    texts = {"csv": table.to_csv(index=not counted), "tex": look.to_latex(hrules=True, caption=caption)}
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(Path(path).with_name(f"{Path(path).name}.{suffix}"))
-        with atomic_path(paths[-1]) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return paths[0], paths[1]
+    csv, tex = (Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("csv", "tex"))
+    write_text(csv, table.to_csv(index=not counted))
+    write_text(tex, look.to_latex(hrules=True, caption=caption))
+    return csv, tex
 
 
-def _latex(value: object, digits: int) -> str:
+def _latex(value: object) -> str:
     r"""A cell in LaTeX, pandas' escapes made complete: no ligatures of <, > and |, no option of a rule or of \\."""
     if isinstance(value, float):
-        return f"{value:.{digits}f}"
+        return f"{value:.3f}"
     text = one_line(str(value))
     for sign, name in LATEX.items():
         text = text.replace(sign, name)

@@ -12,7 +12,7 @@ Functions that group rows expect one run per seed in each group: averaging over 
 differ in something the table does not show, would be a number about nothing. They say so and name the runs.
 """
 
-from palkit.studies.statistics.aggregate import area_table, iqm, iqm_areas, iqm_curves, iqm_interval
+from palkit.studies.statistics.aggregate import area_table, iqm, iqm_curves, iqm_interval
 from palkit.studies.statistics.costs import area_costs, pareto_front
 from palkit.studies.statistics.crossing import Crossing, crossing, crossings
 from palkit.studies.statistics.intervals import (
@@ -33,6 +33,6 @@ from palkit.studies.statistics.tables import GROUP, REFERENCE, SETTING, TIE, sig
 __all__ = [
     "GROUP", "REFERENCE", "SETTING", "TIE", "Crossing", "Estimate", "Ranking", "against", "area_costs", "area_table",
     "area_under_curve", "block_areas", "crossing", "crossings", "curves", "estimate", "gains", "holm", "iqm",
-    "iqm_areas", "iqm_curves", "iqm_interval", "label_saving", "mean_interval", "paired_difference", "pareto_front",
+    "iqm_curves", "iqm_interval", "label_saving", "mean_interval", "paired_difference", "pareto_front",
     "penalty_matrix", "rank_strategies", "selection_overlap", "sign_of", "summarise",
 ]  # fmt: skip

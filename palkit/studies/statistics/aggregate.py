@@ -9,7 +9,7 @@ Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistic
 stratified bootstrap is too narrow with few seeds, so intervals are Yuen's.
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -92,34 +92,22 @@ def iqm_curves(
     """
     if axis not in AXES:
         raise ConfigError(f"the axis of a curve is one of {', '.join(AXES)}, got {axis!r}.")
+    tables.validate(rounds, by if isinstance(by, str) or not by else [*by, "dataset"], metric)
     parts = []
-    for key, curves in _data_sets_of(rounds, metric, by):
+    for key, rows in tables.rows_by(rounds, by):
+        tasks = list(tables.rows_by(rows, ["dataset"]))
+        curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in tasks]
+        if len({table.shape[1] for table in curves}) > 1:
+            counts = [
+                f"{tables.name_of(task)}: {table.shape[1]}" for (task, _), table in zip(tasks, curves, strict=True)
+            ]
+            raise ConfigError(
+                f"{tables.name_of(key)}: tasks differ in their number of seeds ({tables.some(counts)}). Run the "
+                "missing seeds, drop the others, or compare within each task."
+            )
         points = _common_points(curves, axis, tables.name_of(key))
         scores = np.stack([table.to_numpy(float).T for table in curves], axis=1)
         parts.append(_aggregated({**key, axis: points}, scores))
-    return pd.concat(parts, ignore_index=True)
-
-
-def iqm_areas(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP) -> pd.DataFrame:
-    """Interquartile mean of the area under the budget curve over seeds and tasks, with a 95 % interval.
-
-    Tasks may have different label counts, since an area is divided by its range of labels.
-
-    Args:
-        rounds: the table of rounds.
-        metric: column to aggregate.
-        by: columns that tell groups apart.
-
-    Returns:
-        One row per group: `by`, `metric` (its name), `iqm`, `low`, `high`, `n_seeds` (of each task), `n_tasks`.
-
-    Raises:
-        ConfigError: the table cannot be used, or the tasks of a group differ in their number of seeds.
-    """
-    parts = []
-    for key, curves in _data_sets_of(rounds, metric, by):
-        scores = np.stack([areas_of(table) for table in curves], axis=1)[:, :, None]
-        parts.append(_aggregated({**key, "metric": metric}, scores))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -161,25 +149,6 @@ def area_table(
             table.loc[order[0], "clear"] = bool(mean_interval(difference)[0] > tables.TIE)
     measures = [f"{value}{end}" for value in ("mean", "iqm") for end in ("", "_low", "_high")]
     return table[["dataset", *by, "metric", "n_seeds", *measures, "best", "clear"]]
-
-
-def _data_sets_of(
-    rounds: pd.DataFrame, metric: str, by: Sequence[str]
-) -> Iterator[tuple[dict[str, Hashable], list[pd.DataFrame]]]:
-    """Each group's column values, and its curves by seed on each task, of which all must have as many seeds."""
-    tables.validate(rounds, by if isinstance(by, str) or not by else [*by, "dataset"], metric)
-    for key, rows in tables.rows_by(rounds, by):
-        parts = list(tables.rows_by(rows, ["dataset"]))
-        curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in parts]
-        if len({table.shape[1] for table in curves}) > 1:
-            counts = [
-                f"{tables.name_of(task)}: {len(curve.columns)}" for (task, _), curve in zip(parts, curves, strict=True)
-            ]
-            raise ConfigError(
-                f"{tables.name_of(key)}: tasks differ in their number of seeds ({tables.some(counts)}). Run the "
-                "missing seeds, drop the others, or compare within each task."
-            )
-        yield key, curves
 
 
 def _common_points(curves: Sequence[pd.DataFrame], axis: str, name: str) -> NDArray:

@@ -1,7 +1,6 @@
 """Configurations two by two: which beats which, by how much, and what they buy in common."""
 
 import warnings
-from collections.abc import Hashable, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -13,13 +12,15 @@ from palkit.errors import ConfigError
 from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import holm, paired_difference
 
+LEVEL = 0.05  # of a test
 
-def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: float = 0.95) -> pd.DataFrame:
+
+def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """Pairwise penalty matrix: entry (i, j) tells in how many settings strategy i beats strategy j.
 
     A setting is one data set, backbone, adapter and balance. At each label count after the first round (the
     first is shared, no strategy has chosen anything yet) i beats j if a two-sided paired t-test over the
-    seeds that both have rejects at `confidence`; that adds 1 / (label counts of the setting) to the entry,
+    seeds that both have rejects at 5 %; that adds 1 / (label counts of the setting) to the entry,
     so an entry lies between 0 and the number of settings. Lower column means are better. The paper has
     n = 5 seeds and p < 0.05, `|t| > 2.776`; with n = 3 seeds the same level needs `|t| > 4.303`, so expect few
     wins. Unlike the paper, every label count enters (there only budgets doubling from the first, and none
@@ -28,12 +29,11 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
     Args:
         rounds: the table of rounds.
         metric: column to compare; for losses such as `nll`, lower is better.
-        confidence: level of the test.
 
     Returns:
         (strategies, strategies), named by strategy, 0 on the diagonal, NaN for a pair that shares two seeds
-        in no setting. `attrs` holds `settings` (their number), `n_seeds` (fewest that any test had, 0 if
-        none was made), `confidence` and `metric`.
+        in no setting. `attrs` holds `settings` (their number) and `n_seeds` (fewest that any test had, 0 if
+        none was made).
 
     Raises:
         ConfigError: the table cannot be used; the message names columns or runs.
@@ -58,12 +58,11 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy", confidence: f
             labels = curves[i].index.intersection(curves[j].index).intersection(chosen)
             better = tables.sign_of(metric) * (curves[i].loc[labels, seeds] - curves[j].loc[labels, seeds])
             at = strategies.index(i), strategies.index(j)
-            for place, count in zip((at, at[::-1]), _significant(better.to_numpy(), confidence), strict=True):
+            for place, count in zip((at, at[::-1]), _significant(better.to_numpy()), strict=True):
                 wins[place] = np.nan_to_num(wins[place]) + count / len(chosen)
             seed_counts.append(len(seeds))
-    few = min(seed_counts, default=0)
     penalties = pd.DataFrame(wins, index=strategies, columns=strategies)
-    penalties.attrs = {"settings": len(settings), "n_seeds": few, "confidence": confidence, "metric": metric}
+    penalties.attrs = {"settings": len(settings), "n_seeds": min(seed_counts, default=0)}
     return penalties
 
 
@@ -95,38 +94,33 @@ def selection_overlap(selections: pd.DataFrame, by: str = "strategy") -> pd.Data
     return pd.concat(shares).groupby(level=0).mean().loc[names, names].rename_axis(index=None, columns=None)
 
 
-def gains(
-    rounds: pd.DataFrame, reference: Mapping[str, Hashable] | None = None, metric: str = "accuracy"
-) -> pd.DataFrame:
-    """The table of rounds with the metric replaced by its difference to the reference run of the same seed.
+def gains(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
+    """The table of rounds with the metric replaced by its difference to the run with random choice of the same seed.
 
-    The reference run has the setting (data set, backbone, adapter, balance) of the row, but for what `reference`
-    says, and the same seed and label count. Differences make data sets of different difficulty comparable. For
-    losses such as `nll`, a negative difference is the better one.
+    That run has the setting (data set, backbone, adapter, balance) and the label count of the row too. Differences make
+    data sets of different difficulty comparable. For losses such as `nll`, a negative difference is the better one.
 
     Args:
         rounds: the table of rounds.
-        reference: column values that pick the reference runs; None is `{"strategy": "random"}`.
         metric: column to compare.
 
     Raises:
-        ConfigError: the table cannot be used, a run has no reference or more than one.
+        ConfigError: the table cannot be used, a run has no random one or more than one.
     """
-    values = {"strategy": "random"} if reference is None else reference
-    tables.validate(rounds, ["strategy", *tables.SETTING, *values], metric)
-    keys = [*(column for column in tables.SETTING if column not in values), "seed", "labels"]
-    base = tables.pick(rounds, values)
+    tables.validate(rounds, ["strategy", *tables.SETTING], metric)
+    keys = [*tables.SETTING, "seed", "labels"]
+    base = tables.pick(rounds, {"strategy": "random"})
     repeated = base[base.duplicated(keys)]
     if len(repeated):
         raise ConfigError(
-            f"{tables.name_of(values)} has several runs of one setting and seed, among them "
-            f"{tables.some(repeated['run'].unique())}; say more about the reference, or filter the table."
+            "strategy=random has several runs of one setting and seed, among them "
+            f"{tables.some(repeated['run'].unique())}; filter the table."
         )
     found = rounds[keys].merge(base[[*keys, metric]], on=keys, how="left", validate="many_to_one")[metric].to_numpy()
     alone = rounds.loc[np.isnan(found), "run"].unique()
     if len(alone):
         raise ConfigError(
-            f"no run with {tables.name_of(values)} has the setting, seed and label counts of {tables.some(alone)}."
+            f"no run with strategy=random has the setting, seed and label counts of {tables.some(alone)}."
         )
     return rounds.assign(**{metric: rounds[metric].to_numpy() - found})
 
@@ -172,11 +166,11 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
     return table.drop(columns=constant).astype({"wins": int, "losses": int, "n_seeds": int})
 
 
-def _significant(differences: NDArray, confidence: float) -> tuple[int, int]:
-    """Rows of (label counts, seeds) whose mean is above, and below, 0 by a two-sided t-test at `confidence`."""
+def _significant(differences: NDArray) -> tuple[int, int]:
+    """Rows of (label counts, seeds) whose mean is above, and below, 0 by a two-sided t-test at 5 %."""
     with warnings.catch_warnings():
         # Equal differences on all seeds have no variance: t is then infinite or, for no difference, NaN.
         warnings.simplefilter("ignore", RuntimeWarning)
         test = stats.ttest_1samp(differences, 0.0, axis=1)
-    rejected = test.pvalue < 1 - confidence
+    rejected = test.pvalue < LEVEL
     return int((rejected & (test.statistic > 0)).sum()), int((rejected & (test.statistic < 0)).sum())

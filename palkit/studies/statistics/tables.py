@@ -1,6 +1,6 @@
 """The table of rounds: what it must hold, and how it becomes curves by configuration and seed."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,12 @@ def some(items: Iterable[str], most: int = 5) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things in words: "1 seed", "2 seeds"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def between(counts: Collection[int], noun: str) -> str:
+    """The range of some counts in words: "1 seed", "2 to 5 seeds"."""
+    fewest, most = min(counts), max(counts)
+    return counted(most, noun) if fewest == most else f"{fewest} to {most} {noun}s"
 
 
 def matching(table: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
