@@ -53,11 +53,12 @@ def _collected(sweep: Sweep, planned: Sequence[Task], complete: Sequence[Task]) 
         why = " ".join(missing_runs(sweep, planned, complete)) or "Its grid has no run."
         raise ConfigError(f"sweep {sweep.name!r} has no complete run yet. {why}")
     configs = [task.config for task in complete if task.config is not None]
+    runs: list[dict[str, Any]] = []
     tables: dict[str, list[pd.DataFrame]] = {}
     for task, config, (usual, varied) in zip(complete, configs, _fields(map(plain, configs)), strict=True):
         columns = {"run": task.directory.run, **{name.removesuffix(".name"): value for name, value in usual.items()}}
         columns["balance"] = config.balance or "none"
-        columns |= ({"variant": task.variant} if task.variant else {}) | varied
+        runs.append(columns | ({"variant": task.variant} if task.variant else {}) | varied)
         rounds, predictions = task.directory.table(), task.directory.predictions(config.rounds)
         labels, classes = rounds["labels"].tolist(), pool_of(config).class_names
         reliability = [
@@ -71,8 +72,8 @@ def _collected(sweep: Sweep, planned: Sequence[Task], complete: Sequence[Task]) 
             "recalls": recalls_of(predictions, labels, classes),
         }
         for name, rows in found.items():
-            tables.setdefault(name, []).append(rows.assign(**columns)[[*columns, *rows.columns]])
-    return {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+            tables.setdefault(name, []).append(rows.assign(run=task.directory.run))
+    return {name: pd.DataFrame(runs).merge(pd.concat(parts), on="run") for name, parts in tables.items()}
 
 
 def _fields(parameters: Iterable[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
