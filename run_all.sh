@@ -95,11 +95,8 @@ check() {
   say "tests and notebook regression"
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
   # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
-  # A worker more than there are CPUs, since kernels, browsers and killed processes are waited for.
-  local workers
-  workers=$(.venv/bin/python -c 'import os; print(min(8, 1 + (os.cpu_count() or 1)))')
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
-    --numprocesses "$workers" --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
+    --numprocesses logical --maxprocesses 8 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 campaign() {
