@@ -235,6 +235,13 @@ SWEEP_TEXTS = [path.read_bytes() for path in sorted((REPOSITORY / "notebooks" / 
 
 
 def fixed_sweeps(world: World) -> dict[str, Case]:
+    many = (
+        "grid: {"
+        + ", ".join(
+            f"training.{name}: [{', '.join(map(str, range(1, 1001)))}]" for name in ("epochs", "views", "patience")
+        )
+        + "}"
+    )
     bad = {
         "empty": b"",
         "list": b"- a\n- b",
@@ -256,6 +263,7 @@ def fixed_sweeps(world: World) -> dict[str, Case]:
         "list as key": b"grid: {[1]: [0]}",
         "nothing to vary": b"grid: {seed: []}",
         "text to vary": b"grid: {seed: abc}",
+        "a billion": many.encode(),
         "two documents": b"grid: {seed: [0]}\n---\ngrid: {seed: [1]}",
         "variant not a mapping": b"variants: {a: [1]}",
         "part twice": b"base: {adapter: lora}\ngrid: {adapter.rank: [1]}",

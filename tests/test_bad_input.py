@@ -228,6 +228,14 @@ def test_yaml_may_have_aliases_and_merged_keys() -> None:
     assert read_yaml("", "x.yaml") is None
 
 
+def test_a_sweep_of_a_billion_runs_is_refused_before_they_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    numbers = [*range(1, 1001)]
+    path.write_text(yaml.safe_dump({"grid": {"seed": numbers, "rounds": numbers, "batch_size": numbers}}))
+    with pytest.raises(ConfigError, match=r"many\.yaml: the grid has 1,000,000,000 runs"):
+        load_sweep(path)
+
+
 def test_a_sweep_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("grid: {dataset: [ä]}".encode("latin-1"))

@@ -51,7 +51,7 @@ def from_hub(name: str) -> ImagePool:
 def _folder(source: str) -> Path:
     """Folder of the exported images: a readable name and a checksum, of the name or of a local folder's files."""
     identity, local = source, Path(source.partition("@")[0])
-    if os.path.isdir(local):
+    if source.partition("@")[0] and os.path.isdir(local):  # without a name it would be the folder that one is in
         files = sorted(path for path in local.rglob("*") if path.is_file())
         stamps = [f"{path}{path.stat().st_size}{path.stat().st_mtime_ns}" for path in files]
         identity = f"{local.resolve()}@{source}{''.join(stamps)}"

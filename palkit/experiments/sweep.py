@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from collections import Counter
@@ -31,6 +32,7 @@ KEYS = {
     "exclude": list[Annotated[dict[str, Any], Field(min_length=1)]],
 }
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
+RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ def load_sweep(name: str | Path) -> Sweep:
                 raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
     for part in (base, *variants.values()):  # figures want to know them too
         load_plugins(checked(f"{path}: plugins", part.get("plugins", ()), tuple[str, ...]))
+    runs = math.prod(map(len, grid.values())) * max(1, len(variants))
+    if runs > RUNS:
+        raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
     return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude))
 
 

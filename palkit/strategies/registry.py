@@ -325,14 +325,11 @@ def _some(rows: Collection[int]) -> str:
 
 
 def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:
-    kind, places = picks.dtype, tuple(picks.shape)
-    faults = {
-        f"must return {size} int64 positions, got {places} {kind}": kind != torch.int64 or places != (size,),
-        "returned a position twice": len(picks.unique()) != picks.numel(),
-        "returned a position that is labelled or outside the pool": not torch.isin(
-            picks, unlabelled, assume_unique=True
-        ).all(),
-    }
-    for fault, found in faults.items():
-        if found:
-            raise PalkitError(f"strategy {name!r} {fault}.")
+    if picks.dtype != torch.int64 or picks.shape != (size,):
+        raise PalkitError(
+            f"strategy {name!r} must return {size} int64 positions, got {tuple(picks.shape)} {picks.dtype}."
+        )
+    if len(picks.unique()) != size:
+        raise PalkitError(f"strategy {name!r} returned a position twice.")
+    if not torch.isin(picks, unlabelled, assume_unique=True).all():
+        raise PalkitError(f"strategy {name!r} returned a position that is labelled or outside the pool.")

@@ -326,7 +326,7 @@ def picks(selections: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_of(folder: Path, rounds: pd.DataFrame | None = None) -> Styler:
-    """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX.
+    """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; of all also as CSV and LaTeX.
 
     Args:
         folder: of the results.
@@ -338,7 +338,8 @@ def claims_of(folder: Path, rounds: pd.DataFrame | None = None) -> Styler:
     claims = judge(read_table(folder / "rounds.parquet") if rounds is None else rounds)[
         ["claim", "evidence", "verdict"]
     ]
-    plots.table_files(claims, folder / "claims")
+    if rounds is None:
+        plots.table_files(claims, folder / "claims")
     look = claims.style.set_uuid("claims").hide(axis="index").format(escape="html")
     return look.set_properties(None, **{"text-align": "left"})
 
@@ -416,12 +417,14 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
         # With the executed copy's own checksum: a damaged one is executed again.
         files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
         settings = {**values, "styles": styles}
+        before = _state(files[:-1], settings)
         if stamp.exists() and stamp.read_text(errors="replace") == _state(files, settings):
             yield Executed(target)
             continue
         # Own images may be named as seen from here.
         executed = _execute(source, target, values, console, folder=Path.cwd(), warm=True)
-        if executed.error is None:
+        # What changed meanwhile, such as results of a sweep that goes on, has not been seen.
+        if executed.error is None and _state(files[:-1], settings) == before:
             write_text(stamp, _state(files, settings))
         yield executed
 

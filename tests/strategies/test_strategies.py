@@ -366,6 +366,17 @@ def test_opposite_infinities_and_huge_sums_are_told_apart() -> None:
     assert len(select("random", pool, labelled, 3, generator())) == 3
 
 
+def test_a_strategy_that_returns_a_mask_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+
+    @registry.strategy("mask")
+    def mask(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
+        return torch.ones(len(scores), dtype=torch.bool)
+
+    with pytest.raises(PalkitError, match=r"must return 3 int64 positions, got \(30,\) torch\.bool"):
+        select("mask", make_pool(30, 4, 3, 0), LabelledSet(torch.tensor([29]), torch.tensor([0])), 3, generator())
+
+
 @pytest.mark.parametrize(
     ("picks", "message"),
     [

@@ -83,5 +83,12 @@ def test_what_is_wrong_is_named() -> None:
         crossings(pd.concat([twice, twice.assign(run=twice["run"] + "b")]), "probe")
     with pytest.raises(ConfigError, match="variant=lora and variant=probe do not pair on eyes"):
         crossings(twice.drop(twice.index[twice["run"] == "eyes lora 3 250"]), "probe")
+    more = table(lora=0.01, full=0.02)
+    longer = more[(more["variant"] == "full") | (more["labels"] < 1500)]
+    assert set(crossings(longer[longer["variant"] != "full"], "probe")["most"]) == {600}
+    with pytest.raises(ConfigError, match="variant=full and variant=probe do not pair on eyes"):
+        crossings(longer, "probe")
+    with pytest.raises(ConfigError, match="no run of eyes has variant=probe"):
+        crossings(more[(more["variant"] != "probe") | (more["dataset"] != "eyes")], "probe")
     with pytest.raises(ConfigError, match="two seeds and two numbers of labels"):
         crossing([10, 20], [[1.0, 2.0]])

@@ -96,6 +96,9 @@ def test_projection_shows_classes() -> None:
     (axes,) = figure.axes
     np.testing.assert_array_equal(line_of(axes, "ankle_boot").get_xydata(), points[[1, 4]])
     assert names(figure.legends[0].get_texts()) == CLASSES
+    for label in (-1, len(CLASSES)):
+        with pytest.raises(ConfigError, match=r"labels of a projection must lie in 0\.\."):
+            plots.projection(points, [0, 1, 2, 0, 1, label], CLASSES)
 
 
 def test_confusion_shades_shares_and_prints_counts() -> None:

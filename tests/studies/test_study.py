@@ -274,6 +274,17 @@ def test_notebooks_are_executed_once_and_again_when_something_changes(
     assert executed() == ["01_data", "02_backbone", "04_study"]
     assert executed() == []
 
+    def meanwhile(*arguments: Any, **options: Any) -> study.Executed:
+        file.with_suffix(".md").write_text(f"Written after {len(begun)} notebooks.")
+        return note(*arguments, **options)
+
+    file.with_suffix(".md").unlink()
+    monkeypatch.setattr(study, "_execute", meanwhile)
+    assert executed() == ["01_data", "02_backbone", "04_study"]
+    monkeypatch.setattr(study, "_execute", note)
+    assert executed() == ["01_data", "02_backbone", "04_study"], "what was written meanwhile is not in them"
+    assert executed() == []
+
 
 @pytest.mark.campaign
 def test_quick_profile_from_nothing_to_report(capsys: pytest.CaptureFixture[str]) -> None:

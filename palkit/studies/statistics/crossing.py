@@ -16,7 +16,8 @@ class Crossing(NamedTuple):
 
     Attributes:
         labels: where the mean line is 0; NaN where the differences do not change with the labels beyond chance.
-        low: end of its 95 % interval, 0 where that is open.
+        low: end of its 95 % interval, 0 where that is open: no crossing is known then, and one configuration may
+            be better at every number that was measured.
         high: likewise, infinite where that is open.
         slope: points of the metric per doubling of the labels, the mean over seeds.
         bend_p: of the test that the lines are not straight, NaN with fewer than three numbers of labels.
@@ -94,8 +95,11 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
     rows = []
     for dataset, table in rounds.groupby("dataset"):
         values = tables.sign_of(metric) * table.pivot(index="labels", columns=[by, "seed"], values=metric)
+        if reference not in values:
+            raise ConfigError(f"no run of {dataset} has {by}={reference}, which the others are compared with.")
         for name in sorted(values.columns.unique(0).drop(reference)):
-            difference = pd.DataFrame(values[name]) - pd.DataFrame(values[reference])
+            pair = values[[name, reference]].dropna(how="all")
+            difference = pd.DataFrame(pair[name]) - pd.DataFrame(pair[reference])
             if difference.isna().to_numpy().any():
                 raise ConfigError(
                     f"{by}={name} and {by}={reference} do not pair on {dataset}: compare runs of the same seeds with "
