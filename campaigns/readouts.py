@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from palkit.data import head, load_dataset, take, usual_size
+from palkit.config import ExperimentConfig
+from palkit.data.pool import without
+from palkit.experiments.setting import pool_of
 from palkit.models.backbones import BackboneConfig
 from palkit.storage.files import atomic_path
 from palkit.studies.readouts import readout_table
@@ -23,11 +25,8 @@ VALIDATION, DRAWS, LABELS_PER_CLASS = 1000, 20, 5
 
 def readouts(name: str, sizes: tuple[int, ...]) -> pd.DataFrame:
     """`readout_table` of a data set, with its name."""
-    pool = load_dataset(name)
-    size = usual_size("auto", len(pool.rows("pool")))
-    pool = pool if size is None else head(pool, size)
-    surplus = np.random.default_rng(0).permutation(pool.rows("val"))[VALIDATION:]
-    pool = take(pool, np.setdiff1d(np.arange(len(pool)), surplus), name)
+    pool = pool_of(ExperimentConfig(dataset=name))  # 1,500 images, or all
+    pool = without(pool, np.random.default_rng(0).permutation(pool.rows("val"))[VALIDATION:])
     labels = LABELS_PER_CLASS * len(pool.class_names)
     table = readout_table(pool, BackboneConfig(), sizes, labels=labels, draws=DRAWS)
     return table.drop(columns="cost").assign(dataset=name)

@@ -3,10 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from palkit.data import published
 from palkit.data.cifar import cifar10, cifar100
@@ -17,7 +14,18 @@ from palkit.data.folders import list_folder
 from palkit.data.hub import PREFIX, from_hub
 from palkit.data.libraries import MEDMNIST_SETS, dtd, flowers102, food101
 from palkit.data.own import LAYOUT, MANIFEST_SUFFIXES, PATH_MAX, from_folder, from_manifest
-from palkit.data.pool import SPLITS, UNLABELLED, ArrayImages, Decoder, ImagePool, head, long_tail, take, usual_size
+from palkit.data.pool import (
+    SPLITS,
+    UNLABELLED,
+    ArrayImages,
+    Decoder,
+    ImagePool,
+    head,
+    long_tail,
+    take,
+    usual_size,
+    without,
+)
 from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
@@ -133,5 +141,4 @@ def readable(pool: ImagePool) -> ImagePool:
         f"{bad['path'][0]} ({bad['reason'][0]})."
     )
     warnings.warn(note, DataNotice, stacklevel=3)
-    rest = take(pool, np.setdiff1d(np.arange(len(pool)), bad["row"]), pool.name)
-    return replace(rest, notes=(*rest.notes, note))
+    return without(pool, bad["row"].to_numpy(), [note])

@@ -9,7 +9,7 @@ import pandas as pd
 
 from palkit.data.files import FileImages, unreadable
 from palkit.data.own import MANIFEST_SUFFIXES, in_order, order_file
-from palkit.data.pool import ImagePool, take
+from palkit.data.pool import ImagePool, without
 from palkit.errors import ConfigError
 from palkit.storage.files import atomic_path, write_text
 
@@ -32,7 +32,7 @@ class Findings:
         """The data set without unreadable files, and without surplus copies if asked for."""
         bad = self.unreadable["row"].to_numpy(np.int64)
         drop = np.concatenate([bad, surplus(self.duplicates)]) if drop_duplicates else bad
-        return take(self.pool, np.setdiff1d(np.arange(len(self.pool)), drop), self.pool.name)
+        return without(self.pool, drop)
 
     def report(self) -> list[str]:
         """The findings in lines: counts, copies of images, files that cannot be read."""
@@ -67,8 +67,8 @@ def surplus(duplicates: pd.DataFrame) -> np.ndarray:
 def without_copies(pool: ImagePool, name: str) -> ImagePool:
     """The data set without surplus copies of its images, under another name; a note counts them."""
     drop = surplus(pool.duplicates())
-    rest = take(pool, np.setdiff1d(np.arange(len(pool)), drop), name)
-    return replace(rest, notes=(*rest.notes, f"{len(drop)} images are left out: copies, and those with two labels."))
+    note = f"{len(drop)} images are left out: copies, and those with two labels."
+    return replace(without(pool, drop, [note]), name=name)
 
 
 def examine(pool: ImagePool) -> Findings:

@@ -1,7 +1,7 @@
 """Pools of images: what can be labelled, what validates a choice, what tests the result."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Protocol
@@ -213,6 +213,12 @@ def take(pool: ImagePool, rows: np.ndarray, name: str) -> ImagePool:
     return usable(ImagePool(name, pool.images.take(rows), *parts, pool.class_names, groups, pool.notes))
 
 
+def without(pool: ImagePool, rows: np.ndarray, notes: Sequence[str] = ()) -> ImagePool:
+    """The data set less some of its rows, with notes that say so."""
+    rest = take(pool, np.setdiff1d(np.arange(len(pool)), rows), pool.name)
+    return replace(rest, notes=(*rest.notes, *notes))
+
+
 def usual_size(size: int | str | None, there: int) -> int | None:
     """Number of pool images that take part, None for all.
 
@@ -238,7 +244,7 @@ def head(pool: ImagePool, size: int) -> ImagePool:
             f"pool_size {size}: the pool of {pool.name!r} has {len(rows)} images. Lower it, or leave it out."
         )
     drawn = rows[np.argsort(lots(pool.ids[rows]), kind="stable")]
-    return take(pool, np.setdiff1d(np.arange(len(pool)), drawn[size:]), pool.name)
+    return without(pool, drawn[size:])
 
 
 def lots(ids: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -177,18 +177,14 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
             "vision transformer. Choose one of timm's vit_*, deit_*, eva02_* families, e.g. vit_small_patch16_224."
         )
     patch, blocks = vit.patch_embed.patch_size[0], len(vit.blocks)
-    faults = {
-        f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, {patch}.": (
-            config.image_size % patch
-        ),
-        f"depth {config.depth}: {config.name} has 1 to {blocks} blocks.": (config.depth or blocks) > blocks,
-        f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.": (
-            config.pooling != "mean" and vit.cls_token is None
-        ),
-    }
-    for fault, found in faults.items():
-        if found:
-            raise ConfigError(fault)
+    if config.image_size % patch:
+        raise ConfigError(
+            f"backbone.image_size {config.image_size}: {config.name} needs a multiple of its patch size, {patch}."
+        )
+    if config.depth is not None and config.depth > blocks:
+        raise ConfigError(f"depth {config.depth}: {config.name} has 1 to {blocks} blocks.")
+    if config.pooling != "mean" and vit.cls_token is None:
+        raise ConfigError(f"pooling {config.pooling!r}: {config.name} has no class token; use pooling='mean'.")
     vit.blocks = vit.blocks[: config.depth]
     backbone = Backbone(vit, config, checksum).to(device).eval()
     return backbone.requires_grad_(False)

@@ -16,7 +16,7 @@ from palkit.models.adapters import ADAPTERS, AdaptedModel, Tuner, trainable_para
 from palkit.models.devices import Precision, autocast, doubled, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Checked, Count
-from palkit.strategies.calibration import Weighting, calibration_loss, calibration_weight, effective_number, softening
+from palkit.strategies.calibration import calibration_loss, calibration_weight, effective_number, softening
 from palkit.strategies.heads import logistic_on_views
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # float32 overflows soon after
@@ -81,7 +81,7 @@ class TrainingConfig(Checked):
     early_stopping: Share = 0.0
     patience: Count = 5
     calibration: Annotated[float, Field(ge=0)] = 0.0
-    calibration_weighting: Weighting = "balanced"
+    calibration_weighting: Literal["balanced", "effective"] = "balanced"
     temperature_folds: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """Calibration of confidence: the calibration loss of C-PEAL while fitting, temperature scaling afterwards."""
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,9 +9,9 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
-from palkit.errors import ConfigError
+from palkit.errors import ConfigError, unknown_name
 
-Weighting = Literal["balanced", "effective"]
+WEIGHTINGS = ("balanced", "effective")
 EFFECTIVE_BETA = 0.999
 EPSILON = 1e-6
 LOSS_LIMIT = 5.0
@@ -20,7 +19,7 @@ TEMPERATURE_LIMIT = 20.0
 SURE = 0.99  # of the likelihood interval beyond whose lower end predictions are not softened
 
 
-def calibration_loss(logits: Tensor, labels: Tensor, weighting: Weighting = "balanced") -> Tensor:
+def calibration_loss(logits: Tensor, labels: Tensor, weighting: str = "balanced") -> Tensor:
     """Loss that is low when right predictions are certain and wrong ones uncertain.
 
     With u the predictive entropy, it is w_right * mean over right predictions of -log(1 - tanh u), plus w_wrong *
@@ -35,13 +34,18 @@ def calibration_loss(logits: Tensor, labels: Tensor, weighting: Weighting = "bal
     Args:
         logits: (B, C) float.
         labels: (B,) int64 true classes.
-        weighting: "balanced" or "effective".
+        weighting: one of `WEIGHTINGS`.
 
     Returns:
         Scalar, at most 5.
 
+    Raises:
+        ConfigError: no such weighting.
+
     Source: C-PEAL, arXiv 2507.21521; effective numbers from Cui et al., CVPR 2019, eq. 2.
     """
+    if weighting not in WEIGHTINGS:
+        raise unknown_name("calibration weighting", weighting, WEIGHTINGS)
     probs = logits.softmax(dim=1)  # (B, C)
     # The epsilon can take the entropy of a sure prediction just below 0, where rounding could make the last
     # logarithm NaN.
@@ -75,8 +79,13 @@ def calibration_weight(epoch: int, epochs: int, peak: float = 1.0) -> float:
         epochs: how many there are.
         peak: weight in the last epoch.
 
+    Raises:
+        ConfigError: there is no such epoch.
+
     Source: C-PEAL, arXiv 2507.21521.
     """
+    if not 0 <= epoch < epochs:
+        raise ConfigError(f"epoch {epoch} of {epochs}: must be from 0 to {epochs - 1}.")
     done = epoch / (epochs - 1) if epochs > 1 else 1.0
     return float(np.interp(done, [0, 0.1, 1], [0, peak / 100, peak]))
 

@@ -1,6 +1,6 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal, get_type_hints
@@ -288,6 +288,7 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
     """
     infinite: set[int] = set()
     wrong: set[int] = set()
+    first: tuple[int, Tensor] | None = None
     for rows in passes:
         for part in chunks(*rows.shape):
             block = rows[part]
@@ -298,19 +299,21 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
             finite = torch.isfinite(block).all(1)
             infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
             if probabilities:
-                wrong.update((part.start + (finite & ~right).nonzero().squeeze(1)).tolist())
+                rows_here = (finite & ~right).nonzero().squeeze(1).tolist()
+                wrong.update(part.start + row for row in rows_here)
+                if rows_here and (first is None or part.start + rows_here[0] < first[0]):
+                    first = part.start + rows_here[0], block[rows_here[0]].float()
     if infinite:
         raise ConfigError(
-            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(infinite)}): "
+            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
             "the model diverged or these images are broken."
         )
-    if wrong:
-        first = min(wrong)
-        row = next(row for row in (rows[first : first + 1] for rows in passes) if not _are_probabilities(row)).float()
+    if first:
+        row, values = first
         raise ConfigError(
-            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(wrong)}): row {first} sums to "
-            f"{float(row.sum()):.4g}, and its least is {float(row.min()):.4g}. They must be "
-            "at least 0 and sum to 1. If they are logits, give their softmax."
+            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
+            f"{float(values.sum()):.4g}, and its least is {float(values.min()):.4g}. They must be at least 0 and sum "
+            "to 1. If they are logits, give their softmax."
         )
 
 
@@ -320,8 +323,8 @@ def _are_probabilities(block: Tensor) -> Tensor:
     return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
 
 
-def _some(rows: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(rows)[:5])) + (", ..." if len(rows) > 5 else "")
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
 
 
 def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:

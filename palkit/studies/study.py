@@ -325,45 +325,16 @@ def picks(selections: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def claims_of(folder: Path, rounds: pd.DataFrame | None = None) -> Styler:
-    """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; of all also as CSV and LaTeX.
-
-    Args:
-        folder: of the results.
-        rounds: some of them; None for all.
+def claims_of(folder: Path) -> Styler:
+    """The paper's claims, the evidence in the stored rounds of a sweep, and verdicts; also as CSV and LaTeX.
 
     Raises:
         ConfigError: as `palkit.studies.peal.judge`.
     """
-    claims = judge(read_table(folder / "rounds.parquet") if rounds is None else rounds)[
-        ["claim", "evidence", "verdict"]
-    ]
-    if rounds is None:
-        plots.table_files(claims, folder / "claims")
+    claims = judge(read_table(folder / "rounds.parquet"))[["claim", "evidence", "verdict"]]
+    plots.table_files(claims, folder / "claims")
     look = claims.style.set_uuid("claims").hide(axis="index").format(escape="html")
     return look.set_properties(None, **{"text-align": "left"})
-
-
-def claims_by_set(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Every claim of the paper judged on each data set alone, after Holm's correction within it.
-
-    Returns:
-        One row per claim with anything to compare, one column per data set: the difference of areas in points with its
-        95 % t interval, the verdict, and in brackets the true difference that the design finds four times in five.
-
-    Raises:
-        ConfigError: as `palkit.studies.peal.judge`.
-    """
-    columns = {}
-    for dataset, rows in rounds.groupby("dataset"):
-        found = judge(rows).set_index("claim").dropna(subset="mean")
-        shown = found.rename(columns={"low": "mean_low", "high": "mean_high"})
-        texts = interval_texts(shown, "mean", "+.1f", scale=100)
-        verdicts = zip(texts, shown["verdict"], 100 * shown["detectable"], strict=True)
-        columns[dataset] = pd.Series(
-            [f"{text} {verdict} ({size:.1f})" for text, verdict, size in verdicts], shown.index
-        )
-    return pd.DataFrame(columns).fillna("").rename_axis(index=None)
 
 
 def conclusion(sweep: str) -> "Markdown":
@@ -414,18 +385,15 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
     for stem, values in _parameters(sweep, device).items():
         source, target = NOTEBOOKS / f"{stem}.ipynb", sweep.studies / f"{stem}.ipynb"
         stamp = target.with_suffix(".json")
+        seen = _state((source, results, results.with_name(MISSING), sweep.conclusion), {**values, "styles": styles})
         # With the executed copy's own checksum: a damaged one is executed again.
-        files = (source, results, results.with_name(MISSING), sweep.conclusion, target)
-        settings = {**values, "styles": styles}
-        before = _state(files[:-1], settings)
-        if stamp.exists() and stamp.read_text(errors="replace") == _state(files, settings):
+        if stamp.exists() and target.exists() and stamp.read_text(errors="replace") == seen + sha256(target):
             yield Executed(target)
             continue
         # Own images may be named as seen from here.
         executed = _execute(source, target, values, console, folder=Path.cwd(), warm=True)
-        # What changed meanwhile, such as results of a sweep that goes on, has not been seen.
-        if executed.error is None and _state(files[:-1], settings) == before:
-            write_text(stamp, _state(files, settings))
+        if executed.error is None:
+            write_text(stamp, seen + sha256(target))  # of what it saw, not of what changed meanwhile
         yield executed
 
 

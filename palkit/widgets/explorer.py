@@ -110,8 +110,8 @@ def question_of(values: dict[str, Any]) -> Question:
     """
     config = dict(values)
     own = {name: config.pop(name) for name in ("strategies", "round", "history") if name in config}
-    if isinstance(own.get("strategies"), str):
-        own["strategies"] = (own["strategies"],)
+    if "strategies" in own:
+        own["strategies"] = (own["strategies"],) if isinstance(own["strategies"], str) else tuple(own["strategies"])
     return Question(config_from_dict({"adapter": "linear_probe", "pool_size": None, **config}), **own)
 
 

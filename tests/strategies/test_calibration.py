@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from palkit.errors import ConfigError
 from palkit.strategies.calibration import (
+    WEIGHTINGS,
     calibration_loss,
     calibration_weight,
     fit_temperature,
@@ -19,7 +20,6 @@ from palkit.strategies.calibration import (
 )
 
 seeds = st.integers(0, 10_000)
-WEIGHTINGS = ("balanced", "effective")
 
 
 def sample(n: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -124,6 +124,11 @@ def test_sure_and_wrong_below_the_cut_stays_finite() -> None:
     assert logits.grad.isfinite().all()
 
 
+def test_unknown_weighting_names_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown calibration weighting 'balance'.*'balanced'.*effective"):
+        calibration_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), "balance")
+
+
 # --- its weight
 
 
@@ -147,6 +152,12 @@ def test_weight_rises_to_its_peak(epochs: int, peak: float) -> None:
         assert (weights[early] <= peak / 100 * (1 + 1e-9)).all()
         assert (weights[~early] > peak / 100).all()
     np.testing.assert_allclose(np.diff(weights[~early], 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("epoch", "epochs"), [(-1, 5), (5, 5), (0, 0)])
+def test_weight_of_no_epoch(epoch: int, epochs: int) -> None:
+    with pytest.raises(ConfigError, match=f"epoch {epoch} of {epochs}"):
+        calibration_weight(epoch, epochs)
 
 
 # --- temperature
