@@ -3,15 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from threading import Lock
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import peft  # noqa: F401  the first fit would load it, while somebody waits
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from palkit.config import ExperimentConfig, plain
 from palkit.data import FileImages, ImagePool
@@ -22,7 +19,6 @@ from palkit.labelling.maps import pca, tsne
 from palkit.labelling.proposals import Answer, propose
 from palkit.models.adapters import AdaptedModel
 from palkit.progress import Progress, silent
-from palkit.scoring.inputs import InputCache
 from palkit.storage.checks import Checked, checked
 from palkit.storage.files import cache_dir, short_hash
 from palkit.strategies import get_strategy
@@ -90,30 +86,10 @@ class _State(NamedTuple):
         return 0 if self.buyer is None else self.round
 
 
-class _Views(InputCache):
-    """Inputs whose augmented views are kept across learners, and which says how far it is."""
-
-    def __init__(self, pool: ImagePool, cache: InputCache) -> None:
-        super().__init__(pool, cache.backbone, cache.config)
-        self.kept = Memo(4000)
-
-    def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
-        if augmentation == "none" or not len(rows):
-            return super().augmented(start_block, rows, augmentation, views, seed)
-        columns = []
-        for done, row in enumerate(rows.tolist(), start=1):
-            make = partial(super().augmented, start_block, np.array([row]), augmentation, views, seed)
-            # Pooled features are a few kB an image. Tokens are large, and the learner keeps them.
-            pooled = start_block == self.backbone.depth
-            columns.append(self.kept.get((row, augmentation, views, seed), make) if pooled else make())
-            self.progress("augmenting", done, len(rows))
-        return torch.cat(columns, dim=1)
-
-
 class Exploration:
     """Answers questions, and keeps what the next one may need again.
 
-    One fit serves all strategies, batch sizes and balances; views, scores and picks are kept in layers of bounded
+    One fit serves all strategies, batch sizes and balances; scores and picks are kept in layers of bounded
     size. Whatever `progress` raises cancels; the same question then starts where complete parts end. Everything is
     held in memory: for pools of a few hundred thousand images. Threads wait for each other.
     """
@@ -227,7 +203,7 @@ class Exploration:
                     f"dataset {config.dataset!r} has images without a label; the explorer plays the expert and needs "
                     "them all. To label these images yourself, open notebooks/label.ipynb."
                 )
-            return replace(here, cache=_Views(here.pool, here.cache))
+            return here
 
         values = plain(config)
         # With what the images are now: they may be replaced or renamed while the page is open.

@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL
 import timm
 import torch
@@ -19,13 +21,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from palkit.data import Decoder, FileImages, ImagePool
-from palkit.errors import WeightsError
+from palkit.errors import StorageError, WeightsError
 from palkit.models.backbones import Backbone
 from palkit.models.devices import autocast, memory_limit, require_float64, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
 from palkit.storage.files import atomic_path, cache_dir, short_hash, storing
-from palkit.storage.formats import new_array, save_array
+from palkit.storage.formats import new_array, read_table, save_array, write_table
 from palkit.storage.shards import (
     SHARD_BYTES,
     Shards,
@@ -229,17 +231,27 @@ class InputCache:
         device = self.backbone.device
         if augmentation == "none" or len(rows) == 0:
             return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
-        size = self.backbone.config.image_size
-        images = torch.from_numpy(self._decoder(size).decode(rows, size)).to(device)
-        pixels = self.network.preprocess(images)
-        transform = augmenter(augmentation, size)
-        # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a resumed
-        # run asks for many images at once.
-        batches = []
-        for image, name in zip(pixels, self.pool.ids[rows], strict=True):
-            seen = [seeded(transform, image, (seed, str(name), view)) for view in range(views)]
-            batches.append(self._forward(torch.stack(seen), start_block))
-        return torch.stack(batches, dim=1)
+        names = [str(name) for name in self.pool.ids[rows]]
+        made_from = {**self._made_from(start_block), "augmentation": augmentation, "views": views, "seed": seed}
+        folder = cache_dir() / "views" / short_hash(made_from)
+        paths = [folder / f"{short_hash(name)}.parquet" for name in names]
+        # Pooled features are a few kB an image, and all runs of a seed share them; tokens are large.
+        pooled = start_block == self.backbone.depth
+        found = [_read_views(path, (views, self.backbone.width)) if pooled else None for path in paths]
+        missing = [number for number, kept in enumerate(found) if kept is None]
+        if missing:
+            size, transform = self.backbone.config.image_size, augmenter(augmentation, self.backbone.config.image_size)
+            images = torch.from_numpy(self._decoder(size).decode(rows[missing], size)).to(device)
+            # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a
+            # resumed run asks for many images at once.
+            for number, image in zip(missing, self.network.preprocess(images), strict=True):
+                seen = [seeded(transform, image, (seed, names[number], view)) for view in range(views)]
+                computed = self._forward(torch.stack(seen), start_block)
+                if pooled:
+                    _write_views(computed, paths[number])
+                found[number] = computed
+                self.progress("augmenting", len(rows) - len(missing) + missing.index(number) + 1, len(rows))
+        return torch.stack([kept.to(device) for kept in found if kept is not None], dim=1)
 
     def _decoder(self, size: int) -> Decoder:
         """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
@@ -270,6 +282,20 @@ class InputCache:
             "versions": [VERSION, torch.__version__, timm.__version__],
             "dtype": "float32" if start_block == depth else self.config.cache_dtype,
         }
+
+
+def _read_views(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The (V, D) features that `_write_views` wrote; None if they are not there, or damaged."""
+    try:
+        return torch.from_numpy(read_table(path)["feature"].to_numpy().reshape(shape))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _write_views(features: Tensor, path: Path) -> None:
+    """Keep features of the views of an image where the cache can be written."""
+    with suppress(StorageError):
+        write_table(pd.DataFrame({"feature": features.cpu().numpy().ravel()}), path)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_own_history_is_what_a_run_buys(tiny_run: dict[str, Any], strategy: str,
 
 
 @pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> Counter:
+def counts(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> Counter:
     """How often each costly part was called since it was last cleared; augmented images one by one."""
     found: Counter = Counter()
 
@@ -87,7 +87,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             first_batch = name == "select" and not len(args[2])  # without any labels
-            found[name] += len(args[2]) if name == "augmented" else not first_batch
+            found["augmented" if name == "_forward" else name] += not first_batch
             return real(*args, **kwargs)
 
         monkeypatch.setattr(module, name, counted)
@@ -97,7 +97,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter:
     watch(palkit.experiments.experiment, "select")
     watch(palkit.labelling.explore, "setting")
     watch(palkit.labelling.explore, "Learner")
-    watch(InputCache, "augmented")
+    watch(InputCache, "_forward")  # of the views of one image
     return found
 
 

@@ -200,6 +200,40 @@ def test_augmented_views_depend_on_image_seed_and_view_only(tiny: Backbone, pool
     assert torch.equal(plain[0], cache.shards(2)[torch.tensor([3, 7, 9])].float())
 
 
+def test_views_of_pooled_features_are_computed_once_by_all_runs(
+    tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[str, int, int]] = []
+    views = InputCache(pool, tiny, progress=lambda *report: reports.append(report)).augmented(
+        tiny.depth, np.array([3, 7, 9]), "crop", 2, seed=0
+    )
+    assert reports == [("augmenting", done, 3) for done in (1, 2, 3)]
+    InputCache(pool, tiny).augmented(2, np.array([7]), "crop", 2, seed=0)
+    files = sorted(Path(os.environ["PALKIT_CACHE"]).glob("views/*/*"))
+    assert len(files) == 3, "tokens, which are large, are not kept"
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    forwards: list[int] = []
+    inputs = Backbone.inputs
+    monkeypatch.setattr(Backbone, "inputs", lambda *given: forwards.append(1) or inputs(*given))
+    again = InputCache(pool, tiny).augmented(tiny.depth, np.array([9, 3, 7]), "crop", 2, seed=0)
+    assert torch.equal(again, views[:, [2, 0, 1]])
+    assert len(forwards) == 1, "the damaged one alone"
+    for other in ({"views": 3}, {"seed": 1}, {"augmentation": "crop_flip"}):
+        asked = {"augmentation": "crop", "views": 2, "seed": 0} | other
+        InputCache(pool, tiny).augmented(tiny.depth, np.array([3]), **asked)
+    assert len(forwards) == 4
+
+
+def test_views_do_not_need_a_cache_that_can_be_written(
+    tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = InputCache(pool, tiny).augmented(tiny.depth, np.array([3]), "crop", 2, seed=0)
+    (tmp_path / "views").write_text("a file where the folder should be")
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path))
+    found = InputCache(pool, tiny).augmented(tiny.depth, np.array([3]), "crop", 2, seed=0)
+    assert torch.equal(found, expected)
+
+
 def test_files_are_decoded_once(photos: ImagePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(photos.images, FileImages)
     reports: list[tuple[str, int, int]] = []
