@@ -21,10 +21,12 @@ from palkit.experiments.results import parts, read_results, write_results
 from palkit.experiments.sweep import Sweep, load_sweep
 from palkit.storage.files import REPOSITORY
 from palkit.studies import plots, study
+from palkit.studies.peal import UNDECIDED
 from palkit.studies.statistics import against, area_under_curve, selection_overlap
 from palkit.studies.study import (
     areas,
     attempt,
+    claims_by_set,
     compare,
     conclusion,
     missing,
@@ -65,6 +67,23 @@ def test_against_is_the_paired_difference_of_areas(simulation: pd.DataFrame) -> 
     assert row["aubc"] == pytest.approx(np.mean(differences))
     assert (row["wins"], row["losses"]) == (np.sum(np.array(differences) > 0), np.sum(np.array(differences) < 0))
     assert row["aubc_low"] < row["aubc"] < row["aubc_high"]
+
+
+def test_claims_set_by_set_are_differences_on_that_set(simulation: pd.DataFrame) -> None:
+    rounds = simulation.assign(kappa=simulation["accuracy"].where(simulation["dataset"] == "digits"))
+    table = claims_by_set(rounds)
+    assert list(table) == list(simulation["dataset"].unique())
+    assert list(claims_by_set(rounds, "kappa")) == ["digits"], "the others do not have it"
+    found = table.loc["With a linear probe, entropy falls below random."]
+    expected = against(simulation, "strategy", "random").query(
+        "adapter == 'linear_probe' and balance == 'none' and strategy == 'entropy'"
+    )
+    for row in expected.itertuples():
+        text = f"{100 * row.aubc:+.1f} [{100 * row.aubc_low:+.1f}, {100 * row.aubc_high:+.1f}]"
+        assert found[row.dataset].startswith(f"{text} ")
+    assert found.str.contains(UNDECIDED).any()
+    few = claims_by_set(simulation.query("adapter == 'linear_probe'"))
+    assert 0 < len(few) < len(table), "only those that can be tested"
 
 
 def test_nothing_to_compare_says_so(simulation: pd.DataFrame, capsys: pytest.CaptureFixture[str]) -> None:
