@@ -158,9 +158,11 @@ def named(rounds: pd.DataFrame) -> pd.Series:
         others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
         # What a variant says already is not said twice.
         fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
-    more = runs[fields].astype(str).agg(", ".join, axis=1)
-    alone = [text.startswith(name) for text, name in zip(more, runs["adapter"], strict=True)]
-    return more.where(pd.Series(alone, index=runs.index), runs["adapter"] + ", " + more)
+    names = []
+    for adapter, values in zip(runs["adapter"], runs[fields].to_numpy(object), strict=True):
+        told = [str(value) for value in values if not pd.isna(value)]
+        names.append(", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]))
+    return pd.Series(names, runs.index)
 
 
 def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,66 @@
+"""The recipes of the paper's sweep do what they are for: LoRA moves weights, and with them predictions."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
+
+from palkit.config import config_from_dict
+from palkit.experiments.experiment import Run
+from palkit.experiments.setting import shared_backbone
+from palkit.experiments.sweep import load_sweep
+from palkit.models.backbones import EMBEDDED
+from palkit.studies.peal import LARGE
+
+SWEEP = load_sweep("paper")
+ADAPTED = [name for name in SWEEP.variants if name.startswith("LoRA")]
+SMALL = {"dataset": "digits", "pool_size": 60, "rounds": 1, "strategy": "featdist"}
+CPU = {"scoring.precision": "float32", "scoring.batch_size": 16}
+
+
+def moved(variant: str, **backbone: Any) -> tuple[list[float], float, int]:
+    """Norms of the updates after one round, the largest change of a probability that they make, how much learns."""
+    base = {**SWEEP.base, **SMALL, **CPU, **{f"backbone.{name}": value for name, value in backbone.items()}}
+    config = config_from_dict(dict(replace(SWEEP, base=base, grid={}).parameters())[variant])
+    run = Run(config)
+    (end,) = run
+    model = run.model().model
+    norms = [
+        float(layer.get_delta_weight("default").detach().norm())
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    frozen = shared_backbone(config.backbone, "cpu")
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    pixels = frozen.preprocess(torch.from_numpy(images))
+    with torch.inference_mode():
+        adapted, plain = (model.logits(network(pixels)).softmax(1) for network in (model.backbone, frozen))
+    return norms, float((adapted - plain).abs().max()), int(end.costs["trainable"])
+
+
+@pytest.mark.parametrize("variant", ADAPTED)
+def test_every_recipe_moves_the_embedded_backbone(variant: str) -> None:
+    norms, change, _ = moved(variant, name=EMBEDDED, image_size=42)
+    assert len(norms) == 12, "every block"
+    assert min(norms) > 0
+    assert change > 1e-4, "far beyond rounding; the SGD of C-PEAL hardly learns from a label per class"
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("variant", ADAPTED)
+def test_every_recipe_moves_the_papers_architecture(variant: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "random.safetensors"
+    save_file(timm.create_model(LARGE, num_classes=0).state_dict(), path)
+    norms, change, learning = moved(variant, name=LARGE, image_size=56, checkpoint=str(path))
+    assert len(norms) == 24
+    assert min(norms) > 0
+    assert change > 1e-4, "far beyond rounding; the SGD of C-PEAL hardly learns from a label per class"
+    rank = 1 if "rank 1" in variant else 4
+    assert learning == rank * 24 * (1024 + 3 * 1024) + 10 * 1024 + 10
