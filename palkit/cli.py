@@ -187,8 +187,17 @@ def _config(options: argparse.Namespace) -> "ExperimentConfig":
 
 def _doctor(options: argparse.Namespace) -> int:
     from palkit.experiments.doctor import diagnose
+    from palkit.experiments.setting import pool_of
+    from palkit.studies.advice import advised
 
-    for name, finding in diagnose(_config(options), options.device, compile=options.compile):
+    config = _config(options)
+
+    def findings() -> Iterator[tuple[str, str]]:
+        yield from diagnose(config, options.device, compile=options.compile)
+        pool = pool_of(config)
+        yield "strategy", advised(pool.labels[pool.rows("pool")], config.adapter.name != "linear_probe")
+
+    for name, finding in findings():
         console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
     return 0
 
