@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from palkit.errors import ConfigError
-from palkit.studies.statistics import crossing, crossings
+from palkit.studies import plots
+from palkit.studies.statistics import crossing, crossings, gain_curves
 
 LABELS = np.array([20, 50, 100, 250, 600, 1500])
 
@@ -73,6 +75,35 @@ def test_a_table_of_runs() -> None:
     assert set(zip(found["n_seeds"], found["fewest"], found["most"], strict=True)) == {(5, 20, 1500)}
     losses = crossings(table(lora=0.01, full=0.02), "probe", "nll")
     assert losses["gain"].tolist() == pytest.approx(found["gain"].tolist()), "of a loss, less is better"
+
+
+def test_gains_at_every_number_of_labels() -> None:
+    rounds = table(lora=0.01, full=0.02)
+    found = gain_curves(rounds, "probe").set_index(["dataset", "variant", "labels"])
+    assert len(found) == 2 * 2 * len(LABELS)
+    for (dataset, variant, labels), row in found.iterrows():
+        at = rounds[(rounds["dataset"] == dataset) & (rounds["labels"] == labels)]
+        ours, theirs = (at[at["variant"] == name].sort_values("seed")["accuracy"] for name in (variant, "probe"))
+        test = stats.ttest_rel(ours, theirs)
+        assert row["mean"] == pytest.approx(ours.mean() - theirs.mean())
+        assert row[["low", "high"]].tolist() == pytest.approx(test.confidence_interval(0.95))
+        assert row["n_seeds"] == 5
+    last = crossings(rounds, "probe").set_index(["dataset", "variant"])
+    ends = found.xs(LABELS[-1], level="labels")
+    assert ends["mean"].tolist() == pytest.approx(last.loc[ends.index, "gain"].tolist())
+
+
+def test_the_figure_shows_every_configuration_and_the_crossings_that_are_known() -> None:
+    rounds = table(lora=0.01, full=0.02, level=0.0)
+    figure = plots.gain_curves(rounds, "probe")
+    assert [axes.get_title() for axes in figure.axes] == ["eyes (5 seeds)", "tiles (5 seeds)"]
+    for axes in figure.axes:
+        assert axes.get_xscale() == "log"
+        curves = [line for line in axes.lines if len(line.get_xdata()) == len(LABELS)]
+        assert len(curves) == 3
+        bars = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 3]
+        assert len(bars) == 2, "level lines cross nowhere"
+        assert all(90 < bar.get_xdata().min() < 100 < bar.get_xdata().max() < 110 for bar in bars)
 
 
 def test_what_is_wrong_is_named() -> None:

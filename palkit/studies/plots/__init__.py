@@ -15,6 +15,7 @@ from palkit.studies.plots.selection import pick_maps, pick_strips, selection_tim
 from palkit.studies.plots.study import (
     area_under_curves,
     budget_curves,
+    gain_curves,
     iqm_budget_curves,
     label_savings,
     overlaps,
@@ -35,7 +36,7 @@ from palkit.studies.plots.tables import table_files, wide_areas
 __all__ = [
     "area_under_curves", "budget_curves", "calibration_curves", "class_counts", "class_recalls",
     "configuration_columns", "configuration_name", "confusion", "cost_areas", "cost_quality", "critical_difference",
-    "depth_curves", "entitle", "image_grid", "iqm_budget_curves", "label_savings", "overlaps", "pairwise",
-    "pick_maps", "pick_strips", "picks_by_class", "projection", "reliability_diagrams", "round_costs", "run_digest",
-    "save_figure", "selection_times", "session_curve", "strategy_style", "table_files", "wide_areas",
+    "depth_curves", "entitle", "gain_curves", "image_grid", "iqm_budget_curves", "label_savings", "overlaps",
+    "pairwise", "pick_maps", "pick_strips", "picks_by_class", "projection", "reliability_diagrams", "round_costs",
+    "run_digest", "save_figure", "selection_times", "session_curve", "strategy_style", "table_files", "wide_areas",
 ]  # fmt: skip

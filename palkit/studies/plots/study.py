@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from palkit.errors import ConfigError
+from palkit.studies import statistics
 from palkit.studies.plots import style
 from palkit.studies.statistics import curves, iqm_curves, sign_of
 from palkit.studies.statistics.tables import between, check_table, interval_texts
@@ -94,6 +95,44 @@ def _curve_panels(
         of = "of the interquartile mean over seeds and data sets, for these data sets"
     entries = [handles[name] for name in sorted(handles, key=style.random_first)]
     style.legend_below(figure, entries, style.interval_note("bands", table["low"], of))
+    return figure
+
+
+@style.styled
+def gain_curves(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by: str = "variant") -> Figure:
+    """How much better every configuration is than the reference, against the labels: one panel per data set.
+
+    A bar on the line of no gain is the 95 % interval of the crossing, where that is known.
+
+    Args:
+        rounds: see `palkit.studies.statistics.crossings`.
+        reference: likewise.
+        metric: column that is compared.
+        by: column that tells configurations apart.
+
+    Raises:
+        ConfigError: as `palkit.studies.statistics.crossings`.
+    """
+    table, found = (of(rounds, reference, metric, by) for of in (statistics.gain_curves, statistics.crossings))
+    panels_of, names = table.groupby("dataset"), sorted(table[by].unique())
+    figure, panels = style.side_by_side(len(panels_of), 2.6)
+    handles: dict[str, Line2D] = {}
+    for number, (axes, (dataset, lines)) in enumerate(zip(panels, panels_of, strict=True)):
+        style.label_axes(axes, number, metric)
+        axes.axhline(0, color=style.INK, linewidth=0.8)
+        for name, line in lines.groupby(by):
+            colour = style.SERIES_COLOURS[names.index(name) % len(style.SERIES_COLOURS)]
+            handles[str(name)] = style.curve(axes, line, color=colour, marker="o", label=style.title_of(str(name)))
+            crossed = found[(found["dataset"] == dataset) & (found[by] == name)].iloc[0]
+            fewest, most = line["labels"].min(), line["labels"].max()
+            if np.isfinite(crossed["high"]) and fewest <= crossed["labels"] <= most:
+                ends = np.clip([crossed["low"], crossed["high"]], fewest, most)
+                axes.plot(ends, [0, 0], color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
+        axes.set_title(f"{style.title_of(str(dataset))} ({between(lines['n_seeds'], 'seed')})")
+        style.log_axis(axes, (1, 2, 5))
+    figure.supylabel(f"better than {style.title_of(reference)} by", fontsize=8)
+    note = style.interval_note("bands", table["low"], "of the mean over seeds")
+    style.legend_below(figure, [handles[name] for name in names if name in handles], note)
     return figure
 
 

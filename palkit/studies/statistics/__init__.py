@@ -14,7 +14,7 @@ differ in something the table does not show, would be a number about nothing. Th
 
 from palkit.studies.statistics.aggregate import area_table, iqm, iqm_curves, iqm_interval
 from palkit.studies.statistics.costs import area_costs, pareto_front
-from palkit.studies.statistics.crossing import Crossing, crossing, crossings
+from palkit.studies.statistics.crossing import Crossing, crossing, crossings, gain_curves
 from palkit.studies.statistics.intervals import (
     Estimate,
     area_under_curve,
@@ -32,7 +32,7 @@ from palkit.studies.statistics.tables import GROUP, REFERENCE, SETTING, TIE, sig
 
 __all__ = [
     "GROUP", "REFERENCE", "SETTING", "TIE", "Crossing", "Estimate", "Ranking", "against", "area_costs", "area_table",
-    "area_under_curve", "block_areas", "crossing", "crossings", "curves", "estimate", "gains", "holm", "iqm",
-    "iqm_curves", "iqm_interval", "label_saving", "mean_interval", "paired_difference", "pareto_front",
+    "area_under_curve", "block_areas", "crossing", "crossings", "curves", "estimate", "gain_curves", "gains", "holm",
+    "iqm", "iqm_curves", "iqm_interval", "label_saving", "mean_interval", "paired_difference", "pareto_front",
     "penalty_matrix", "rank_strategies", "selection_overlap", "sign_of", "summarise",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Number of labels from which on one configuration is better than another."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,11 +89,40 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
+    return pd.DataFrame(
+        {"dataset": dataset, by: name, **_compared(difference)}
+        for dataset, name, difference in _pairs(rounds, reference, metric, by)
+    )
+
+
+def gain_curves(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by: str = "variant") -> pd.DataFrame:
+    """Paired difference to the reference at every number of labels; arguments and errors as of `crossings`.
+
+    Returns:
+        One row per data set, configuration and number of labels: `dataset`, `by`, `labels`, `n_seeds`, `mean`, `low`,
+        `high` (95 % t interval over seeds).
+    """
+    parts = []
+    for dataset, name, difference in _pairs(rounds, reference, metric, by):
+        found = intervals.estimate([difference.to_numpy().T])
+        low, high = found.interval()
+        columns = {
+            "labels": difference.index,
+            "n_seeds": difference.shape[1],
+            "mean": found.mean,
+            "low": low,
+            "high": high,
+        }
+        parts.append(pd.DataFrame({"dataset": dataset, by: name, **columns}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pairs(rounds: pd.DataFrame, reference: str, metric: str, by: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Data set, configuration and (labels, seeds) by how much it is better than the reference."""
     tables.validate(rounds, [by, "dataset"], metric)
     if reference not in set(rounds[by]):
         raise unknown_name(by, reference, map(str, rounds[by].unique()))
     tables.check_table(rounds, [], "table of rounds", unique=["dataset", by, "seed", "labels"])
-    rows = []
     for dataset, table in rounds.groupby("dataset"):
         values = tables.sign_of(metric) * table.pivot(index="labels", columns=[by, "seed"], values=metric)
         if reference not in values:
@@ -105,8 +135,7 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
                     f"{by}={name} and {by}={reference} do not pair on {dataset}: compare runs of the same seeds with "
                     "the same numbers of labels."
                 )
-            rows.append({"dataset": dataset, by: name, **_compared(difference)})
-    return pd.DataFrame(rows)
+            yield str(dataset), str(name), difference
 
 
 def _compared(difference: pd.DataFrame) -> dict[str, Any]:
