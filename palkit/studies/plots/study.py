@@ -129,8 +129,10 @@ def gain_curves(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", 
                 ends = np.clip([crossed["low"], crossed["high"]], fewest, most)
                 axes.plot(ends, [0, 0], color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
         axes.set_title(f"{style.title_of(str(dataset))} ({between(lines['n_seeds'], 'seed')})")
+        if number % style.PER_ROW == 0:
+            unit = "points" if style.is_share(metric) else style.METRIC_LABELS.get(metric, metric)
+            axes.set_ylabel(f"gain over {style.title_of(reference)} ({unit})")
         style.log_axis(axes, (1, 2, 5))
-    figure.supylabel(f"better than {style.title_of(reference)} by", fontsize=8)
     note = style.interval_note("bands", table["low"], "of the mean over seeds")
     style.legend_below(figure, [handles[name] for name in names if name in handles], note)
     return figure
