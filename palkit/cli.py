@@ -232,13 +232,16 @@ def _embed(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from palkit.data import ORDINAL
     from palkit.experiments.experiment import rounds, run_directory
 
     config, device = _config(options), options.device
+    shown = ("accuracy", "kappa") if config.dataset in ORDINAL else ("accuracy",)
     with bars(console) as progress:
         for round_ in rounds(config, device=device, progress=progress):
-            accuracy, seconds = round_.metrics["accuracy"], round_.costs["fit_s"] + round_.costs["score_s"]
-            console.print(f"round {round_.number}: {round_.labels} labels, accuracy {accuracy:.3f}, {seconds:.1f} s")
+            metrics = ", ".join(f"{name} {round_.metrics[name]:.3f}" for name in shown)
+            seconds = round_.costs["fit_s"] + round_.costs["score_s"]
+            console.print(f"round {round_.number}: {round_.labels} labels, {metrics}, {seconds:.1f} s")
     say(f"results: {run_directory(config, device).path}")
     return 0
 

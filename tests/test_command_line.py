@@ -1,5 +1,6 @@
 """The commands that look at the machine and fill caches."""
 
+import re
 import warnings
 from datetime import date
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import palkit.data
 from palkit.cli import _options, main
 from palkit.config import config_from_dict, typed
 from palkit.data import load_dataset
@@ -36,6 +38,7 @@ def test_doctor_says_what_it_found_and_chose(arguments: list[str], capsys: pytes
     assert "bfloat16" in report
     assert "chosen precision" in report
     assert "this config scoring.precision=float32 scoring.batch_size=128" in report
+    assert re.search(r"strategy \w+ for up to 3 labels per class", report)
 
 
 def test_auto_is_what_the_doctor_chose(
@@ -47,6 +50,26 @@ def test_auto_is_what_the_doctor_chose(
     config = setting(config_from_dict({**tiny_run, "scoring": scoring})).cache.config
     assert f"chosen precision {config.precision} (" in report
     assert f"batches of {config.batch_size}:" in report
+
+
+def test_a_run_on_grades_says_its_kappa(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["run", *arguments, "rounds=1"]) == 0
+    assert "kappa" not in capsys.readouterr().err
+    monkeypatch.setattr(palkit.data, "ORDINAL", {"digits"})
+    assert main(["run", *arguments, "rounds=1"]) == 0
+    report = capsys.readouterr().err
+    assert re.search(r"round 0: 10 labels, accuracy \d\.\d{3}, kappa -?\d\.\d{3}, ", report), report
+
+
+def test_grades_of_ones_own_are_registered_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(palkit.data, "ORDINAL", set())
+    palkit.dataset("own_grades", ordinal=True)(lambda: palkit.load_dataset("digits"))
+    palkit.dataset("own_classes")(lambda: palkit.load_dataset("digits"))
+    assert {"own_grades"} == palkit.data.ORDINAL
+    for name in ("own_grades", "own_classes"):
+        palkit.data.DATASETS.pop(name)
 
 
 def test_embed_fills_the_cache_of_a_run(

@@ -30,9 +30,9 @@ from palkit.errors import ConfigError, DataError, DataNotice, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
 
 __all__ = [
-    "DATASETS", "IMAGE_SUFFIXES", "SPLITS", "UNLABELLED", "ArrayImages", "Decoder", "FileImages", "ImagePool",
-    "StoredImages", "dataset", "from_folder", "from_manifest", "head", "list_folder", "load_dataset", "long_tail",
-    "read_image", "readable", "take", "unreadable", "usual_size",
+    "DATASETS", "IMAGE_SUFFIXES", "ORDINAL", "SPLITS", "UNLABELLED", "ArrayImages", "Decoder", "FileImages",
+    "ImagePool", "StoredImages", "dataset", "from_folder", "from_manifest", "head", "list_folder", "load_dataset",
+    "long_tail", "read_image", "readable", "take", "unreadable", "usual_size",
 ]  # fmt: skip
 
 Loader = Callable[[], ImagePool]
@@ -42,10 +42,16 @@ NAMED = (
     published.idrid_unique, cifar10, cifar100, food101, dtd, flowers102,
 )  # fmt: skip
 DATASETS: dict[str, Loader] = {load.__name__: load for load in NAMED} | MEDMNIST_SETS
+# Those whose classes are grades, in order: of them kappa, with quadratic weights, is reported beside accuracy.
+ORDINAL = {"aptos2019", "idrid", "idrid_unique", *(name for name in MEDMNIST_SETS if name.startswith("retinamnist"))}
 
 
-def dataset(name: str) -> Callable[[Loader], Loader]:
+def dataset(name: str, *, ordinal: bool = False) -> Callable[[Loader], Loader]:
     """Register the decorated function, which returns an `ImagePool`, as the data set `name`.
+
+    Args:
+        name: as in `dataset=name`.
+        ordinal: its classes are grades, in order.
 
     Raises:
         ConfigError: another module has registered the name.
@@ -60,6 +66,8 @@ def dataset(name: str) -> Callable[[Loader], Loader]:
     def register(function: Loader) -> Loader:
         refuse_taken("data set", name, DATASETS.get(name), function)
         DATASETS[name] = function
+        if ordinal:
+            ORDINAL.add(name)
         return function
 
     return register

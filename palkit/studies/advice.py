@@ -9,7 +9,7 @@ import pandas as pd
 from palkit.errors import ConfigError
 from palkit.storage.files import REPOSITORY
 from palkit.storage.formats import read_table
-from palkit.studies.statistics import against
+from palkit.studies.statistics import paired_difference
 from palkit.studies.statistics.tables import counted
 
 EVIDENCE = REPOSITORY / "figures" / "advice" / "gains.parquet"
@@ -18,6 +18,9 @@ FEW = 3  # labels per class
 
 Budget = Literal["few", "more"]
 SPANS: Mapping[Budget, str] = {"few": f"up to {FEW}", "more": "up to ten"}
+COLUMNS = (
+    "dataset", "classes", "imbalance", "adapter", "strategy", "budget", "gain", "low", "high", "n_seeds",
+)  # fmt: skip
 KINDS = {"if no class is rare": 1.0, "with a long tail": LONG_TAIL}
 
 
@@ -35,26 +38,22 @@ def gains_of(rounds: pd.DataFrame, classes: Mapping[str, int], imbalance: Mappin
         `strategy`, `budget`, `gain`, `low`, `high` (area, points, 95 % t interval), `n_seeds`.
 
     Raises:
-        ConfigError: as `palkit.studies.statistics.against`.
+        ConfigError: as `palkit.studies.statistics.paired_difference`.
     """
     balanced = rounds["balance"].mask(rounds["balance"] == "none")
     plain = rounds.assign(strategy=rounds["strategy"] + (" + " + balanced).fillna(""), balance="none")
     few = plain[plain["labels"] <= FEW * plain["dataset"].map(classes)]
-    tables = []
+    found = []
     for budget, rows in {"few": few, "more": plain}.items():
         for (dataset, adapter), part in rows.groupby(["dataset", "adapter"], sort=False):
-            found = against(part, "strategy", "random")
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "dataset": dataset, "classes": classes[str(dataset)], "imbalance": imbalance[str(dataset)],
-                        "adapter": adapter, "strategy": found["strategy"], "budget": budget,
-                        "gain": 100 * found["aubc"], "low": 100 * found["aubc_low"], "high": 100 * found["aubc_high"],
-                        "n_seeds": found["n_seeds"],
-                    }
-                )
-            )  # fmt: skip
-    return pd.concat(tables, ignore_index=True)
+            baseline = part[part["strategy"] == "random"]
+            for strategy, own in part[part["strategy"] != "random"].groupby("strategy"):
+                pair = pd.concat([own, baseline[baseline["seed"].isin(own["seed"])]])
+                gain = paired_difference(pair, {"strategy": strategy}, {"strategy": "random"}).loc["aubc"]
+                low, mean, high = (100 * gain[name] for name in ("low", "mean", "high"))
+                of = (dataset, classes[str(dataset)], imbalance[str(dataset)], adapter, strategy, budget)
+                found.append((*of, mean, low, high, gain["n_seeds"]))
+    return pd.DataFrame(found, columns=COLUMNS).astype({"n_seeds": int})
 
 
 def advice(imbalance: float, budget: Budget, adapted: bool, evidence: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -85,20 +84,22 @@ def advice(imbalance: float, budget: Budget, adapted: bool, evidence: pd.DataFra
 
 
 def recommended(table: pd.DataFrame) -> str:
-    """The strategy to take: of those never below random beyond chance, the one with the highest mean gain.
+    """The strategy to take: the highest mean gain of those beyond chance above random on half of the data sets.
+
+    None that is below random beyond chance on any is taken.
 
     Args:
         table: of `advice`.
 
     Returns:
-        Its name; "random" where none has gained anything.
+        Its name; "random" where there is none.
 
     Raises:
         ConfigError: there is no evidence.
     """
     if table.empty:
         raise ConfigError("there is no evidence on data of this kind.")
-    good = table[(table["below"] == 0) & (table["gain"] > 0)]
+    good = table[(table["below"] == 0) & (2 * table["above"] >= table["datasets"])]
     return "random" if good.empty else str(good["strategy"].iloc[0])
 
 

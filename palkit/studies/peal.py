@@ -31,7 +31,7 @@ from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
-from palkit.studies.statistics.tables import between, counted, matching
+from palkit.studies.statistics.tables import between, counted, matching, some
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -250,7 +250,7 @@ def _compare(
     groups = {name: group.to_numpy() for name, group in differences.groupby(level="dataset")}
     alone = [str(name) for name, sample in groups.items() if len(sample) < 2]
     samples = [sample for sample in groups.values() if len(sample) > 1]
-    left_out = f" Left out for runs that are missing: {', '.join(lacking)}." if lacking else ""
+    left_out = f" Left out for runs that are missing: {some(lacking)}." if lacking else ""
     left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
     if not samples:
         return Remark(f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE)

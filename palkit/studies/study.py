@@ -24,7 +24,7 @@ from papermill import PapermillExecutionError
 from rich.console import Console
 from rich.markup import escape as plain_text
 
-from palkit.data import ImagePool, load_dataset
+from palkit.data import ORDINAL, ImagePool, load_dataset
 from palkit.errors import ConfigError, PalkitError, brief
 from palkit.experiments.notebooks import execute_notebook
 from palkit.experiments.results import (
@@ -249,15 +249,16 @@ def areas(rounds: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def last_rounds(rounds: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Metrics at the last round of every configuration, mean over seeds.
+    """Metrics at the last round of every configuration, mean over seeds; kappa too where classes are grades.
 
     Args:
         rounds: the table of rounds.
         metrics: columns.
     """
+    graded = not ORDINAL.isdisjoint(rounds["dataset"]) and "kappa" not in metrics
     last = rounds[rounds["round"] == rounds.groupby("run")["round"].transform("max")]
     varied = [name for name in ("backbone", "balance") if rounds[name].nunique() > 1]
-    return last.groupby(["dataset", "adapter", "strategy", *varied])[list(metrics)].mean()
+    return last.groupby(["dataset", "adapter", "strategy", *varied])[[*metrics, *["kappa"] * graded]].mean()
 
 
 def savings(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Advice on a strategy comes from the data sets of the same kind, and from nothing that the intervals do not carry."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from palkit.data import ImagePool, load_dataset
 from palkit.errors import ConfigError
-from palkit.studies.advice import FEW, LONG_TAIL, advice, gains_of, imbalance_of, recommended
+from palkit.studies.advice import FEW, LONG_TAIL, advice, advised, gains_of, imbalance_of, recommended
 from palkit.studies.statistics import area_under_curve
 
 CLASSES, IMBALANCE = {"even": 4, "tail": 4}, {"even": 1.0, "tail": 20.0}
@@ -73,17 +74,46 @@ def test_advice_is_of_the_same_kind_of_data_alone() -> None:
 
 
 def test_a_strategy_that_fell_below_random_somewhere_is_not_recommended() -> None:
-    level = {"even": {"margin": 0.09, "badge": 0.02}, "odd": {"margin": -0.03, "badge": 0.01, "bald": 0.2}}
+    level = {"even": {"margin": 0.09, "badge": 0.02}, "odd": {"margin": -0.03, "badge": 0.0, "bald": 0.2}}
     evidence = gains_of(table(level), {"even": 4, "odd": 4}, {"even": 1.0, "odd": 2.0})
     found = advice(1.0, "few", False, evidence)
     assert found["strategy"].tolist() == ["margin", "badge"], "bald was not tried on both"
     assert found.iloc[0]["worst"] < 0 < found.iloc[0]["gain"]
     assert recommended(found) == "badge"
     assert recommended(found[found["strategy"] == "margin"]) == "random"
+    assert recommended(found.assign(above=0)) == "random", "nothing is beyond chance"
 
 
-def test_imbalance_is_of_labels_that_are_there(pool: ImagePool) -> None:
-    assert imbalance_of(np.array([0, 0, 0, 2, -1, -1, -1, -1])) == 3.0
+def test_more_seeds_of_the_baseline_do_no_harm() -> None:
+    rounds = table({"even": {"margin": 0.05}})
+    more = rounds[(rounds["strategy"] == "random") | (rounds["seed"] < 3)]
+    found = gains_of(more, CLASSES, IMBALANCE)
+    assert found["n_seeds"].tolist() == [3, 3]
+    assert found["gain"].tolist() == gains_of(rounds[rounds["seed"] < 3], CLASSES, IMBALANCE)["gain"].tolist()
+
+
+def test_sentences_say_what_to_take_and_why() -> None:
+    frozen = table({"even": {"margin": 0.05, "badge": 0.02}, "tail": {"margin": -0.05, "badge": -0.03}})
+    evidence = gains_of(frozen, CLASSES, IMBALANCE)
+    even, tail = np.array([0, 0, 1, 1]), np.array([0] * 40 + [1, 2])
+    said = advised(even, False, evidence)
+    assert re.match(
+        r"margin for up to 3 labels per class \(\+5\.\d points over random, at worst \+5\.\d\), margin ", said
+    )
+    assert said.endswith("on 1 data set")
+    assert (
+        advised(tail, False, evidence)
+        == "random for up to 3 labels per class, random for up to ten labels per class, on 1 data set"
+    )
+    both = advised(np.array([-1, -1]), False, evidence)
+    assert both.startswith("if no class is rare: margin")
+    assert "; with a long tail: random" in both
+    assert advised(np.array([*even, -1]), False, evidence) == said
+    assert "no study" in advised(even, True, evidence)
+
+
+def test_imbalance_is_of_the_labels(pool: ImagePool) -> None:
+    assert imbalance_of(np.array([0, 0, 0, 2])) == 3.0
     labels = load_dataset("digits_lt")
     assert imbalance_of(labels.labels[labels.rows("pool")]) > LONG_TAIL
     assert imbalance_of(pool.labels) < LONG_TAIL

@@ -216,6 +216,14 @@ def test_overview_savings_and_picks(simulation: pd.DataFrame) -> None:
     assert table.columns.tolist() == [str(digit) for digit in range(10)]
 
 
+def test_grades_have_a_kappa_without_being_asked(simulation: pd.DataFrame) -> None:
+    plain = study.last_rounds(simulation, ["accuracy", "nll"])
+    assert list(plain) == ["accuracy", "nll"]
+    graded = study.last_rounds(simulation.replace({"dataset": {"digits": "idrid"}}), ["accuracy", "nll"])
+    assert list(graded) == ["accuracy", "nll", "kappa"]
+    assert list(study.last_rounds(simulation.assign(dataset="aptos2019"), ["kappa"])) == ["kappa"]
+
+
 def test_parts_of_several_backbones() -> None:
     table = pd.DataFrame({"dataset": ["a", "a", "b"], "backbone": ["x", "y", "x"], "run": [1, 2, 3]})
     assert {name: rows["run"].tolist() for name, rows in parts(table).items()} == {
