@@ -19,7 +19,7 @@ if __name__ == "__main__":
     for sweep in SWEEPS:
         rounds = read_results(FIGURES / sweep).rounds
         rounds = rounds[~rounds["dataset"].isin(TWICE)]
-        nearest = rounds["strategy"].mask(rounds["adapter"].str.endswith(CLASS_MEAN), "featdist (class mean)")
+        nearest = rounds["strategy"].mask(rounds["adapter"].str.endswith(CLASS_MEAN), "featdist reference=class_mean")
         rounds = rounds.assign(strategy=nearest, adapter=rounds["adapter"].str.removesuffix(CLASS_MEAN))
         pools = {str(name): load_dataset(str(name)) for name in rounds["dataset"].unique()}
         classes = {name: len(pool.class_names) for name, pool in pools.items()}

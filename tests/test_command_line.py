@@ -6,6 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -19,6 +20,8 @@ from palkit.experiments.runs import RunDirectory, folder_name
 from palkit.experiments.setting import setting
 from palkit.models import devices
 from palkit.storage.checks import normal
+from palkit.storage.formats import write_table
+from palkit.studies import advice
 
 
 @pytest.fixture
@@ -29,7 +32,12 @@ def arguments(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
     return [f"{key}={value.removesuffix(chr(10) + '...')}" for key, value in values.items()]
 
 
-def test_doctor_says_what_it_found_and_chose(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_says_what_it_found_and_chose(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_study = [("toy", 10, 1.0, "lora", "margin", budget, 5.0, 4.0, 6.0, 5) for budget in ("few", "more")]
+    write_table(pd.DataFrame(of_study, columns=advice.COLUMNS), tmp_path / "gains.parquet")
+    monkeypatch.setattr(advice, "EVIDENCE", tmp_path / "gains.parquet")
     assert main(["doctor", *arguments]) == 0
     report = " ".join(capsys.readouterr().err.split())
     for part in ("device cpu", "threads", "GB free", "test_vit, 4 blocks, 32 px, 5 tokens", "images/s by batch size"):
@@ -38,7 +46,7 @@ def test_doctor_says_what_it_found_and_chose(arguments: list[str], capsys: pytes
     assert "bfloat16" in report
     assert "chosen precision" in report
     assert "this config scoring.precision=float32 scoring.batch_size=128" in report
-    assert re.search(r"strategy \w+ for up to 3 labels per class", report)
+    assert "strategy margin for up to 3 labels per class (+5.0 points over random, at worst +5.0), margin for" in report
 
 
 def test_auto_is_what_the_doctor_chose(

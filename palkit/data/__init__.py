@@ -66,8 +66,7 @@ def dataset(name: str, *, ordinal: bool = False) -> Callable[[Loader], Loader]:
     def register(function: Loader) -> Loader:
         refuse_taken("data set", name, DATASETS.get(name), function)
         DATASETS[name] = function
-        if ordinal:
-            ORDINAL.add(name)
+        (ORDINAL.add if ordinal else ORDINAL.discard)(name)
         return function
 
     return register

@@ -158,11 +158,16 @@ def named(rounds: pd.DataFrame) -> pd.Series:
         others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
         # What a variant says already is not said twice.
         fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
-    names = []
-    for adapter, values in zip(runs["adapter"], runs[fields].to_numpy(object), strict=True):
-        told = [str(value) for value in values if not pd.isna(value)]
-        names.append(", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]))
-    return pd.Series(names, runs.index)
+    rows = [[*map(str, values)] for values in runs[fields].to_numpy(object)]
+    known = [[text for text in values if text not in ("None", "nan")] for values in rows]
+    short, full = (
+        pd.Series(
+            [", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]) for adapter, told in pairs],
+            runs.index,
+        )
+        for pairs in (zip(runs["adapter"], known, strict=True), zip(runs["adapter"], rows, strict=True))
+    )
+    return full if runs.assign(adapter=short).duplicated(same).any() else short
 
 
 def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

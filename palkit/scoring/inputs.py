@@ -17,6 +17,7 @@ import pandas as pd
 import PIL
 import timm
 import torch
+import torchvision
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -40,7 +41,8 @@ from palkit.storage.shards import (
 )
 from palkit.strategies.kernels import Rows, View
 
-# Of what decoding, resizing, normalising and the frozen blocks do: raise it when they change, and caches are made anew.
+# Of what decoding, resizing, augmenting, normalising and the frozen blocks do: raise it when they change, and caches
+# are made anew.
 VERSION = 2
 
 
@@ -181,6 +183,11 @@ class InputCache:
         require_float64(self.backbone.device)
         return copy.deepcopy(self.backbone).double()
 
+    @cached_property
+    def names_checksum(self) -> str:
+        """Of the names of all images, in order."""
+        return short_hash([str(name) for name in self.pool.ids])
+
     def features(self) -> Rows:
         """(N, D) float32 pooled features of the frozen backbone, of all rows."""
         return self.rows(self.backbone.depth, np.arange(len(self.pool)))
@@ -232,7 +239,13 @@ class InputCache:
         if augmentation == "none" or len(rows) == 0:
             return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
         names = [str(name) for name in self.pool.ids[rows]]
-        made_from = {**self._made_from(start_block), "augmentation": augmentation, "views": views, "seed": seed}
+        size = self.backbone.config.image_size
+        transform = augmenter(augmentation, size)
+        # The views of an image hang on its name; which pixels a name has, all names and all pixels in order say.
+        made_from = {
+            **self._made_from(start_block), "names": self.names_checksum, "views": views, "seed": seed,
+            "augmentation": [repr(transform), torchvision.__version__],
+        }  # fmt: skip
         folder = cache_dir() / "views" / short_hash(made_from)
         paths = [folder / f"{short_hash(name)}.parquet" for name in names]
         # Pooled features are a few kB an image, and all runs of a seed share them; tokens are large.
@@ -240,7 +253,6 @@ class InputCache:
         found = [_read_views(path, (views, self.backbone.width)) if pooled else None for path in paths]
         missing = [number for number, kept in enumerate(found) if kept is None]
         if missing:
-            size, transform = self.backbone.config.image_size, augmenter(augmentation, self.backbone.config.image_size)
             images = torch.from_numpy(self._decoder(size).decode(rows[missing], size)).to(device)
             # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a
             # resumed run asks for many images at once.
@@ -288,7 +300,7 @@ def _read_views(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """The (V, D) features that `_write_views` wrote; None if they are not there, or damaged."""
     try:
         return torch.from_numpy(read_table(path)["feature"].to_numpy().reshape(shape))
-    except (OSError, ValueError, KeyError):
+    except (OSError, MemoryError, ValueError, KeyError):
         return None
 
 

@@ -17,7 +17,8 @@ LONG_TAIL = 5.0  # times as many images in the largest class as in the smallest
 FEW = 3  # labels per class
 
 Budget = Literal["few", "more"]
-SPANS: Mapping[Budget, str] = {"few": f"up to {FEW}", "more": "up to ten"}
+SPANS: Mapping[Budget, str] = {"few": f"up to {FEW} labels per class", "more": "more"}
+MANY = 4  # strategies that make a choice
 COLUMNS = (
     "dataset", "classes", "imbalance", "adapter", "strategy", "budget", "gain", "low", "high", "n_seeds",
 )  # fmt: skip
@@ -61,7 +62,7 @@ def advice(imbalance: float, budget: Budget, adapted: bool, evidence: pd.DataFra
 
     Args:
         imbalance: images of the largest class over those of the smallest.
-        budget: "few" labels (up to `FEW` per class), or "more" (up to ten).
+        budget: "few" labels (up to `FEW` per class), or "more" (all that were bought, seven to ten).
         adapted: whether the backbone learns too.
         evidence: of `gains_of`; None for that in the repository.
 
@@ -75,9 +76,11 @@ def advice(imbalance: float, budget: Budget, adapted: bool, evidence: pd.DataFra
     same = (evidence["budget"] == budget) & ((evidence["adapter"] != "linear_probe") == adapted)
     rows = evidence[same & (tail == (imbalance >= LONG_TAIL))]
     rows = rows.assign(above=rows["low"] > 0, below=rows["high"] < 0)
-    table = rows.groupby("strategy").agg(
+    # Several adapters on a data set are no several data sets.
+    each = rows.groupby(["dataset", "strategy"]).agg({"gain": "mean", "above": "all", "below": "any"})
+    table = each.groupby("strategy").agg(
         gain=("gain", "mean"), worst=("gain", "min"), above=("above", "sum"), below=("below", "sum"),
-        datasets=("dataset", "nunique"),
+        datasets=("gain", "size"),
     )  # fmt: skip
     everywhere = table[table["datasets"] == rows["dataset"].nunique()]
     return everywhere.sort_values("gain", ascending=False).reset_index()
@@ -123,12 +126,13 @@ def _said(imbalance: float, adapted: bool, evidence: pd.DataFrame | None) -> str
     for budget, span in SPANS.items():
         table = advice(imbalance, budget, adapted, evidence)
         if table.empty:
-            return "no study of data of this kind; random choice is the safe one"
+            return "nothing was tried on all data of this kind that were studied; random choice is the safe one"
         name = recommended(table)
         gains = table[table["strategy"] == name]
         texts = [f" ({row.gain:+.1f} points over random, at worst {row.worst:+.1f})" for row in gains.itertuples()]
-        said.append(f"{name} for {span} labels per class{''.join(texts)}")
-    return f"{', '.join(said)}, on {counted(int(table['datasets'].max()), 'data set')}"
+        said.append(f"{name.replace(' + ', ' balance=')} for {span}{''.join(texts)}")
+    tried = "" if len(table) >= MANY else f", where only {', '.join(sorted(table['strategy']))} was tried beside it"
+    return f"{', '.join(said)}, on {counted(int(table['datasets'].max()), 'data set')}{tried}"
 
 
 def imbalance_of(labels: np.ndarray) -> float:

@@ -43,7 +43,7 @@ from palkit.storage.files import REPOSITORY, atomic_path, runs_dir, sha256, writ
 from palkit.storage.formats import read_table
 from palkit.strategies import STRATEGIES
 from palkit.studies import plots
-from palkit.studies.peal import judge
+from palkit.studies.peal import CLAIMS, judge
 from palkit.studies.readouts import Readout, readout
 from palkit.studies.report import write_report
 from palkit.studies.reproduce import TABLE, Reproduction
@@ -358,14 +358,16 @@ def claims_by_set(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFram
         ConfigError: as `palkit.studies.peal.judge`.
     """
     columns = {}
-    for dataset, rows in rounds.dropna(subset=[metric]).groupby("dataset", sort=False):
+    has_it = rounds[metric].notna().groupby(rounds["dataset"]).transform("any")
+    for dataset, rows in rounds[has_it].groupby("dataset", sort=False):
         found = judge(rows, metric).set_index("claim").dropna(subset="mean")
         texts = interval_texts(
             found.rename(columns={"low": "mean_low", "high": "mean_high"}), "mean", "+.1f", scale=100
         )
         cells = zip(texts, found["verdict"], 100 * found["detectable"], strict=True)
         columns[dataset] = pd.Series([f"{text} {verdict} ({size:.1f})" for text, verdict, size in cells], found.index)
-    return pd.DataFrame(columns).fillna("").rename_axis(index=None)
+    order = [claim.text for claim in CLAIMS if any(claim.text in found for found in columns.values())]
+    return pd.DataFrame(columns).reindex(order).fillna("").rename_axis(index=None)
 
 
 def conclusion(sweep: str) -> "Markdown":

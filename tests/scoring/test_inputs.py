@@ -224,6 +224,22 @@ def test_views_of_pooled_features_are_computed_once_by_all_runs(
     assert len(forwards) == 4
 
 
+def test_views_go_with_the_pixels_of_a_name(tiny: Backbone, photos: ImagePool, tmp_path: Path) -> None:
+    def views(row: int) -> torch.Tensor:
+        pool = from_folder(tmp_path / "photos")
+        return InputCache(pool, tiny).augmented(tiny.depth, np.array([row]), "crop", 2, seed=0)
+
+    before = views(7)
+    for label in ("cat", "dog"):
+        for number in reversed(range(30)):  # the same pixels in the same order, under the next name
+            (tmp_path / "photos" / label / f"{number:02d}.png").rename(
+                tmp_path / "photos" / label / f"{number + 1:02d}.png"
+            )
+    assert from_folder(tmp_path / "photos").pixels_checksum == photos.pixels_checksum
+    assert not torch.equal(views(7), before), "the crops are those of another name"
+    assert not torch.equal(views(6), before), "the name is the same, its pixels are not"
+
+
 def test_views_do_not_need_a_cache_that_can_be_written(
     tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -84,6 +84,16 @@ def test_a_strategy_that_fell_below_random_somewhere_is_not_recommended() -> Non
     assert recommended(found.assign(above=0)) == "random", "nothing is beyond chance"
 
 
+def test_adapters_on_a_data_set_are_no_data_sets() -> None:
+    level = {"even": {"margin": 0.05}}
+    both = [gains_of(table(level, adapter), CLASSES, IMBALANCE) for adapter in ("lora", "full")]
+    found = advice(1.0, "few", True, pd.concat(both)).iloc[0]
+    assert (found["datasets"], found["above"], found["below"]) == (1, 1, 0)
+    down = gains_of(table({"even": {"margin": -0.05}}, "full"), CLASSES, IMBALANCE)
+    found = advice(1.0, "few", True, pd.concat([both[0], down])).iloc[0]
+    assert (found["datasets"], found["above"], found["below"]) == (1, 0, 1)
+
+
 def test_more_seeds_of_the_baseline_do_no_harm() -> None:
     rounds = table({"even": {"margin": 0.05}})
     more = rounds[(rounds["strategy"] == "random") | (rounds["seed"] < 3)]
@@ -97,19 +107,18 @@ def test_sentences_say_what_to_take_and_why() -> None:
     evidence = gains_of(frozen, CLASSES, IMBALANCE)
     even, tail = np.array([0, 0, 1, 1]), np.array([0] * 40 + [1, 2])
     said = advised(even, False, evidence)
-    assert re.match(
-        r"margin for up to 3 labels per class \(\+5\.\d points over random, at worst \+5\.\d\), margin ", said
-    )
-    assert said.endswith("on 1 data set")
-    assert (
-        advised(tail, False, evidence)
-        == "random for up to 3 labels per class, random for up to ten labels per class, on 1 data set"
-    )
+    gain = r"\(\+5\.\d points over random, at worst \+5\.\d\)"
+    tried = "on 1 data set, where only badge, margin was tried beside it"
+    assert re.fullmatch(rf"margin for up to 3 labels per class {gain}, margin for more {gain}, {tried}", said)
+    assert advised(tail, False, evidence) == f"random for up to 3 labels per class, random for more, {tried}"
+    many = gains_of(table({"even": {"margin + pcb": 0.05, "badge": 0.0, "bald": 0.0, "bait": 0.0}}), CLASSES, IMBALANCE)
+    assert advised(even, False, many).startswith("margin balance=pcb for up to 3")
+    assert advised(even, False, many).endswith("on 1 data set")
     both = advised(np.array([-1, -1]), False, evidence)
     assert both.startswith("if no class is rare: margin")
     assert "; with a long tail: random" in both
     assert advised(np.array([*even, -1]), False, evidence) == said
-    assert "no study" in advised(even, True, evidence)
+    assert advised(even, True, evidence).startswith("nothing was tried")
 
 
 def test_imbalance_is_of_the_labels(pool: ImagePool) -> None:

@@ -17,11 +17,11 @@ from rich.console import Console
 from palkit.cli import main
 from palkit.errors import ConfigError, DataError
 from palkit.experiments.dispatch import DispatchConfig, run_sweep
-from palkit.experiments.results import parts, read_results, write_results
+from palkit.experiments.results import named, parts, read_results, write_results
 from palkit.experiments.sweep import Sweep, load_sweep
 from palkit.storage.files import REPOSITORY
 from palkit.studies import plots, study
-from palkit.studies.peal import UNDECIDED
+from palkit.studies.peal import CLAIMS, UNDECIDED
 from palkit.studies.statistics import against, area_under_curve, selection_overlap
 from palkit.studies.study import (
     areas,
@@ -82,6 +82,7 @@ def test_claims_set_by_set_are_differences_on_that_set(simulation: pd.DataFrame)
         text = f"{100 * row.aubc:+.1f} [{100 * row.aubc_low:+.1f}, {100 * row.aubc_high:+.1f}]"
         assert found[row.dataset].startswith(f"{text} ")
     assert found.str.contains(UNDECIDED).any()
+    assert list(table.index) == [claim.text for claim in CLAIMS if claim.text in table.index]
     few = claims_by_set(simulation.query("adapter == 'linear_probe'"))
     assert 0 < len(few) < len(table), "only those that can be tested"
 
@@ -251,6 +252,15 @@ def test_configurations_that_differ_in_other_fields_get_names(tiny_run: dict[str
     assert names["plain"] == ["linear_probe"]
     stored = duckdb.sql(f"select count(distinct run) from '{tmp_path}/runs/studies/fields/rounds.parquet'").fetchall()
     assert stored == [(8,)], "one table that other programs read"
+
+
+def test_names_leave_out_what_a_run_does_not_have_unless_that_tells_two_apart() -> None:
+    runs = pd.DataFrame(
+        {"run": ["a", "b", "c"], "dataset": "toy", "backbone": "vit", "adapter": "lora", "strategy": "random",
+         "balance": "none", "seed": 0, "adapter.rank": [4, 8, None], "training.adapter_lr": [None, None, 8.0]},
+    )  # fmt: skip
+    assert named(runs.head(2)).tolist() == ["lora, 4.0", "lora, 8.0"]
+    assert named(runs).tolist() == ["lora, 4.0, nan", "lora, 8.0, nan", "lora, nan, 8.0"], "8.0 would be two"
 
 
 def test_missing_tables_are_named(tmp_path: Path) -> None:

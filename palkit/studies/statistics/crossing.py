@@ -96,11 +96,14 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
 
 
 def gain_curves(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by: str = "variant") -> pd.DataFrame:
-    """Paired difference to the reference at every number of labels; arguments and errors as of `crossings`.
+    """Paired difference to the reference at every number of labels; arguments as of `crossings`.
 
     Returns:
         One row per data set, configuration and number of labels: `dataset`, `by`, `labels`, `n_seeds`, `mean`, `low`,
-        `high` (95 % t interval over seeds).
+        `high` (95 % t interval over seeds, NaN for one).
+
+    Raises:
+        ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     parts = []
     for dataset, name, difference in _pairs(rounds, reference, metric, by):
@@ -122,6 +125,8 @@ def _pairs(rounds: pd.DataFrame, reference: str, metric: str, by: str) -> Iterat
     tables.validate(rounds, [by, "dataset"], metric)
     if reference not in set(rounds[by]):
         raise unknown_name(by, reference, map(str, rounds[by].unique()))
+    if rounds[by].nunique() == 1:
+        raise ConfigError(f"every run has {by}={reference}: there is nothing to compare with it.")
     tables.check_table(rounds, [], "table of rounds", unique=["dataset", by, "seed", "labels"])
     for dataset, table in rounds.groupby("dataset"):
         values = tables.sign_of(metric) * table.pivot(index="labels", columns=[by, "seed"], values=metric)
