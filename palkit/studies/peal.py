@@ -16,6 +16,7 @@ arXiv 2507.21521 (C-PEAL).
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial, reduce
@@ -31,7 +32,7 @@ from palkit.config import ExperimentConfig
 from palkit.models.adapters import AdapterConfig, attach, trainable_count
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone, BackboneConfig
 from palkit.studies.statistics import TIE, Estimate, estimate, holm, sign_of, summarise
-from palkit.studies.statistics.tables import between, counted, matching, some
+from palkit.studies.statistics.tables import between, counted, matching
 
 REPRODUCED, OPPOSITE, UNDECIDED, NOT_TESTABLE = "reproduced", "opposite", "undecided", "not testable here"
 LEVEL, POWER = 0.05, 0.8
@@ -43,6 +44,7 @@ CAPTION = (
 STRATEGIES = ("random", "entropy", "featdist")
 DATASETS = {"histology": "Histology", "aptos2019": "APTOS 2019", "eurosat": "EuroSAT"}
 FEW_SEEDS = 10  # fewer are too few for a claim
+MANY = 5  # more are not listed one by one
 PERCENT = 0.03  # of the backbone's parameters, as the paper reports
 LARGE = "vit_large_patch14_dinov2"
 SMALL_SHARE = f"at most {PERCENT} %"
@@ -250,14 +252,16 @@ def _compare(
     groups = {name: group.to_numpy() for name, group in differences.groupby(level="dataset")}
     alone = [str(name) for name, sample in groups.items() if len(sample) < 2]
     samples = [sample for sample in groups.values() if len(sample) > 1]
-    left_out = f" Left out for runs that are missing: {some(lacking)}." if lacking else ""
+    left_out = f" Left out for runs that are missing: {_listed(lacking)}." if lacking else ""
     left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
     if not samples:
         return Remark(f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE)
     return Comparison(metric, (1 if better else -1) * sign_of(metric), samples, estimate(samples), left_out)
 
 
-def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) -> tuple[pd.Series, list[str]]:
+def _differences(
+    runs: pd.DataFrame, metric: str, terms: Terms, where: Columns
+) -> tuple[pd.Series, list[tuple[str, int]]]:
     """Weighted sums over runs that are alike in all that the terms do not set, mean by data set and seed.
 
     A seed that lacks a setting which others of its data set have would be the mean of other things: it is left out, and
@@ -280,7 +284,15 @@ def _differences(runs: pd.DataFrame, metric: str, terms: Terms, where: Columns) 
     complete = there == there.groupby(level="dataset").transform("max")
     wanted = pd.concat([part[["dataset", "seed"]] for part in parts]).drop_duplicates()
     lacking = set(wanted.itertuples(index=False, name=None)) - set(found.index[complete])
-    return found[complete], [f"{dataset} seed {seed}" for dataset, seed in sorted(lacking)]
+    return found[complete], sorted(lacking)
+
+
+def _listed(lacking: Sequence[tuple[str, int]]) -> str:
+    """Data sets and seeds in words: one by one, or counted where they are many."""
+    if len(lacking) <= MANY:
+        return ", ".join(f"{dataset} seed {seed}" for dataset, seed in lacking)
+    numbers = Counter(dataset for dataset, _ in lacking)
+    return ", ".join(f"{number} seeds of {dataset}" for dataset, number in numbers.items())
 
 
 def _missing(runs: pd.DataFrame, configs: Sequence[Columns], metric: str) -> str:
