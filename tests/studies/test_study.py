@@ -222,6 +222,7 @@ def test_grades_have_a_kappa_without_being_asked(simulation: pd.DataFrame) -> No
     assert list(plain) == ["accuracy", "nll"]
     graded = study.last_rounds(simulation.replace({"dataset": {"digits": "idrid"}}), ["accuracy", "nll"])
     assert list(graded) == ["accuracy", "nll", "kappa"]
+    assert graded["kappa"].notna().tolist() == [name == "idrid" for name in graded.index.get_level_values("dataset")]
     assert list(study.last_rounds(simulation.assign(dataset="aptos2019"), ["kappa"])) == ["kappa"]
 
 
