@@ -84,14 +84,22 @@ class Design:
     def change(self, sign: int) -> Tensor:
         """(U,) how much trace(M^-1 F) falls if a row is added (1), or minus its rise if removed (-1)."""
         eye = torch.eye(self.near.shape[1], dtype=self.near.dtype, device=self.near.device)
-        return torch.linalg.solve(self.near + sign * eye, self.far).diagonal(dim1=1, dim2=2).sum(1)
+        moved = self.near + sign * eye
+        solved, failed = torch.linalg.solve_ex(moved, self.far)
+        # Next to huge features 1 is lost: what such a row has no information on changes nothing.
+        singular = failed != 0
+        solved[singular] = torch.linalg.pinv(moved[singular], hermitian=True) @ self.far[singular]
+        return solved.diagonal(dim1=1, dim2=2).sum(1)
 
     def move(self, row: int, sign: int) -> None:
         """Add a row's Fisher information to M (1) or remove it (-1), by the Woodbury identity."""
         own = self._factor(row)  # (C D, R)
         u, z = self.inverse @ own, self.middle @ own
         eye = torch.eye(len(self.near[row]), dtype=u.dtype, device=u.device)
-        core = torch.linalg.inv(self.near[row] + sign * eye)
+        moved = self.near[row] + sign * eye
+        core, failed = torch.linalg.inv_ex(moved)
+        if failed:
+            core = torch.linalg.pinv(moved, hermitian=True)
         inner = core @ self.far[row] @ core
         self.inverse.addmm_(u @ core, u.T, alpha=-1)
         self.middle.addmm_(torch.cat([u @ inner - z @ core, -u @ core], 1), torch.cat([u, z], 1).T)

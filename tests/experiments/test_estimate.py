@@ -62,17 +62,17 @@ def test_a_grid_without_a_valid_run_says_why(tiny_run: dict[str, Any]) -> None:
 def test_no_data_or_weights_are_needed(own_cache: None) -> None:
     """The paper's sets would have to be downloaded, and its networks have gigabytes."""
     lines = list(expected(load_sweep("paper"), "cpu"))
-    assert "sweep paper: 360 runs" in lines[0]
+    assert "sweep paper: 900 runs" in lines[0]
     assert sum("cost not known" in line for line in lines) == 12
 
 
 def test_the_paper_profile_is_the_paper() -> None:
     configs = [config_from_dict(values) for _, values in load_sweep("paper").parameters()]
-    assert len(configs) == 2 * 3 * 2 * 3 * 2 * 5
+    assert len(configs) == 5 * 2 * 3 * 3 * 2 * 5
     assert {c.dataset for c in configs} == {"histology", "aptos2019", "eurosat"}
     assert {c.backbone.name for c in configs} == {"vit_giant_patch14_dinov2", "vit_large_patch14_dinov2"}
     assert {c.backbone.depth for c in configs} == {None}
-    lora = next(c for c in configs if c.adapter.name == "lora")
+    lora = config_from_dict(dict(load_sweep("paper").parameters())["LoRA C-PEAL"])
     assert (lora.adapter.rank, lora.adapter.alpha, lora.adapter.dropout) == (4, 4, 0.25)
     assert lora.adapter.targets == ("attn.qkv",)
     assert (lora.training.optimizer, lora.training.adapter_lr, lora.training.batch_size) == ("sgd", 0.002, 32)

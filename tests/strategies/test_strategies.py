@@ -15,6 +15,7 @@ from torch import Tensor
 from palkit.errors import ConfigError, PalkitError
 from palkit.storage.files import REPOSITORY
 from palkit.strategies import STRATEGIES, kernels, registry, select
+from palkit.strategies.bait import Design
 from palkit.strategies.balance import BALANCES
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
@@ -218,6 +219,14 @@ def degenerate_pools() -> dict[str, PoolScores]:
         "1000 classes": make_pool(n, 6, 1000, 0),
         "one feature": make_pool(n, 1, 3, 0),
     }
+
+
+def test_bait_bears_rows_next_to_which_one_is_lost() -> None:
+    """(near + 1)^-1 of equal rows and columns of 1e20 is singular in float64 on every machine."""
+    ones = torch.ones(1, 2, 2, dtype=torch.float64)
+    design = Design.__new__(Design)
+    design.near, design.far = torch.cat([1e20 * ones, 3 * ones]), torch.cat([6e20 * ones, 7 * ones])
+    assert design.change(1).tolist() == pytest.approx([6.0, 2.0]), "trace of 2 f / (2 n + 1) along the only direction"
 
 
 @pytest.mark.parametrize("kind", degenerate_pools())
