@@ -190,15 +190,14 @@ def _doctor(options: argparse.Namespace) -> int:
     from palkit.experiments.setting import pool_of
     from palkit.studies.advice import advised
 
-    config = _config(options)
-
-    def findings() -> Iterator[tuple[str, str]]:
-        yield from diagnose(config, options.device, compile=options.compile)
-        pool = pool_of(config)
-        yield "strategy", advised(pool.labels[pool.rows("pool")], config.adapter.name != "linear_probe")
-
-    for name, finding in findings():
+    def show(name: str, finding: str) -> None:
         console.print(f"[bold]{name:12}[/] {escape(finding)}", soft_wrap=True)
+
+    config = _config(options)
+    for name, finding in diagnose(config, options.device, compile=options.compile):
+        show(name, finding)
+    pool = pool_of(config)
+    show("strategy", advised(pool.labels[pool.rows("pool")], config.adapter.name != "linear_probe"))
     return 0
 
 

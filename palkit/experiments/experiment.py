@@ -324,7 +324,7 @@ class Learner:
             progress: see `palkit.models.training.fit`.
         """
         device, training = self.here.backbone.device, self.config.training
-        inputs = self._augmented(positions)
+        inputs = self._augmented(positions, progress)
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
@@ -418,12 +418,12 @@ class Learner:
             }
         )
 
-    def _augmented(self, positions: np.ndarray) -> Tensor:
+    def _augmented(self, positions: np.ndarray, progress: Progress) -> Tensor:
         """(V, L, ...) views of the labelled images; the frozen prefix sees each image once per run."""
         missing = np.array([p for p in positions if int(p) not in self._views], dtype=np.int64)
         training = self.config.training
         views = self.here.cache.augmented(
-            self.start_block, self.pool_rows[missing], training.augmentation, training.views, self.config.seed
+            self.start_block, self.pool_rows[missing], training.augmentation, training.views, self.config.seed, progress
         )
         for column, position in enumerate(missing):
             self._views[int(position)] = views[:, column]

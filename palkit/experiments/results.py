@@ -158,16 +158,18 @@ def named(rounds: pd.DataFrame) -> pd.Series:
         others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
         # What a variant says already is not said twice.
         fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
-    rows = [[*map(str, values)] for values in runs[fields].to_numpy(object)]
-    known = [[text for text in values if text not in ("None", "nan")] for values in rows]
-    short, full = (
-        pd.Series(
-            [", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]) for adapter, told in pairs],
-            runs.index,
-        )
-        for pairs in (zip(runs["adapter"], known, strict=True), zip(runs["adapter"], rows, strict=True))
-    )
-    return full if runs.assign(adapter=short).duplicated(same).any() else short
+    texts = runs[fields].astype(str)
+    short = _joined(runs["adapter"], texts.mask(runs[fields].isna(), ""))
+    return _joined(runs["adapter"], texts) if runs.assign(adapter=short).duplicated(same).any() else short
+
+
+def _joined(adapters: pd.Series, texts: pd.DataFrame) -> pd.Series:
+    """Each adapter's name, with the texts of its row that are not empty; once where these begin with it."""
+    names = []
+    for adapter, row in zip(adapters, texts.to_numpy(), strict=True):
+        told = [text for text in row if text]
+        names.append(", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]))
+    return pd.Series(names, adapters.index)
 
 
 def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

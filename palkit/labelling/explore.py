@@ -149,7 +149,9 @@ class Exploration:
             for other in neighbours:
                 learner, state = self._begin(other, progress)
                 rows, seed = learner.pool_rows[self._labelled(learner, state, progress)], learner.config.seed
-                learner.here.cache.augmented(learner.start_block, rows, training.augmentation, training.views, seed)
+                learner.here.cache.augmented(
+                    learner.start_block, rows, training.augmentation, training.views, seed, progress
+                )
 
     def projection(self, question: Question, kind: str = "pca", progress: Progress = silent) -> np.ndarray:
         """(N, 2) map of the pool's frozen features.

@@ -180,7 +180,6 @@ class SessionLearner:
             here = setting(self.config, self.device, progress, self.pool)
             config = dataclasses.replace(self.config, batch_size=self.batch_size(class_names))
             self._learner = Learner(settle(config, here), here)
-        self._learner.here.cache.progress = progress  # that of an earlier round may be closed
         code = {name: number for number, name in enumerate(class_names)}
         known = self.pool.labels.copy()
         known[self.rows] = UNLABELLED

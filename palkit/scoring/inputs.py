@@ -222,7 +222,15 @@ class InputCache:
             return self.pool.images
         return decoded(self.pool.images, self.backbone.config.image_size, self.pool.pixels_checksum, self.progress)
 
-    def augmented(self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int) -> Tensor:
+    def augmented(
+        self,
+        start_block: int,
+        rows: np.ndarray,
+        augmentation: str,
+        views: int,
+        seed: int,
+        progress: Progress = silent,
+    ) -> Tensor:
         """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
 
         Args:
@@ -231,6 +239,7 @@ class InputCache:
             augmentation: "crop" or "crop_flip"; "none" gives the cached inputs as the only view.
             views: number of views V.
             seed: of the views.
+            progress: called with ("augmenting", images done, images in all).
 
         Returns:
             (V, L, T, E) or (V, L, D) on the backbone's device.
@@ -238,32 +247,38 @@ class InputCache:
         device = self.backbone.device
         if augmentation == "none" or len(rows) == 0:
             return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
-        names = [str(name) for name in self.pool.ids[rows]]
-        size = self.backbone.config.image_size
+        size, names = self.backbone.config.image_size, [str(name) for name in self.pool.ids[rows]]
         transform = augmenter(augmentation, size)
-        # The views of an image hang on its name; which pixels a name has, all names and all pixels in order say.
-        made_from = {
-            **self._made_from(start_block), "names": self.names_checksum, "views": views, "seed": seed,
-            "augmentation": [repr(transform), torchvision.__version__],
-        }  # fmt: skip
-        folder = cache_dir() / "views" / short_hash(made_from)
-        paths = [folder / f"{short_hash(name)}.parquet" for name in names]
+        found: dict[str, Tensor] = {}
         # Pooled features are a few kB an image, and all runs of a seed share them; tokens are large.
-        pooled = start_block == self.backbone.depth
-        found = [_read_views(path, (views, self.backbone.width)) if pooled else None for path in paths]
-        missing = [number for number, kept in enumerate(found) if kept is None]
+        kept = self._views_folder(transform, views, seed) if start_block == self.backbone.depth else None
+        if kept is not None:
+            read = {name: _read_views(_views_file(kept, name), (views, self.backbone.width)) for name in names}
+            found = {name: features for name, features in read.items() if features is not None}
+        missing = [number for number, name in enumerate(names) if name not in found]
         if missing:
             images = torch.from_numpy(self._decoder(size).decode(rows[missing], size)).to(device)
             # The views of an image are a batch of their own: the last bits of a product depend on the batch, and a
             # resumed run asks for many images at once.
             for number, image in zip(missing, self.network.preprocess(images), strict=True):
-                seen = [seeded(transform, image, (seed, names[number], view)) for view in range(views)]
-                computed = self._forward(torch.stack(seen), start_block)
-                if pooled:
-                    _write_views(computed, paths[number])
-                found[number] = computed
-                self.progress("augmenting", len(rows) - len(missing) + missing.index(number) + 1, len(rows))
-        return torch.stack([kept.to(device) for kept in found if kept is not None], dim=1)
+                name = names[number]
+                seen = [seeded(transform, image, (seed, name, view)) for view in range(views)]
+                found[name] = self._forward(torch.stack(seen), start_block)
+                if kept is not None:
+                    _write_views(found[name], _views_file(kept, name))
+                progress("augmenting", len(found), len(names))
+        return torch.stack([found[name].to(device) for name in names], dim=1)
+
+    def _views_folder(self, transform: v2.Transform, views: int, seed: int) -> Path:
+        """Folder of the pooled features of views, an image a file.
+
+        The views of an image hang on its name; which pixels a name has, all names and all pixels in order say.
+        """
+        made_from = {
+            **self._made_from(self.backbone.depth), "names": self.names_checksum, "views": views, "seed": seed,
+            "augmentation": [repr(transform), torchvision.__version__],
+        }  # fmt: skip
+        return cache_dir() / "views" / short_hash(made_from)
 
     def _decoder(self, size: int) -> Decoder:
         """Decoded images if they are there already; for a handful, the whole pool is not decoded."""
@@ -294,6 +309,10 @@ class InputCache:
             "versions": [VERSION, torch.__version__, timm.__version__],
             "dtype": "float32" if start_block == depth else self.config.cache_dtype,
         }
+
+
+def _views_file(folder: Path, name: str) -> Path:
+    return folder / f"{short_hash(name)}.parquet"
 
 
 def _read_views(path: Path, shape: tuple[int, int]) -> Tensor | None:

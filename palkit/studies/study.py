@@ -256,9 +256,10 @@ def last_rounds(rounds: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
         metrics: columns.
     """
     graded = not ORDINAL.isdisjoint(rounds["dataset"]) and "kappa" not in metrics
+    columns = [*metrics, "kappa"] if graded else [*metrics]
     last = rounds[rounds["round"] == rounds.groupby("run")["round"].transform("max")]
     varied = [name for name in ("backbone", "balance") if rounds[name].nunique() > 1]
-    table = last.groupby(["dataset", "adapter", "strategy", *varied])[[*metrics, *["kappa"] * graded]].mean()
+    table = last.groupby(["dataset", "adapter", "strategy", *varied])[columns].mean()
     if graded:
         table["kappa"] = table["kappa"].where(table.index.isin(ORDINAL, level="dataset"))
     return table

@@ -204,8 +204,8 @@ def test_views_of_pooled_features_are_computed_once_by_all_runs(
     tiny: Backbone, pool: ImagePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[str, int, int]] = []
-    views = InputCache(pool, tiny, progress=lambda *report: reports.append(report)).augmented(
-        tiny.depth, np.array([3, 7, 9]), "crop", 2, seed=0
+    views = InputCache(pool, tiny).augmented(
+        tiny.depth, np.array([3, 7, 9]), "crop", 2, seed=0, progress=lambda *report: reports.append(report)
     )
     assert reports == [("augmenting", done, 3) for done in (1, 2, 3)]
     InputCache(pool, tiny).augmented(2, np.array([7]), "crop", 2, seed=0)
