@@ -45,10 +45,8 @@ def bait(
     known = labelled.positions.to(features.device)
     total = len(known) + batch_size
     pool = mean_fisher(features, probs, max_rank)
-    start = regulariser * torch.eye(len(pool), dtype=torch.float64, device=features.device)
-    if len(known):
-        start += len(known) / total * mean_fisher(features[known], probs[known], max_rank)
-    design = Design(start, pool, features[free], probs[free], max_rank, batch_size / total)
+    inverse, middle = started(pool, features[known], probs[known], regulariser, total, max_rank)
+    design = Design(inverse, middle, features[free], probs[free], max_rank, batch_size / total)
     chosen: list[int] = []
     for _ in range(min(2 * batch_size, len(free))):
         worth = design.change(1)
@@ -73,10 +71,9 @@ class Design:
     """
 
     def __init__(
-        self, matrix: Tensor, pool: Tensor, features: Tensor, probs: Tensor, max_rank: int, share: float
+        self, inverse: Tensor, middle: Tensor, features: Tensor, probs: Tensor, max_rank: int, share: float
     ) -> None:
-        self.inverse = torch.linalg.inv(matrix)
-        self.middle = self.inverse @ pool @ self.inverse
+        self.inverse, self.middle = inverse, middle
         self.features, self.share = features, share
         self.probs, self.columns = probs, most_probable(probs, max_rank)
         self.near, self.far = self._forms(self.inverse), self._forms(self.middle)
@@ -145,6 +142,27 @@ class Design:
             heads = self._heads(part)
             forms.append(heads.mT @ square @ heads)
         return torch.cat(forms)
+
+
+def started(
+    pool: Tensor, features: Tensor, probs: Tensor, regulariser: float, total: int, max_rank: int
+) -> tuple[Tensor, Tensor]:
+    """(C D, C D) M^-1 and M^-1 F M^-1 of the labelled rows (L, D), (L, C), for M = regulariser + sum V V^T / total.
+
+    With fewer columns of V than half of C D the products are of them, by the Woodbury identity, which takes L R / C D
+    of the time.
+    """
+    size, eye = len(pool), torch.eye(len(pool), dtype=pool.dtype, device=pool.device)
+    if 2 * len(features) * min(probs.shape[1], max_rank) > size:
+        matrix = len(features) / total * mean_fisher(features, probs, max_rank)
+        inverse = torch.linalg.inv(matrix.diagonal_scatter(matrix.diagonal() + regulariser))
+        return inverse, inverse @ pool @ inverse
+    heads = class_factor(probs, most_probable(probs, max_rank))
+    factor = torch.einsum("ncr,nd->cdnr", heads, features).reshape(size, -1) / total**0.5  # (C D, L R)
+    inner = factor.T @ factor
+    solved = torch.linalg.solve(inner.diagonal_scatter(inner.diagonal() + regulariser), factor.T)  # (L R, C D)
+    half = pool - factor @ (solved @ pool)
+    return (eye - factor @ solved) / regulariser, (half - (half @ factor) @ solved) / regulariser**2
 
 
 def most_probable(probs: Tensor, max_rank: int) -> Tensor:

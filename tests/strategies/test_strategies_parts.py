@@ -78,6 +78,21 @@ def test_bait_in_fewer_dimensions_keeps_what_matters() -> None:
     assert len(select("bait", pool, labelled, 5, generator(), max_rank=1)) == 5
 
 
+@pytest.mark.parametrize("labels", [0, 1, 2, 4, 9])
+def test_bait_starts_from_the_inverse_of_the_labelled_rows(labels: int) -> None:
+    """Whether few labelled rows, whose columns are taken, or many."""
+    pool = make_pool(30, 5, 4, 0)
+    h, p = pool.features[:].double(), pool.probs.double()
+    fisher = bait.mean_fisher(h, p, 4)
+    matrix = 0.5 * torch.eye(20, dtype=torch.float64)
+    for x, q in zip(h[:labels], p[:labels], strict=True):
+        matrix += torch.kron(torch.diag(q) - torch.outer(q, q), torch.outer(x, x)) / 11
+    inverse, middle = bait.started(fisher, h[:labels], p[:labels], 0.5, 11, 4)
+    expected = torch.linalg.inv(matrix)
+    torch.testing.assert_close(inverse, expected)
+    torch.testing.assert_close(middle, expected @ fisher @ expected)
+
+
 def test_bait_needs_one_dimension_at_least() -> None:
     """A limit below the number of classes leaves the first principal axis."""
     pool, labelled = make_pool(40, 5, 4, 0), make_labelled(40, 6, 4, 0)
