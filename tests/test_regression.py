@@ -19,7 +19,12 @@ RESULTS = REPOSITORY / "figures" / "default"
 
 @pytest.mark.parametrize(
     ("adapter", "strategy", "seed", "count"),
-    [("linear_probe", "badge", 100, 7), ("linear_probe", "margin", 104, 7), ("lora", "featdist", 101, 2)],
+    [
+        ("linear_probe", "margin", 104, 7),
+        # Notebook 03 buys with LoRA and BADGE, and is compared with what it bought.
+        pytest.param("linear_probe", "badge", 100, 7, marks=pytest.mark.campaign),
+        pytest.param("lora", "featdist", 101, 2, marks=pytest.mark.campaign),
+    ],
 )
 def test_committed_results_hold(
     adapter: str, strategy: str, seed: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

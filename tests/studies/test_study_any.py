@@ -107,8 +107,11 @@ KINDS = {
     "manifest": lambda root: str(manifest(root, grouped=False)),
     "grouped manifest": lambda root: str(manifest(root, grouped=True)),
     "two classes of 30": lambda root: str(folder(root, {"a": 30, "b": 30})),
-    "ten classes of 30, odd names": lambda root: str(folder(root, dict.fromkeys(ODD, 30))),
+    "ten classes of 30, odd names, and one of one image": lambda root: str(
+        folder(root, dict.fromkeys(ODD, 30) | {"one": 1})
+    ),
     "a class of one image": lambda root: str(folder(root, {"many": 30, "some": 30, "one": 1})),
+    "40 classes of 4": lambda root: str(folder(root, {f"kind {i:02}": 4 for i in range(40)})),
     "100 classes of 4": lambda root: str(folder(root, {f"kind {i:02}": 4 for i in range(100)})),
     "digits": lambda root: "digits",
 }
@@ -116,7 +119,7 @@ KINDS = {
 
 # Covered by others, so only in the campaign: a grouped manifest is a manifest, two classes are in what follows, and
 # profiles are of sets by name.
-MORE_KINDS = ("manifest", "two classes of 30", "digits")
+MORE_KINDS = ("manifest", "two classes of 30", "a class of one image", "100 classes of 4", "digits")
 
 
 @pytest.mark.parametrize(
