@@ -12,15 +12,12 @@ from palkit.studies.advice import EVIDENCE, gains_of, imbalance_of
 
 SWEEPS = ("ood", "default")
 TWICE = ("histology_slides",)  # the images of another data set
-CLASS_MEAN = ", class_mean"
 
 if __name__ == "__main__":
     tables = []
     for sweep in SWEEPS:
         rounds = read_results(FIGURES / sweep).rounds
         rounds = rounds[~rounds["dataset"].isin(TWICE)]
-        nearest = rounds["strategy"].mask(rounds["adapter"].str.endswith(CLASS_MEAN), "featdist reference=class_mean")
-        rounds = rounds.assign(strategy=nearest, adapter=rounds["adapter"].str.removesuffix(CLASS_MEAN))
         pools = {str(name): load_dataset(str(name)) for name in rounds["dataset"].unique()}
         classes = {name: len(pool.class_names) for name, pool in pools.items()}
         imbalance = {name: imbalance_of(pool.labels[pool.rows("pool")]) for name, pool in pools.items()}

@@ -107,8 +107,8 @@ class Results(NamedTuple):
 def read_results(folder: Path) -> Results:
     """Rounds, selections and recalls as `write_results` stored them, each configuration with a name of its own.
 
-    Where runs differ in more than data set, backbone, adapter, strategy, balance and seed, the adapter's name is
-    extended by the variant, or by the fields that differ.
+    Where runs differ in more than data set, backbone, adapter, strategy, balance and seed, the strategy's name is
+    extended by its options, and the adapter's by the variant or by the other fields that differ.
 
     Args:
         folder: of the results of a sweep.
@@ -123,7 +123,7 @@ def read_results(folder: Path) -> Results:
     """
     tables = read_tables(folder, Results._fields)
     names = named(tables[0])
-    return Results(*(table.assign(adapter=table["run"].map(names)) for table in tables))
+    return Results(*(table.drop(columns=["adapter", "strategy"]).join(names, on="run") for table in tables))
 
 
 def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
@@ -147,29 +147,35 @@ def read_tables(folder: Path, names: Iterable[str]) -> tuple[pd.DataFrame, ...]:
     return tuple(tables)
 
 
-def named(rounds: pd.DataFrame) -> pd.Series:
-    """Of each run, the adapter's name, with what it takes to tell it from runs that look the same."""
+def named(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Of each run, the names of adapter and strategy, with what it takes to tell it from runs that look the same."""
     runs = rounds.drop_duplicates("run").set_index("run")
-    same = [*USUAL, "seed"]
+    same, names = [*USUAL, "seed"], ["adapter", "strategy"]
     if not runs.duplicated(same).any():
-        return runs["adapter"]
+        return runs[names]
+    options = [name for name in map(str, runs) if name.startswith("strategy_options.")]
+    texts = runs[options].apply(lambda column: column.name.partition(".")[2] + "=" + column.astype(str))
+    runs = runs.assign(strategy=_joined(runs["strategy"], texts.mask(runs[options].isna(), "")))
+    if not runs.duplicated(same).any():
+        return runs[names]
     fields = ["variant"] if "variant" in runs else []
     if not fields or runs.duplicated([*same, "variant"]).any():
-        others = [name for name in map(str, runs) if "." in name or name in OTHER_FIELDS]
+        others = [name for name in map(str, runs) if ("." in name or name in OTHER_FIELDS) and name not in options]
         # What a variant says already is not said twice.
         fields += [name for name in others if not fields or runs.groupby("variant")[name].nunique().max() > 1]
     texts = runs[fields].astype(str)
-    short = _joined(runs["adapter"], texts.mask(runs[fields].isna(), ""))
-    return _joined(runs["adapter"], texts) if runs.assign(adapter=short).duplicated(same).any() else short
+    short = runs.assign(adapter=_joined(runs["adapter"], texts.mask(runs[fields].isna(), "")))
+    told = runs.assign(adapter=_joined(runs["adapter"], texts)) if short.duplicated(same).any() else short
+    return told[names]
 
 
-def _joined(adapters: pd.Series, texts: pd.DataFrame) -> pd.Series:
-    """Each adapter's name, with the texts of its row that are not empty; once where these begin with it."""
+def _joined(first: pd.Series, texts: pd.DataFrame) -> pd.Series:
+    """Each name, with the texts of its row that are not empty; once where these begin with it."""
     names = []
-    for adapter, row in zip(adapters, texts.to_numpy(), strict=True):
+    for name, row in zip(first, texts.to_numpy(), strict=True):
         told = [text for text in row if text]
-        names.append(", ".join(told if told and told[0].startswith(adapter) else [adapter, *told]))
-    return pd.Series(names, adapters.index)
+        names.append(", ".join(told if told and told[0].startswith(name) else [name, *told]))
+    return pd.Series(names, first.index)
 
 
 def parts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

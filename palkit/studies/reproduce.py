@@ -152,7 +152,7 @@ def _runs(rounds: pd.DataFrame, bought: pd.DataFrame, there: pd.DataFrame, bough
         area=[_area(rows["labels"], rows["accuracy"]) for _, rows in runs],
         reference=[_area(rows["labels"], rows["accuracy_there"]) for _, rows in runs],
     )  # fmt: skip
-    return table.assign(adapter=table.index.map(named(rounds).to_dict()))
+    return table.assign(**named(rounds).loc[table.index])
 
 
 def _area(labels: pd.Series, accuracy: pd.Series) -> float:
@@ -227,7 +227,8 @@ def _conclusion(table: pd.DataFrame, changed: int | None, lacking: int) -> str:
 
 def _names(rounds: pd.DataFrame) -> str:
     """Runs by configuration, with their seeds."""
-    runs = rounds.assign(adapter=rounds["run"].map(named(rounds))).drop_duplicates("run")
+    runs = rounds.drop_duplicates("run").set_index("run")
+    runs = runs.assign(**named(rounds))
     names = runs["dataset"].map(short_paths(runs["dataset"].unique())) + ", " + configuration_names(runs)
     groups = runs["seed"].astype(str).groupby(names, sort=False)
     return "; ".join(f"{name}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for name, seeds in groups)

@@ -260,8 +260,21 @@ def test_names_leave_out_what_a_run_does_not_have_unless_that_tells_two_apart() 
         {"run": ["a", "b", "c"], "dataset": "toy", "backbone": "vit", "adapter": "lora", "strategy": "random",
          "balance": "none", "seed": 0, "adapter.rank": [4, 8, None], "training.adapter_lr": [None, None, 8.0]},
     )  # fmt: skip
-    assert named(runs.head(2)).tolist() == ["lora, 4.0", "lora, 8.0"]
-    assert named(runs).tolist() == ["lora, 4.0, nan", "lora, 8.0, nan", "lora, nan, 8.0"], "8.0 would be two"
+    assert named(runs.head(2))["adapter"].tolist() == ["lora, 4.0", "lora, 8.0"]
+    assert named(runs)["adapter"].tolist() == ["lora, 4.0, nan", "lora, 8.0, nan", "lora, nan, 8.0"], "8.0 would be two"
+
+
+def test_options_are_part_of_the_name_of_a_strategy() -> None:
+    """And only what they do not tell is of the adapter's."""
+    runs = pd.DataFrame(
+        {"run": ["a", "b", "c", "d"], "dataset": "toy", "backbone": "vit", "adapter": "lora", "balance": "none",
+         "strategy": ["random", "featdist", "featdist", "featdist"], "seed": 0,
+         "strategy_options.reference": [None, None, "class_mean", "class_mean"], "adapter.rank": [4, 4, 4, 8]},
+    )  # fmt: skip
+    plain = named(runs.head(3))
+    assert plain["strategy"].tolist() == ["random", "featdist", "featdist, reference=class_mean"]
+    assert plain["adapter"].tolist() == ["lora"] * 3
+    assert named(runs)["adapter"].tolist() == ["lora, 4", "lora, 4", "lora, 4", "lora, 8"]
 
 
 def test_missing_tables_are_named(tmp_path: Path) -> None:
