@@ -131,6 +131,7 @@ for round_ in rounds(config_from_dict(json.loads(sys.argv[1]))):
 """
 
 
+@pytest.mark.campaign  # test_faults.py kills runs at random moments
 def test_sigkill_mid_run_loses_no_complete_round(
     tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

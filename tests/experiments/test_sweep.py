@@ -90,6 +90,7 @@ def test_runs_without_data_are_not_begun_and_asked_for_once(
     assert capsys.readouterr().err.count("nowhere.zip cannot be downloaded") == 1
 
 
+@pytest.mark.campaign  # test_faults.py kills one at a random moment
 def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     base = {**tiny_sweep.base, "training": {"epochs": 60, "head_epochs": 0, "views": 1}}

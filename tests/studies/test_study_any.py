@@ -111,14 +111,13 @@ KINDS = {
         folder(root, dict.fromkeys(ODD, 30) | {"one": 1})
     ),
     "a class of one image": lambda root: str(folder(root, {"many": 30, "some": 30, "one": 1})),
-    "40 classes of 4": lambda root: str(folder(root, {f"kind {i:02}": 4 for i in range(40)})),
     "100 classes of 4": lambda root: str(folder(root, {f"kind {i:02}": 4 for i in range(100)})),
     "digits": lambda root: "digits",
 }
 
 
-# Covered by others, so only in the campaign: a grouped manifest is a manifest, two classes are in what follows, and
-# profiles are of sets by name.
+# Covered by others, so only in the campaign: a grouped manifest is a manifest, two classes are in what follows, many
+# in test_plots_names.py, and profiles are of sets by name.
 MORE_KINDS = ("manifest", "two classes of 30", "a class of one image", "100 classes of 4", "digits")
 
 
