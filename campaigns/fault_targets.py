@@ -24,7 +24,7 @@ from rich.console import Console
 import palkit.experiments.results
 import palkit.models.backbones
 import palkit.storage.shards
-import palkit.studies.study
+import palkit.studies.execution
 from palkit.config import config_from_dict
 from palkit.experiments.dispatch import DispatchConfig, run_sweep
 from palkit.experiments.experiment import Learner, rounds, run_directory
@@ -315,14 +315,14 @@ class Study:
         self.sweep = Sweep("faults", values, {"strategy": ["random", "margin"]})
 
     def work(self, folder: Path, tell: Tell) -> dict[str, str]:
-        palkit.studies.study.load_sweep = lambda name: self.sweep
-        palkit.studies.study.execute_notebook = lambda source, target, *_, **__: shutil.copy(source, target)
+        palkit.studies.execution.load_sweep = lambda name: self.sweep
+        palkit.studies.execution.execute_notebook = lambda source, target, *_, **__: shutil.copy(source, target)
         palkit.experiments.results.FIGURES = folder / "figures"
         if not (folder / "runs" / "studies").exists():  # only once: what is damaged are notebooks
             (folder / "runs" / "studies" / "faults").mkdir(parents=True)
             for task in plan(self.sweep):
                 deque(rounds(task.config), maxlen=0)
-        notebooks = list(palkit.studies.study.execute("faults", device="cpu", console=QUIET))
+        notebooks = list(palkit.studies.execution.execute("faults", device="cpu", console=QUIET))
         return {notebook.path.name: notebook.path.read_text() for notebook in notebooks}
 
 

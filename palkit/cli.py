@@ -20,7 +20,7 @@ from palkit.progress import bars
 
 if TYPE_CHECKING:
     from palkit.config import ExperimentConfig
-    from palkit.studies.study import Executed
+    from palkit.studies.execution import Executed
 
 console = Console(stderr=True, highlight=False)
 
@@ -300,15 +300,15 @@ def _watch(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     from palkit.experiments.results import read_missing
     from palkit.experiments.sweep import load_sweep
-    from palkit.studies import study
+    from palkit.studies import execution
 
     device, sweep = options.device, load_sweep(options.name)
-    failed = _show(study.execute(options.name, device=device, console=console))
+    failed = _show(execution.execute(options.name, device=device, console=console))
     for line in read_missing(sweep.studies):
         console.print(f"[yellow]note:[/] {escape(line)}", soft_wrap=True)
     say(f"figures:  {sweep.studies}")
-    found = study.reproduction(options.name)
-    page = study.report(options.name, found, device=device)
+    found = execution.reproduction(options.name)
+    page = execution.report(options.name, found, device=device)
     say(f"report:   {page or 'none, as 04 could not be executed'}")
     say(found.conclusion)
     return 1 if failed else 0
@@ -327,16 +327,16 @@ def _show(notebooks: "Iterator[Executed]") -> bool:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from palkit.studies import study
+    from palkit.studies import execution
 
-    found = study.reproduction(options.name, options.results, options.reference)
+    found = execution.reproduction(options.name, options.results, options.reference)
     say("\n".join(found.lines()))
     return 0  # a result that differs is a result
 
 
 def _reference(options: argparse.Namespace) -> int:
-    from palkit.studies import study
+    from palkit.studies import execution
 
-    failed = _show(study.renew_reference(options.name, device=options.device, console=console))
+    failed = _show(execution.renew_reference(options.name, device=options.device, console=console))
     say("Look at `git diff --stat`, and commit figures/ and notebooks/.")
     return 1 if failed else 0

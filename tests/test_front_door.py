@@ -66,6 +66,12 @@ def test_selecting_from_arrays_needs_torch_alone() -> None:
     assert loaded(code).isdisjoint(HEAVY)
 
 
+def test_what_computes_nothing_waits_for_no_network() -> None:
+    """Sessions, results and their figures: timm takes two seconds, what reads notebooks two more."""
+    found = loaded("import palkit.labelling.session, palkit.studies.study")
+    assert found.isdisjoint({"timm", "torchvision", "nbformat", "papermill"})
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "from palkit.cli import main\n"

@@ -13,11 +13,10 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import sklearn
-import timm
 import torch
 from torch import Tensor
 
@@ -216,11 +215,11 @@ def _weights_checksum(file: str | None) -> str | None:
 
 
 def _pool_record(config: ExperimentConfig) -> Path:
-    return _record(config.dataset, config.pool_size, SOURCE, sklearn.__version__)
+    return _record(config.dataset, config.pool_size, SOURCE, version("scikit-learn"))
 
 
 def _network_record(config: BackboneConfig) -> Path:
-    return _record(dataclasses.asdict(config) | {"checkpoint": None}, timm.__version__)
+    return _record(dataclasses.asdict(config) | {"checkpoint": None}, version("timm"))
 
 
 def _record(*made_from: Any) -> Path:

@@ -20,7 +20,6 @@ from typing import Literal
 import pandas as pd
 from filelock import FileLock
 from pydantic import ConfigDict, model_validator
-from sklearn.metrics import cohen_kappa_score
 
 from palkit.errors import DataError
 from palkit.labelling.records import Moment, Text, explained, record
@@ -427,6 +426,8 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
         Columns first, second (annotators), images, same (share), kappa (Cohen 1960; NaN where both gave one label
         only, so that chance alone explains it).
     """
+    from sklearn.metrics import cohen_kappa_score
+
     given = table[table["answer"] == "label"]
     wide = given.pivot(index="id", columns="annotator", values="label")
     rows = []

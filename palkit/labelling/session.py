@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,6 @@ from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
 from palkit.labelling.answers import Answers
-from palkit.labelling.extrapolation import Forecast, forecast
 from palkit.labelling.labels import now
 from palkit.labelling.session_file import Proposed, SessionFile, SessionRound, SessionState, curve_of
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
@@ -29,6 +28,9 @@ from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Count, checked, normal
 from palkit.storage.files import runs_dir
+
+if TYPE_CHECKING:
+    from palkit.labelling.extrapolation import Forecast
 
 OURS = ("classes", "budget", "held_out", "folder", "device")
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
@@ -356,8 +358,10 @@ class Session(Answers):
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""
         return curve_of(self.rounds())
 
-    def forecast(self, more: int | None = None) -> Forecast:
+    def forecast(self, more: int | None = None) -> "Forecast":
         """What `more` labels would bring; None for another batch. See `palkit.labelling.extrapolation.forecast`."""
+        from palkit.labelling.extrapolation import forecast  # scipy takes a second
+
         checked("more", more, int | None)
         curve = self.curve()
         # Labels may have been taken back since, or a fit repeated: of each number of labels the last one counts.

@@ -10,14 +10,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import timm
 import torch
 from pydantic import Field
 from safetensors.torch import save
-from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +23,9 @@ from palkit.errors import ConfigError, WeightsError, unknown_name
 from palkit.models.devices import is_out_of_memory
 from palkit.storage.checks import Checked, Count
 from palkit.storage.files import atomic_path, cache_dir, locked, sha256, storing, verify
+
+if TYPE_CHECKING:  # timm takes seconds to import, for which nobody waits who needs no network
+    from timm.models import Eva, VisionTransformer
 
 EMBEDDED = "embedded_vit_small"
 EMBEDDED_ARCHITECTURE = "vit_small_patch14_dinov2"
@@ -70,7 +71,9 @@ class Backbone(nn.Module):
     std: Tensor
     rope: Tensor | None
 
-    def __init__(self, vit: VisionTransformer | Eva, config: BackboneConfig, checksum: str) -> None:
+    def __init__(self, vit: "VisionTransformer | Eva", config: BackboneConfig, checksum: str) -> None:
+        from timm.data import resolve_model_data_config
+
         super().__init__()
         self.vit = vit
         self.config = config
@@ -79,7 +82,7 @@ class Backbone(nn.Module):
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.tokens: int = vit.num_prefix_tokens + vit.patch_embed.num_patches
         self.width = vit.embed_dim * (2 if config.pooling == "cls+mean" else 1)
-        data = timm.data.resolve_model_data_config(vit)
+        data = resolve_model_data_config(vit)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("rope", _rotary_embedding(vit), persistent=False)
@@ -107,8 +110,8 @@ class Backbone(nn.Module):
     def prefix(self, pixels: Tensor, stop: int) -> Tensor:
         """Tokens that enter block `stop`. Args: pixels (B, 3, S, S). Returns: (B, T, E)."""
         tokens = self.vit._pos_embed(self.vit.patch_embed(pixels))
-        if isinstance(self.vit, Eva):
-            tokens = tokens[0]  # the second is the rotary embedding
+        if isinstance(tokens, tuple):
+            tokens = tokens[0]  # of Eva models; the second is the rotary embedding
         tokens = self.vit.norm_pre(tokens)
         for index in range(stop):
             tokens = self.block(tokens, index)
@@ -167,6 +170,9 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
         ConfigError: unknown name or pooling, or an image size or depth that the model cannot take.
         WeightsError: weights cannot be had or do not fit; says what to do.
     """
+    import timm
+    from timm.models import Eva, VisionTransformer
+
     if config.name != EMBEDDED and not timm.is_model(config.name):
         raise unknown_name("backbone", config.name, [EMBEDDED, *timm.list_models()])
     architecture = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
@@ -192,6 +198,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
 
 def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tuple[nn.Module, str]:
     """timm's model without its classifier, and a checksum of the weights it got."""
+    import timm
+
     if pretrained and config.checkpoint is None and config.name == EMBEDDED:
         embedded_weights()
     file = weights_file(config) if pretrained else None

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from sklearn import metrics as sk
-from sklearn.exceptions import UndefinedMetricWarning
 from torch import Tensor
 
 from palkit.strategies.ties import Keys, predict
@@ -27,6 +25,8 @@ def evaluate(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> dict[st
         accuracy, balanced_accuracy, macro_f1, kappa (quadratic weights, for ordinal classes), nll (nats),
         brier (0 to 2), ece (15 equal-width bins, top label), adaptive_ece (15 bins of equal count, top label).
     """
+    from sklearn import metrics as sk
+
     classes = np.arange(probs.shape[1])
     p, samples = _normalised(probs), confidence_table(probs, labels, keys)
     y, predicted = labels.numpy(), samples["predicted"].to_numpy()
@@ -45,9 +45,12 @@ def evaluate(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> dict[st
 
 def _kappa(y: NDArray, predicted: NDArray, classes: NDArray) -> float:
     """Cohen's, with quadratic weights; NaN if all are of one class and predicted so."""
+    from sklearn.exceptions import UndefinedMetricWarning
+    from sklearn.metrics import cohen_kappa_score
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UndefinedMetricWarning)
-        return float(sk.cohen_kappa_score(y, predicted, labels=classes, weights="quadratic"))
+        return float(cohen_kappa_score(y, predicted, labels=classes, weights="quadratic"))
 
 
 def confidence_table(probs: Tensor, labels: Tensor, keys: Keys | None = None) -> pd.DataFrame:

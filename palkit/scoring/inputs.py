@@ -9,17 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import PIL
-import timm
 import torch
-import torchvision
 from torch import Tensor
-from torchvision.transforms import v2
 
 from palkit.data import Decoder, FileImages, ImagePool
 from palkit.errors import StorageError, WeightsError
@@ -39,6 +37,9 @@ from palkit.storage.shards import (
     shard_path,
     shard_ranges,
 )
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import Transform
 from palkit.strategies.kernels import Rows, View
 
 # Of what decoding, resizing, augmenting, normalising and the frozen blocks do: raise it when they change, and caches
@@ -269,11 +270,13 @@ class InputCache:
                 progress("augmenting", len(found), len(names))
         return torch.stack([found[name].to(device) for name in names], dim=1)
 
-    def _views_folder(self, transform: v2.Transform, views: int, seed: int) -> Path:
+    def _views_folder(self, transform: "Transform", views: int, seed: int) -> Path:
         """Folder of the pooled features of views, an image a file.
 
         The views of an image hang on its name; which pixels a name has, all names and all pixels in order say.
         """
+        import torchvision
+
         made_from = {
             **self._made_from(self.backbone.depth), "names": self.names_checksum, "views": views, "seed": seed,
             "augmentation": [repr(transform), torchvision.__version__],
@@ -306,7 +309,7 @@ class InputCache:
             "precision": self.config.precision,
             "batch_size": self.config.rows,
             "compile": self.config.compile,
-            "versions": [VERSION, torch.__version__, timm.__version__],
+            "versions": [VERSION, torch.__version__, version("timm")],
             "dtype": "float32" if start_block == depth else self.config.cache_dtype,
         }
 
@@ -392,13 +395,15 @@ def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress)
     return len(ranges)
 
 
-def augmenter(name: str, size: int) -> v2.Transform:
+def augmenter(name: str, size: int) -> "Transform":
     """The random transform of that name for images of side `size`."""
+    from torchvision.transforms import v2
+
     crop = v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True)
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if name == "crop_flip" else crop
 
 
-def seeded(transform: v2.Transform, image: Tensor, key: tuple[int | str, ...]) -> Tensor:
+def seeded(transform: "Transform", image: Tensor, key: tuple[int | str, ...]) -> Tensor:
     """Transform one image under a seed made from `key`; the transforms know the global generator only."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     with seeded_globally(int.from_bytes(digest[:7], "little")):

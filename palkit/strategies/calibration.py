@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -119,6 +117,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         """Of the negative log-likelihood in 1/T; never rises with T."""
         return float(((lead / math.exp(log_temperature)).softmax(dim=1) * lead).sum(dim=1).mean())
 
+    from scipy.optimize import brentq
+
     limit = math.log(TEMPERATURE_LIMIT)
     if slope(-limit) <= 0:
         return 1 / TEMPERATURE_LIMIT
@@ -141,6 +141,9 @@ def softening(logits: Tensor, labels: Tensor) -> float:
     Raises:
         ConfigError: no samples, or logits that are not finite.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import chi2
+
     best = fit_temperature(logits, labels)
     allowed = _log_loss(logits, labels, best) + float(chi2.ppf(SURE, 1)) / 2
 

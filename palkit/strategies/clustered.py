@@ -3,7 +3,6 @@
 import math
 
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest, per_row, unit_length
@@ -133,6 +132,8 @@ def cluster_margin(
         factor: >= 1; the factor * B rows of smallest margin are considered.
         clusters: how many, or None for B.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
     free = labelled.unlabelled(len(scores))
     candidates = top(per_row(margin_gap, View(scores.probs, free)).cpu(), free, factor * batch_size)
     if len(candidates) < 2:

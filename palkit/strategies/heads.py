@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 PLAIN = 0.5  # weight of the images as they are, beside all augmented views of them
@@ -27,6 +26,8 @@ def logistic(features: Tensor, targets: Tensor, weights: Tensor, decay: float) -
     Returns:
         (C, D) weights and (C,) biases, float64.
     """
+    from scipy.optimize import minimize
+
     x = np.column_stack([features.double().cpu().numpy(), np.ones(len(features))])  # (N, D + 1)
     y, w = targets.double().cpu().numpy(), weights.double().cpu().numpy()
     w = w / w.sum()

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from numpy.typing import NDArray
 
@@ -185,6 +184,8 @@ def describe_runs(rounds: pd.DataFrame, metric: str) -> pd.DataFrame:
 @cache
 def backbone_size(name: str) -> int | None:
     """Parameters of a whole backbone, classifier not counted; None for a name that timm does not know."""
+    import timm
+
     architecture = EMBEDDED_ARCHITECTURE if name == EMBEDDED else name
     if not timm.is_model(architecture):
         return None
@@ -195,6 +196,8 @@ def backbone_size(name: str) -> int | None:
 @cache
 def lora_count(name: str) -> int:
     """Numbers that learn with LoRA of rank 1 on the fused qkv of every block of a timm model."""
+    import timm
+
     with torch.device("meta"):
         vit: Any = timm.create_model(name, num_classes=0)
         backbone = Backbone(vit, BackboneConfig(name, depth=None), "").requires_grad_(False)

@@ -90,7 +90,7 @@ def reliability(probs: Tensor, labels: Tensor) -> pd.DataFrame:
 def evaluate_quietly(probs: Tensor, labels: Tensor) -> dict[str, float]:
     """Kappa is undefined, and scikit-learn warns of it, where one class is all there is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("palkit.models.metrics.sk.cohen_kappa_score", lambda *_, **__: 0.0)
+        patch.setattr("sklearn.metrics.cohen_kappa_score", lambda *_, **__: 0.0)
         return evaluate(probs, labels)
 
 

@@ -17,7 +17,7 @@ from palkit.errors import DataError
 from palkit.experiments.runs import RunDirectory
 from palkit.experiments.sweep import Sweep, Task
 from palkit.storage.files import short_hash
-from palkit.studies import study
+from palkit.studies import execution
 from palkit.studies.report import provenance_of, render, write_report
 from palkit.studies.reproduce import Reproduction
 
@@ -209,12 +209,12 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
     directories = [run_directory("a"), run_directory("b", dataset="not-complete")]
     tasks = [Task({}, None, directory) for directory in (*directories, RunDirectory("toy", "c"))]
     monkeypatch.setattr(Task, "is_complete", property(lambda task: task.directory.run == directories[0].run))
-    monkeypatch.setattr(study, "load_sweep", lambda name: Sweep("mine"))
-    monkeypatch.setattr(study, "plan", lambda sweep, device: tasks)
+    monkeypatch.setattr(execution, "load_sweep", lambda name: Sweep("mine"))
+    monkeypatch.setattr(execution, "plan", lambda sweep, device: tasks)
     folder = tmp_path / "runs" / "studies" / "mine"
     folder.mkdir(parents=True)
     nbformat.write(executed(), folder / "04_study.ipynb")
-    target = study.report("mine", NOTHING, device="cpu")
+    target = execution.report("mine", NOTHING, device="cpu")
     assert target is not None
     assert target == folder / "report.html"
     text = Elements(target.read_text(encoding="utf-8")).text
@@ -223,8 +223,8 @@ def test_study_reports_on_the_complete_runs_of_its_sweep(tmp_path: Path, monkeyp
 
 
 def test_a_study_without_its_last_notebook_has_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "load_sweep", lambda name: Sweep("mine"))
-    assert study.report("mine", NOTHING, device="cpu") is None
+    monkeypatch.setattr(execution, "load_sweep", lambda name: Sweep("mine"))
+    assert execution.report("mine", NOTHING, device="cpu") is None
 
 
 def test_a_failed_cell_is_a_sentence_not_a_traceback() -> None:

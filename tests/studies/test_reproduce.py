@@ -20,7 +20,7 @@ from palkit.experiments.notebooks import stop_warm_kernel
 from palkit.experiments.sweep import load_sweep
 from palkit.storage.files import REPOSITORY
 from palkit.storage.formats import write_table
-from palkit.studies import study
+from palkit.studies import execution, study
 from palkit.studies.reproduce import RULE, TOLERANCE, Reproduction, compare
 from palkit.studies.statistics import area_under_curve
 
@@ -234,9 +234,9 @@ def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
         "04_study": [
             "sweep = 'tiny'",
             "from pathlib import Path\nfrom palkit.experiments import results\n"
-            "from palkit.studies import plots, study\n"
-            f"results.FIGURES, study.FIGURES = [Path({str(tmp_path / 'checkout' / 'figures')!r})] * 2\n"
-            f"study.SWEEPS = results.SWEEPS = Path({str(sweeps)!r})\n"
+            "from palkit.studies import execution, plots, study\n"
+            f"results.FIGURES, execution.FIGURES = [Path({str(tmp_path / 'checkout' / 'figures')!r})] * 2\n"
+            f"execution.SWEEPS = results.SWEEPS = Path({str(sweeps)!r})\n"
             f"import palkit.experiments.sweep\npalkit.experiments.sweep.SWEEPS = Path({str(sweeps)!r})\n"
             "folder = study.figures(sweep)\nrounds, *_ = results.read_results(folder)\n"
             "study.show(plots.budget_curves, rounds, folder / 'budget_curves')",
@@ -247,11 +247,11 @@ def profile(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
         written[0].metadata["tags"] = ["parameters"]
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=written, metadata=metadata), notebooks / f"{stem}.ipynb")
-    for module in (results, study):
+    for module in (results, execution):
         monkeypatch.setattr(module, "FIGURES", tmp_path / "checkout" / "figures")
-    for module in ("palkit.experiments.sweep", "palkit.studies.study"):
+    for module in ("palkit.experiments.sweep", "palkit.studies.execution"):
         monkeypatch.setattr(f"{module}.SWEEPS", sweeps)
-    monkeypatch.setattr(study, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(execution, "NOTEBOOKS", notebooks)
     yield "tiny"
     stop_warm_kernel()  # in which 04 has changed where sweeps are
 
@@ -304,7 +304,7 @@ def test_the_reference_is_not_renewed_from_an_incomplete_sweep(
     profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", profile, "--no-notebooks", "--jobs", "1"]) == 0
-    file = study.SWEEPS / f"{profile}.yaml"
+    file = execution.SWEEPS / f"{profile}.yaml"
     file.write_text(file.read_text().replace("- 1", "- 1\n  - 2"))
     before = content(tmp_path / "checkout")
     capsys.readouterr()
@@ -312,7 +312,7 @@ def test_the_reference_is_not_renewed_from_an_incomplete_sweep(
     assert "figures/tiny stays as it was. 2 of 6 planned runs are missing." in capsys.readouterr().err
     assert content(tmp_path / "checkout") == before
     with pytest.raises(ConfigError, match="has no reference"):
-        list(study.renew_reference(str(own_file(tmp_path)), device="cpu", console=Console(quiet=True)))
+        list(execution.renew_reference(str(own_file(tmp_path)), device="cpu", console=Console(quiet=True)))
 
 
 def own_file(folder: Path) -> Path:
@@ -341,11 +341,11 @@ def test_a_name_is_the_reference_and_a_file_is_yours(
 
 
 def test_own_sweeps_have_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = study.reproduction(str(own_file(tmp_path)))
+    found = execution.reproduction(str(own_file(tmp_path)))
     assert found.lines() == [found.conclusion]
     assert found.conclusion.startswith("Nothing to compare with: the sweep mine has no committed reference")
     assert load_sweep("default").studies == tmp_path / "runs" / "studies" / "default"
     before = content(DEFAULT)
     monkeypatch.chdir(REPOSITORY)
-    assert study.reproduction("default", Path("figures/default")).conclusion.startswith("Reproduced: ")
+    assert execution.reproduction("default", Path("figures/default")).conclusion.startswith("Reproduced: ")
     assert content(DEFAULT) == before, "a reference is not written to"

@@ -20,7 +20,7 @@ from palkit.experiments.dispatch import DispatchConfig, run_sweep
 from palkit.experiments.results import named, parts, read_results, write_results
 from palkit.experiments.sweep import Sweep, load_sweep
 from palkit.storage.files import REPOSITORY
-from palkit.studies import plots, study
+from palkit.studies import execution, plots, study
 from palkit.studies.peal import CLAIMS, UNDECIDED
 from palkit.studies.statistics import against, area_under_curve, selection_overlap
 from palkit.studies.study import (
@@ -304,16 +304,18 @@ def test_notebooks_are_executed_once_and_again_when_something_changes(
     run_sweep(load_sweep(str(file)), DispatchConfig(jobs=1, notebooks=False), console=quiet)
     begun = []
 
-    def note(source: Path, target: Path, values: dict[str, Any], console: Console, **options: Any) -> study.Executed:
+    def note(
+        source: Path, target: Path, values: dict[str, Any], console: Console, **options: Any
+    ) -> execution.Executed:
         begun.append(target.stem)
         target.write_text(f"executed {len(begun)} times")  # never the same bytes
-        return study.Executed(target, None)
+        return execution.Executed(target, None)
 
-    monkeypatch.setattr(study, "_execute", note)
+    monkeypatch.setattr(execution, "_execute", note)
 
     def executed() -> list[str]:
         begun.clear()
-        done = [one.path.stem for one in study.execute(str(file), device="cpu", console=quiet)]
+        done = [one.path.stem for one in execution.execute(str(file), device="cpu", console=quiet)]
         assert done == ["01_data", "02_backbone", "04_study"]
         return list(begun)
 
@@ -325,14 +327,14 @@ def test_notebooks_are_executed_once_and_again_when_something_changes(
     assert executed() == ["01_data", "02_backbone", "04_study"]
     assert executed() == []
 
-    def meanwhile(*arguments: Any, **options: Any) -> study.Executed:
+    def meanwhile(*arguments: Any, **options: Any) -> execution.Executed:
         file.with_suffix(".md").write_text(f"Written after {len(begun)} notebooks.")
         return note(*arguments, **options)
 
     file.with_suffix(".md").unlink()
-    monkeypatch.setattr(study, "_execute", meanwhile)
+    monkeypatch.setattr(execution, "_execute", meanwhile)
     assert executed() == ["01_data", "02_backbone", "04_study"]
-    monkeypatch.setattr(study, "_execute", note)
+    monkeypatch.setattr(execution, "_execute", note)
     assert executed() == ["01_data", "02_backbone", "04_study"], "what was written meanwhile is not in them"
     assert executed() == []
 

@@ -225,7 +225,7 @@ def test_a_notebook_that_fails_is_named_and_the_others_are_executed(
         written[0].metadata["tags"] = ["parameters"]
         metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python"}}
         nbformat.write(nbformat.v4.new_notebook(cells=written, metadata=metadata), notebooks / f"{name}.ipynb")
-    monkeypatch.setattr("palkit.studies.study.NOTEBOOKS", notebooks)
+    monkeypatch.setattr("palkit.studies.execution.NOTEBOOKS", notebooks)
     base = {"dataset": "digits", "pool_size": 40, "rounds": 1, "batch_size": 10, "adapter": "linear_probe"}
     path = str(sweep_file(tmp_path / "my.yaml", tiny_run, {"seed": [0]}, base=base))
     assert main(["sweep", path, "--no-notebooks", "--jobs", "1"]) == 0

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from timm.layers import RmsNorm
 from torch import nn
 
 from palkit.errors import ConfigError
@@ -13,8 +12,6 @@ from palkit.models.backbones import Backbone
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm)
 
 
 @adapter("linear_probe", adapter_lr=0.0)
@@ -44,11 +41,13 @@ def _bitfit(backbone: Backbone, config: AdapterConfig) -> Tuner:
 @adapter("layernorm", adapter_lr=2.5e-4)
 def _layernorm(backbone: Backbone, config: AdapterConfig) -> Tuner:
     """Norms of the adapted blocks, and the final norm if they reach the end (Zhao et al. 2023, arXiv 2312.11420)."""
+    from timm.layers import RmsNorm
+
     names = [
         f"{prefix}.{name}".strip(".")
         for prefix, parent in _adapted_modules(backbone, config)
         for name, module in parent.named_modules()
-        if isinstance(module, NORMS)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | RmsNorm)
     ]
     return Tuner(inject(backbone, config, "LNTuningConfig", names))
 

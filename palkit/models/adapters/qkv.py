@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
-from timm.models.eva import EvaAttention
 from torch import Tensor, nn
 
 from palkit.errors import ConfigError
@@ -61,6 +60,8 @@ def separate_qkv_bias(vit: nn.Module) -> None:
 
     With the bias inside one product timm reads `qkv.weight` only, and an adapter around `qkv` would be ignored.
     """
+    from timm.models.eva import EvaAttention
+
     for module in vit.modules():
         if isinstance(module, EvaAttention):
             module.qkv_bias_separate = True
