@@ -32,6 +32,7 @@ KEYS = {
     "exclude": list[Annotated[dict[str, Any], Field(min_length=1)]],
 }
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
+VARIANT = "variant"  # its name, where points are left out
 RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
 
 
@@ -45,7 +46,7 @@ class Sweep:
         grid: config key -> values, for their Cartesian product.
         variants: name -> config values; the sweep is every variant with every point of the grid.
         file: that it was read from; None for a sweep made in Python.
-        exclude: points of the grid to leave out: keys of it with a value, or a list of values, each.
+        exclude: points of the grid to leave out: keys of it, or `variant`, with a value, or a list of values, each.
     """
 
     name: str
@@ -81,8 +82,11 @@ class Sweep:
         """Name of the variant (None if there are none) and plain values of every run, in order."""
         variants: list[tuple[str | None, Mapping[str, Any]]] = [*self.variants.items()] or [(None, {})]
         points = [dict(zip(self.grid, point, strict=True)) for point in itertools.product(*self.grid.values())]
-        kept = [point for point in points if not any(_matches(point, excluded) for excluded in self.exclude)]
-        return [(name, nest({**self.base, **point, **variant})) for name, variant in variants for point in kept]
+        return [
+            (name, nest({**self.base, **point, **variant}))
+            for (name, variant), point in itertools.product(variants, points)
+            if not any(_matches({VARIANT: name, **point}, excluded) for excluded in self.exclude)
+        ]
 
 
 def _matches(point: Mapping[str, Any], excluded: Mapping[str, Any]) -> bool:
@@ -149,12 +153,13 @@ def load_sweep(name: str | Path) -> Sweep:
     given = {key: hint() if content.get(key) is None else content[key] for key, hint in KEYS.items()}
     base, grid, variants, exclude = (checked(f"{path}: {key}", given[key], hint) for key, hint in KEYS.items())
     variants = {str(name): values or {} for name, values in variants.items()}
+    excludable = {VARIANT: [*variants], **grid}
     for key, values in (item for point in exclude for item in point.items()):
-        if key not in grid:
-            raise unknown_name(f"key of exclude in {path.name}", key, grid)
+        if key not in excludable:
+            raise unknown_name(f"key of exclude in {path.name}", key, excludable)
         for value in _listed(values) or [None]:
-            if value not in grid[key]:
-                raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, grid[key]))
+            if value not in excludable[key]:
+                raise unknown_name(f"value of exclude.{key} in {path.name}", value, map(str, excludable[key]))
     for part in (base, *variants.values()):  # figures want to know them too
         load_plugins(checked(f"{path}: plugins", part.get("plugins", ()), tuple[str, ...]))
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))

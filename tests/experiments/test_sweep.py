@@ -220,6 +220,10 @@ def test_points_of_the_grid_can_be_left_out(tmp_path: Path) -> None:
         ("linear_probe", "random", 0), ("linear_probe", "random", 1), ("linear_probe", "margin", 0),
         ("linear_probe", "margin", 1), ("linear_probe", "badge", 0), ("lora", "random", 0), ("lora", "random", 1),
     ]  # fmt: skip
+    file.write_text("grid: {seed: [0, 1]}\nvariants: {one: {}, two: {rounds: 2}}\nexclude: [{variant: two, seed: 1}]\n")
+    assert [(name, values["seed"]) for name, values in load_sweep(file).parameters()] == [
+        ("one", 0), ("one", 1), ("two", 0),
+    ]  # fmt: skip
     for text, message in {
         "exclude:\n- {strategi: badge}\n": "strategi.*Did you mean 'strategy'",
         "exclude:\n- {strategy: badgee}\n": "value of exclude.strategy .*Did you mean 'badge'",

@@ -122,6 +122,8 @@ def test_what_is_wrong_is_named() -> None:
     assert set(crossings(longer[longer["variant"] != "full"], "probe")["most"]) == {600}
     with pytest.raises(ConfigError, match="variant=full and variant=probe do not pair on eyes"):
         crossings(longer, "probe")
+    shorter = more[(more["variant"] != "full") | (more["labels"] < 1500)]
+    assert crossings(shorter, "probe").groupby("variant")["most"].max().to_dict() == {"full": 600, "lora": 1500}
     with pytest.raises(ConfigError, match="no run of eyes has variant=probe"):
         crossings(more[(more["variant"] != "probe") | (more["dataset"] != "eyes")], "probe")
     with pytest.raises(ConfigError, match="two seeds and two numbers of labels"):

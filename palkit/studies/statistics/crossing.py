@@ -76,7 +76,8 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
     """From how many labels on every configuration is better than the reference, data set by data set.
 
     Args:
-        rounds: the table of rounds; numbers of labels may be rounds of one run, or runs.
+        rounds: the table of rounds; numbers of labels may be rounds of one run, or runs. A configuration
+            may have fewer of them than the reference.
         reference: value of `by` that the others are compared with.
         metric: column to compare; for losses such as `nll`, lower is better.
         by: column that tells configurations apart.
@@ -133,8 +134,8 @@ def _pairs(rounds: pd.DataFrame, reference: str, metric: str, by: str) -> Iterat
         if reference not in values:
             raise ConfigError(f"no run of {dataset} has {by}={reference}, which the others are compared with.")
         for name in sorted(values.columns.unique(0).drop(reference)):
-            pair = values[[name, reference]].dropna(how="all")
-            difference = pd.DataFrame(pair[name]) - pd.DataFrame(pair[reference])
+            ours = pd.DataFrame(values[name]).dropna(how="all")
+            difference = ours - pd.DataFrame(values[reference]).loc[ours.index]
             if difference.isna().to_numpy().any():
                 raise ConfigError(
                     f"{by}={name} and {by}={reference} do not pair on {dataset}: compare runs of the same seeds with "
