@@ -46,14 +46,16 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     What needs no process of its own is computed in this one, as processes take longer to start than to compute.
     """
     folder = tmp_path_factory.mktemp("determinism")
-    ways: dict[str, tuple[int, int, str, dict[str, str]]] = {
-        "first": (1, 64, "float32", {}),
-        "small batches, two threads": (2, 7, "float32", {}),
-        "exact": (1, 64, "float64", {}),
-        "exact, old processor": (1, 64, "float64", OLD_PROCESSOR),
+    ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
+        "first": (1, 1, 64, "float32", {}),
+        "two processes": (2, 1, 64, "float32", {}),
+        "small batches": (1, 1, 7, "float32", {}),
+        "two threads": (1, 2, 64, "float32", {}),
+        "exact": (1, 1, 64, "float64", {}),
+        "exact, old processor": (1, 1, 64, "float64", OLD_PROCESSOR),
     }
     found = {}
-    for name, (threads, batch, precision, instructions) in ways.items():
+    for name, (processes, threads, batch, precision, instructions) in ways.items():
         place = folder / name
         sweep = place / "sweep.yaml"
         place.mkdir()
@@ -73,13 +75,13 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
             "PALKIT_RUNS": str(place / "runs"),
             "PALKIT_DEVICE": "cpu",
             "OMP_NUM_THREADS": str(threads),
-            "PYTHONHASHSEED": str(len(found)),  # of the process that is started
+            "PYTHONHASHSEED": str(len(found)),  # of the processes that are started
         }
         if not instructions:
             with pytest.MonkeyPatch.context() as patch, threads_of_torch(threads):
                 for variable, value in variables.items():
                     patch.setenv(variable, value)
-                config = DispatchConfig(jobs=1, notebooks=False)
+                config = DispatchConfig(jobs=processes, notebooks=False)
                 outcomes = run_sweep(load_sweep(sweep), config, console=Console(quiet=True))
             assert [outcome.error for outcome in outcomes] == [None] * 6
         else:
@@ -129,6 +131,13 @@ def test_every_variant_ran(variants: dict[str, Tables]) -> None:
     assert len({tuple(selections["position"]) for _, selections, _ in variants["first"].values()}) > len(STRATEGIES)
 
 
+def test_two_processes_give_the_bits_of_one(variants: dict[str, Tables]) -> None:
+    """Also with another hash seed and other caches."""
+    for key, expected in variants["first"].items():
+        for mine, theirs in zip(expected, variants["two processes"][key], strict=True):
+            pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+
+
 def test_exact_runs_are_the_same_on_another_processor(variants: dict[str, Tables]) -> None:
     """The same images, predictions and metrics; confidences to the last but one bit of what is stored of them."""
     for key, (rounds, selections, predictions) in variants["exact"].items():
@@ -139,8 +148,9 @@ def test_exact_runs_are_the_same_on_another_processor(variants: dict[str, Tables
         assert predictions["predicted"].equals(predicted["predicted"])
 
 
-def test_picks_do_not_depend_on_chunks_or_threads(variants: dict[str, Tables]) -> None:
+@pytest.mark.parametrize("name", ["small batches", "two threads"])
+def test_picks_do_not_depend_on_chunks_or_threads(variants: dict[str, Tables], name: str) -> None:
     for key, (_, selections, predictions) in variants["first"].items():
-        _, picked, predicted = variants["small batches, two threads"][key]
+        _, picked, predicted = variants[name][key]
         pd.testing.assert_frame_equal(selections, picked, check_exact=True)
         assert np.abs(predictions["confidence"] - predicted["confidence"]).max() < 1e-3
