@@ -93,6 +93,15 @@ def test_gains_at_every_number_of_labels() -> None:
     assert ends["mean"].tolist() == pytest.approx(last.loc[ends.index, "gain"].tolist())
 
 
+def test_above_from_is_where_all_intervals_to_come_are_above() -> None:
+    """One that is above, then not, then above again counts from the last time."""
+    rounds = table(lora=0.0)
+    for labels, gain in zip(LABELS, [0.2] + [-0.2] * (len(LABELS) - 3) + [0.2] * 2, strict=True):
+        rounds.loc[(rounds["variant"] == "lora") & (rounds["labels"] == labels), "accuracy"] += gain
+    assert set(crossings(rounds, "probe")["above_from"]) == {LABELS[-2]}
+    assert crossings(table(lora=-0.05), "probe")["above_from"].isna().all(), "above with few labels alone"
+
+
 def test_the_figure_shows_every_configuration_and_the_crossings_that_are_known() -> None:
     rounds = table(lora=0.01, full=0.02, level=0.0)
     figure = plots.gain_curves(rounds, "probe")

@@ -17,11 +17,12 @@ class Crossing(NamedTuple):
 
     Attributes:
         labels: where the mean line is 0; NaN where the differences do not change with the labels beyond chance.
-        low: end of its 95 % interval, 0 where that is open: no crossing is known then, and one configuration may
-            be better at every number that was measured.
+        low: end of its 95 % interval, 0 where that is open: the slope cannot be told from 0 then, and one configuration
+            may be better at every number that was measured.
         high: likewise, infinite where that is open.
         slope: points of the metric per doubling of the labels, the mean over seeds.
-        bend_p: of the test that the lines are not straight, NaN with fewer than three numbers of labels.
+        bend_p: p value of a test for a parabola's bend, NaN with fewer than three numbers of labels. Small, the lines
+            are not straight, and the crossing means nothing; large, nothing is shown, for few seeds see little.
     """
 
     labels: float
@@ -83,9 +84,10 @@ def crossings(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", by
         by: column that tells configurations apart.
 
     Returns:
-        One row per data set and configuration: `dataset`, `by`, `n_seeds`, `fewest`, `most` (numbers of labels), the
-        fields of `Crossing`, and `gain`, `gain_low`, `gain_high` (better by, at the most labels, 95 % t interval) with
-        `detectable`, the true difference there that the design finds four times in five.
+        One row per data set and configuration: `dataset`, `by`, `n_seeds`, `fewest`, `most` (numbers of labels),
+        `above_from`, the fewest labels from which on every 95 % t interval is above 0 (NaN for none), which takes no
+        line to be straight; the fields of `Crossing`, and `gain`, `gain_low`, `gain_high` (better by, at the most
+        labels) with `detectable`, the true difference there that the design finds four times in five.
 
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
@@ -148,8 +150,11 @@ def _compared(difference: pd.DataFrame) -> dict[str, Any]:
     """Crossing, and the gain at the most labels, of (labels, seeds) differences."""
     last = intervals.estimate([difference.iloc[-1].to_numpy()])
     low, high = last.interval()
+    ends, _ = intervals.mean_interval(difference.to_numpy().T)
+    above = difference.index[np.logical_and.accumulate(ends[::-1] > 0)[::-1]]
     found = crossing(difference.index, difference.to_numpy().T)
     return {
-        "n_seeds": difference.shape[1], "fewest": difference.index[0], "most": difference.index[-1], **found._asdict(),
+        "n_seeds": difference.shape[1], "fewest": difference.index[0], "most": difference.index[-1],
+        "above_from": above.min(), **found._asdict(),
         "gain": float(last.mean), "gain_low": float(low), "gain_high": float(high), "detectable": last.detectable(),
     }  # fmt: skip
