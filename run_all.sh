@@ -93,13 +93,10 @@ check() {
   say "documentation"
   docs
   say "tests and notebook regression"
-  # One more than processors, as many tests wait for processes that they start.
-  local workers
-  workers=$(.venv/bin/python -c 'import os; print(min(os.cpu_count() or 1, 7) + 1)')
   # One thread, as in the sweep: the last bits of a result depend on the number of threads.
   # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
   OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
-    --numprocesses "$workers" --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
+    --numprocesses logical --maxprocesses 8 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 campaign() {

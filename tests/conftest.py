@@ -4,10 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tiny_vit import save_tiny_vit, tiny_values
 
 from palkit.data import ImagePool, head, load_dataset
 from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+
+settings.register_profile("palkit", deadline=None)  # no test fails by how long it took
+settings.load_profile("palkit")
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,6 @@ def test_random_input_is_explained(entry: str, world: World) -> None:
     @settings(
         max_examples=SLOW.get(entry, EXAMPLES.get(entry, 30)),
         derandomize=True,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

@@ -28,7 +28,7 @@ AWKWARD = ["NA", "null", "1", "ümlaut, comma", 'say "no"', "two\nlines", "a\r\n
 words = st.one_of(st.sampled_from(AWKWARD), st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
 names = words.filter(bool)
 times = st.one_of(st.just(""), st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat()))
-in_folder = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_folder = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tables(labels: st.SearchStrategy[str]) -> st.SearchStrategy[pd.DataFrame]:

@@ -30,7 +30,7 @@ def sessions(draw: st.DrawFn) -> tuple[list[int], list[float], int, list[int]]:
     return counts[:known], accuracy, draw(st.integers(1, 5000)), counts[known:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sessions())
 def test_intervals_are_nested_hold_the_median_and_are_accuracies(session: tuple) -> None:
     wide, narrow = forecast(*session, coverage=0.95), forecast(*session, coverage=0.5)

@@ -45,7 +45,7 @@ def says(annotator: str, id_: str, label: str) -> Event:
     return event(annotator, "label", id_, label)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.builds(Event, st.just(TIME), TEXT, st.sampled_from(["label", "undo", "class"]), TEXT, TEXT)))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, events: list[Event]) -> None:
     """Any text survives, line breaks of any script included, in one write or several; accents are read in one way."""

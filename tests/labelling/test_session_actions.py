@@ -15,7 +15,7 @@ from palkit.labelling.session import open_session
 ACTION = st.tuples(st.sampled_from(["label", "skip", "unsure", "undo", "propose", "fit", "reopen"]), st.integers(0, 99))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(actions=st.lists(ACTION, min_size=5, max_size=25), seed=st.integers(0, 3))
 def test_whatever_is_done_no_image_is_asked_twice_and_no_label_lost(
     tmp_path_factory: pytest.TempPathFactory,

@@ -44,7 +44,7 @@ def slow_error(groups: list[list[tuple[float, bool]]]) -> float:
     return float(sum(gaps) / total)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes)
 def test_ece_by_its_definition(size: tuple[int, int, int]) -> None:
     probs, labels = sample(size)
@@ -55,7 +55,7 @@ def test_ece_by_its_definition(size: tuple[int, int, int]) -> None:
     assert evaluate_quietly(probs, labels)["ece"] == pytest.approx(slow_error(groups), abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes)
 def test_adaptive_ece_by_its_definition(size: tuple[int, int, int]) -> None:
     probs, labels = sample(size)
@@ -66,7 +66,7 @@ def test_adaptive_ece_by_its_definition(size: tuple[int, int, int]) -> None:
     assert evaluate_quietly(probs, labels)["adaptive_ece"] == pytest.approx(slow_error(groups), abs=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes)
 def test_ece_is_that_of_torchmetrics_below_confidence_1(size: tuple[int, int, int]) -> None:
     probs, labels = sample(size)
@@ -94,7 +94,7 @@ def evaluate_quietly(probs: Tensor, labels: Tensor) -> dict[str, float]:
         return evaluate(probs, labels)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes)
 def test_reliability_holds_every_sample_and_the_ece(size: tuple[int, int, int]) -> None:
     probs, labels = sample(size)

@@ -51,7 +51,7 @@ def slow_loss(logits: list[list[float]], labels: list[int], weighting: str) -> f
     return min(5.0, sum(weights[group] * sum(terms) / len(terms) for group, terms in groups.items()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 300), st.integers(2, 8), st.sampled_from(WEIGHTINGS), st.sampled_from([0.1, 2.0, 8.0]))
 def test_loss_by_its_definition(seed: int, n: int, classes: int, weighting: str, scale: float) -> None:
     logits, labels = sample(n, classes, seed, scale)
@@ -140,7 +140,7 @@ def test_weight_by_hand(epochs: int, expected: list[float]) -> None:
     assert [calibration_weight(epoch, epochs) for epoch in range(len(expected))] == pytest.approx(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 200), st.floats(0.01, 10))
 def test_weight_rises_to_its_peak(epochs: int, peak: float) -> None:
     weights = np.array([calibration_weight(epoch, epochs, peak) for epoch in range(epochs)])
@@ -167,7 +167,7 @@ def nll(logits: Tensor, labels: Tensor, temperature: float) -> float:
     return float(F.cross_entropy(logits.double() / temperature, labels))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 200), st.integers(2, 6), st.sampled_from([0.05, 1.0, 4.0, 30.0]))
 def test_no_temperature_on_a_grid_is_better(seed: int, n: int, classes: int, stretch: float) -> None:
     logits, labels = sample(n, classes, seed)
@@ -186,7 +186,7 @@ def test_temperature_recovers_the_stretch() -> None:
     assert fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.floats(0.2, 5))
 def test_temperature_scales_with_the_logits(seed: int, factor: float) -> None:
     logits, labels = sample(100, 4, seed)
@@ -237,7 +237,7 @@ def test_softening_is_the_lower_end_of_the_likelihood_interval(scale: float) -> 
     assert softening(scale * logits, labels) == pytest.approx(slow_softening(scale * logits, labels), abs=2e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 60), st.floats(0.2, 10))
 def test_softening_is_never_more_than_the_best_temperature_nor_sharpens(seed: int, n: int, scale: float) -> None:
     logits, labels = sample(n, 4, seed)

@@ -58,7 +58,7 @@ def test_classes_without_labels_share_a_small_probability() -> None:
     assert 0 < probs[:, 3].mean() < 0.05
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_orders_of_samples_and_classes_change_nothing(seed: int) -> None:
     x, labels = sample(seed)

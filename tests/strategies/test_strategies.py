@@ -80,7 +80,7 @@ def check_contract(picks: Tensor, pool: PoolScores, labelled: LabelledSet, batch
 
 @pytest.mark.parametrize("balance", [None, "pcb"])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problem=problems())
 def test_contract(name: str, balance: str | None, problem: tuple[PoolScores, LabelledSet, int, int]) -> None:
     """Exact budget, distinct, unlabelled; the same under one seed whatever the global generator's state."""
@@ -131,7 +131,7 @@ def stored_otherwise(pool: PoolScores, labelled: LabelledSet, rows: Tensor, clas
 
 @pytest.mark.parametrize("balance", [None, "pcb"])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     n=st.integers(20, 60),
     c=st.integers(2, 7),

@@ -327,7 +327,7 @@ def test_alfamix(seed: int, first: float, classes: int, batch: int) -> None:
         assert picks[: len(flips)] == sorted(flips)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     eps=st.sampled_from([0.1875, 0.25, 0.375, 1.0, 2.0, 0.0078125]),
     needed=st.lists(st.sampled_from([*np.arange(0, 1.2, 0.0625).tolist(), 7.0, np.inf]), min_size=1),

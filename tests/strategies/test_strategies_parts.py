@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.cluster import hierarchy
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
@@ -283,7 +284,7 @@ def test_what_is_found_out_once_is_the_same_in_every_round(
     name: str, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is labelled and drawn, and however rows are stored and classes numbered; another seed has another."""
-    module = coverage if name == "probcover" else clustered
+    module = coverage if name == "probcover" else hierarchy
     noted = Noted(getattr(module, part))
     monkeypatch.setattr(module, part, noted)
     monkeypatch.setattr(clustered, "MAX_LINKED", 40)  # which rows are clustered is drawn once, too

@@ -44,7 +44,7 @@ def test_paired_difference_by_hand() -> None:
 
 
 @given(hnp.arrays(float, (2, 3, 3), elements=st.integers(0, 100).map(lambda k: k / 100)))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_paired_difference_is_antisymmetric(values: np.ndarray) -> None:
     rounds = table(
         *(run(values[0, seed], seed=seed, **LORA_BADGE) for seed in range(3)),
@@ -122,7 +122,7 @@ VALUES = st.lists(st.integers(0, 1000), min_size=4, max_size=6, unique=True).map
 
 
 @given(VALUES, VALUES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_saving_of_one_seed_against_bisection(reference: list[float], own: list[float]) -> None:
     at = [10, 20, 40, 80, 100, 150]
     rounds = table(
@@ -169,7 +169,7 @@ def test_the_first_labels_of_a_plateau_count(reference: list[float], own: list[f
 
 
 @given(hnp.arrays(float, (2, 3, 4), elements=st.integers(0, 1000).map(lambda k: k / 1000)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_saving_turns_over_with_its_sides_and_signs(values: np.ndarray) -> None:
     labels = (10, 20, 40, 60)
     rounds = table(

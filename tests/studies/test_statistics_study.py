@@ -49,7 +49,6 @@ def study(
 
 
 @given(hnp.arrays(float, st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 3)), elements=UNITS))
-@settings(deadline=None)
 def test_iqm_is_the_mean_of_the_middle_half(scores: np.ndarray) -> None:
     for point, found in enumerate(statistics.iqm(scores)):
         ordered = sorted(scores[:, :, point].ravel())
@@ -102,7 +101,7 @@ def test_iqm_curves_aggregate_seeds_and_data_sets() -> None:
 
 
 @given(UNITS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 def test_constant_curves_have_bands_of_no_width(value: float) -> None:
     curves = statistics.iqm_curves(runs(np.full((5, 3), value)))
     np.testing.assert_allclose(curves[["iqm", "low", "high"]], value, atol=1e-12)

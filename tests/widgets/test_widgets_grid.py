@@ -59,7 +59,7 @@ def cells_of(grid: ImageGrid) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", list(VALUES))
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pages_hold_every_image_once_in_order(kind: str, data: st.DataObject) -> None:
     """Against Python's own stable sort, with missing values set aside."""
     values = data.draw(st.lists(VALUES[kind], max_size=40))
