@@ -152,16 +152,16 @@ def started(
     With fewer columns of V than half of C D the products are of them, by the Woodbury identity, which takes L R / C D
     of the time.
     """
-    size, eye = len(pool), torch.eye(len(pool), dtype=pool.dtype, device=pool.device)
-    if 2 * len(features) * min(probs.shape[1], max_rank) > size:
+    if 2 * len(features) * min(probs.shape[1], max_rank) > len(pool):
         matrix = len(features) / total * mean_fisher(features, probs, max_rank)
         inverse = torch.linalg.inv(matrix.diagonal_scatter(matrix.diagonal() + regulariser))
         return inverse, inverse @ pool @ inverse
     heads = class_factor(probs, most_probable(probs, max_rank))
-    factor = torch.einsum("ncr,nd->cdnr", heads, features).reshape(size, -1) / total**0.5  # (C D, L R)
+    factor = torch.einsum("ncr,nd->cdnr", heads, features).reshape(len(pool), -1) / total**0.5  # (C D, L R)
     inner = factor.T @ factor
     solved = torch.linalg.solve(inner.diagonal_scatter(inner.diagonal() + regulariser), factor.T)  # (L R, C D)
     half = pool - factor @ (solved @ pool)
+    eye = torch.eye(len(pool), dtype=pool.dtype, device=pool.device)
     return (eye - factor @ solved) / regulariser, (half - (half @ factor) @ solved) / regulariser**2
 
 

@@ -17,12 +17,7 @@ from pandas.io.formats.style import Styler
 
 from palkit.data import ORDINAL, ImagePool, load_dataset
 from palkit.errors import ConfigError, PalkitError
-from palkit.experiments.results import (
-    parts,
-    read_missing,
-    reference_folder,
-    short_paths,
-)
+from palkit.experiments.results import parts, read_missing, reference_folder, short_paths
 from palkit.experiments.sweep import SUFFIXES, Sweep, sweep_file
 from palkit.models.backbones import BackboneConfig
 from palkit.storage.files import atomic_path, runs_dir

@@ -50,7 +50,7 @@ def test_the_default_sweep_is_the_one_the_readme_promises() -> None:
 
 def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict[str, Any]) -> None:
     sweep = Sweep("mixed", {**tiny_run, "rounds": 2}, {"strategy": ["random", "entropie"], "batch_size": [10, 150]})
-    outcomes = run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
     errors = [outcome.error for outcome in outcomes]
     assert errors[0] is None, errors[0]
     assert "300 images, but the pool of 'digits' has 200" in str(errors[1])
@@ -66,7 +66,7 @@ def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict
     assert len(selections) == 20
 
     seconds = [run.task.directory.notebook.stat().st_mtime_ns for run in outcomes]
-    again = run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET)
+    again = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
     assert [outcome.error is None for outcome in again] == [True, False, False, False]
     moved = [run.task.directory.notebook.stat().st_mtime_ns != s for run, s in zip(again, seconds, strict=True)]
     assert moved == [False, True, True, True], "only what failed is tried again"
@@ -97,7 +97,7 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"base": base, "grid": dict(tiny_sweep.grid)}))
     sweep = load_sweep(path)
     process = subprocess.Popen(
-        [sys.executable, "-m", "palkit", "sweep", str(path), "--jobs", "1", "--no-notebooks"],
+        [sys.executable, "-m", "palkit", "sweep", str(path), "--jobs", "1"],
         stderr=subprocess.DEVNULL, env=os.environ.copy(), start_new_session=True,
     )  # fmt: skip
     tasks = plan(sweep)
@@ -109,7 +109,7 @@ def test_killed_sweep_resumes(tiny_sweep: Sweep, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = {task.directory.run: task.directory.table() for task in tasks if task.directory.count_rounds()}
-    outcomes = run_sweep(sweep, DispatchConfig(jobs=1, notebooks=False), console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET)
     assert [outcome.error for outcome in outcomes] == [None, None]
     for task in tasks:
         table = task.directory.table()

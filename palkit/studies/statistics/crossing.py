@@ -149,12 +149,12 @@ def _pairs(rounds: pd.DataFrame, reference: str, metric: str, by: str) -> Iterat
 def _compared(difference: pd.DataFrame) -> dict[str, Any]:
     """Crossing, and the gain at the most labels, of (labels, seeds) differences."""
     last = intervals.estimate([difference.iloc[-1].to_numpy()])
-    low, high = last.interval()
-    ends, _ = intervals.mean_interval(difference.to_numpy().T)
-    above = difference.index[np.logical_and.accumulate(ends[::-1] > 0)[::-1]]
+    low, high = intervals.mean_interval(difference.to_numpy().T)  # (labels,) each
+    above = difference.index[np.logical_and.accumulate(low[::-1] > 0)[::-1]]
     found = crossing(difference.index, difference.to_numpy().T)
     return {
         "n_seeds": difference.shape[1], "fewest": difference.index[0], "most": difference.index[-1],
         "above_from": above.min(), **found._asdict(),
-        "gain": float(last.mean), "gain_low": float(low), "gain_high": float(high), "detectable": last.detectable(),
+        "gain": float(last.mean), "gain_low": float(low[-1]), "gain_high": float(high[-1]),
+        "detectable": last.detectable(),
     }  # fmt: skip
