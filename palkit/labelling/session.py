@@ -7,10 +7,11 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.data import DATASETS, UNLABELLED
@@ -22,8 +23,9 @@ from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
 from palkit.labelling.answers import Answers
 from palkit.labelling.labels import now
-from palkit.labelling.session_file import Proposed, SessionFile, SessionRound, SessionState, curve_of
+from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
+from palkit.labelling.session_tests import Tested, tested, wanted_tests
 from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Count, checked, normal
@@ -32,7 +34,7 @@ from palkit.storage.files import runs_dir
 if TYPE_CHECKING:
     from palkit.labelling.extrapolation import Forecast
 
-OURS = ("classes", "budget", "held_out", "folder", "device")
+OURS = ("classes", "budget", "held_out", "test_share", "folder", "device")
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
 
 
@@ -42,8 +44,8 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
     Args:
         dataset: name, folder or manifest.
         annotator: who labels.
-        fields: `classes`, `budget`, `held_out`, `folder` and `device` of `Session`; all others are fields of
-            `ExperimentConfig`, such as `strategy="entropy"` or `adapter={"name": "lora", "rank": 8}`.
+        fields: `classes`, `budget`, `held_out`, `test_share`, `folder` and `device` of `Session`; all others are
+            fields of `ExperimentConfig`, such as `strategy="entropy"` or `adapter={"name": "lora", "rank": 8}`.
 
     Raises:
         ConfigError: a field that does not exist or does not fit.
@@ -100,7 +102,9 @@ class Session(Answers):
 
     Labels that a data set has for its pool are hidden if all are known (it is for practice then) and count as given
     if only some are. Its other splits serve as held-out labels; where there are none, `held_out` sets images aside
-    to be labelled and never trained on.
+    to be labelled and never trained on: all of them first of all, or, with `test_share`, few, which are drawn round by
+    round where the model is likely to be wrong (`palkit.labelling.testing`). The curve then has an interval for the
+    accuracy over all that were set aside, and `reached` a guarantee to stop by.
 
     Attributes:
         pool, row_of, log: see `palkit.labelling.answers.Answers`.
@@ -112,6 +116,8 @@ class Session(Answers):
         classes: names beyond those of the data set; more may be added at any time.
         budget: labels wanted in all, or None.
         held_out: images of the pool to set aside, drawn at random when the session begins.
+        test_share: share of the labels asked for from now on that goes to images set aside; None asks for all of
+            these.
         folder: where it is kept; None for `runs/labels/<data set>`, with a mark of the place for own images.
         device: as for `palkit.experiments.experiment.rounds`.
 
@@ -133,14 +139,16 @@ class Session(Answers):
         classes: Sequence[str] = (),
         budget: int | None = None,
         held_out: int = 0,
+        test_share: float | None = None,
         folder: Path | str | None = None,
         device: str | None = None,
     ) -> None:
         checked("budget", budget, Count | None)
         checked("held_out", held_out, int)
+        checked("test_share", test_share, Annotated[float, Field(gt=0, lt=1)] | None)
         checked("classes", classes, tuple[str, ...])
         checked("folder", folder, str | Path | None)
-        self.config, self.budget = config, budget
+        self.config, self.budget, self.test_share = config, budget, test_share
         pool = pool_of(config)
         known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
         hidden = dataclasses.replace(pool, labels=known)
@@ -159,6 +167,8 @@ class Session(Answers):
             raise ConfigError(
                 f"held_out {held_out}: must lie between 0 and half of the {len(free)} images without a label."
             )
+        if self.test_share is not None and not (self.held_out if self.file.path.exists() else held_out):
+            raise ConfigError("test_share: no images are set aside to be tested on. Begin a session with held_out.")
         rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
         self.file.begin(
             str(_place(self.config.dataset) or self.config.dataset),
@@ -220,13 +230,16 @@ class Session(Answers):
         if self.budget is not None:
             size = min(size, self.budget - len(self.training_labels()))
         if size > 0:
-            chosen = self._choose(size, progress)
+            rounds = self.rounds()
+            fit = self._restored(rounds[-1], progress) if rounds else None
+            chosen = self._choose(fit, size, progress)
 
             def add(state: SessionState) -> SessionState:
                 # Another annotator may have proposed a batch meanwhile: then everybody has that one.
                 if (self.open()["purpose"] == "train").any():
                     return state
-                return dataclasses.replace(state, proposed=[*state.proposed, *chosen])
+                proposed = [*state.proposed, *chosen]
+                return dataclasses.replace(state, proposed=proposed, drawn=self._tests(fit, state, len(chosen)))
 
             self.file.change(add)
         return self.open()
@@ -237,9 +250,10 @@ class Session(Answers):
         done = set(answers.loc[answers["answer"] != "skip", "id"])
         mine = {name: place for (name, annotator), place in skips.items() if annotator == self.annotator}
         fitted_at = max((one.events for one in state.rounds), default=0)
+        drawn = self.test_share is not None or state.drawn
+        asked = [one.id for one in state.drawn] if drawn else state.held_out
         held_out = [
-            Proposed(name, rank, "", None, "held out", "", fitted_at)
-            for rank, name in enumerate(state.held_out, start=1)
+            Proposed(name, rank, "", None, "held out", "", fitted_at) for rank, name in enumerate(asked, start=1)
         ]
         waiting = [
             (one.id, self.row_of[one.id], one.rank, one.predicted, one.probability, one.purpose)
@@ -257,13 +271,24 @@ class Session(Answers):
         wanted = [name for name in names if name not in mine and name in self.row_of]
         return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
 
-    def _choose(self, size: int, progress: Progress) -> list[Proposed]:
+    def _tests(self, fit: Fit | None, state: SessionState, more: int) -> list[Drawn]:
+        """Images set aside that are to be labelled, with those that `more` training labels call for."""
+        if self.test_share is None:
+            return state.drawn
+        number = wanted_tests(self.test_share, len(self.training_labels()) + more) - len(state.drawn)
+        return [*state.drawn, *self._tested(fit, state).more(max(number, 0), seed_of(self.config.seed, "tests", 0))]
+
+    def _tested(self, fit: Fit | None, state: SessionState) -> Tested:
+        answers = self.answers()
+        answered = set(answers.loc[answers["answer"] != "skip", "id"])
+        return tested(state, fit, self.learner.position, self.labels(), answered)
+
+    def _choose(self, fit: Fit | None, size: int, progress: Progress) -> list[Proposed]:
         rounds, labels, (answers, skips) = self.rounds(), self.training_labels(), self._stands()
         # What was skipped since the last fit is not asked again before the next.
         since = rounds[-1].events if rounds else 0
         lately = {name for (name, _), place in skips.items() if place >= since}
         refused = {*answers.loc[answers["answer"] != "skip", "id"], *lately, *self.held_out}
-        fit = self._restored(rounds[-1], progress) if rounds else None
         positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
         moment, events = now(), len(self.log.events())
         proposed = []
@@ -307,6 +332,9 @@ class Session(Answers):
         began, number = time.perf_counter(), len(state.rounds)
         held_out = {name: given[name] for name in self.held_out if name in given}
         fit = self.learner.score(self.learner.fit(labels, names, number, progress), held_out, progress)
+        if state.drawn:
+            found = self._tested(fit, state)
+            fit = dataclasses.replace(fit, metrics=found.metrics(number), held_out=len(found.wrong))
         right = [one.predicted == given[one.id] for one in state.proposed if one.predicted and one.id in given]
         round_ = SessionRound(
             number=number,
@@ -357,6 +385,28 @@ class Session(Answers):
     def curve(self) -> pd.DataFrame:
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""
         return curve_of(self.rounds())
+
+    def reached(self, accuracy: float) -> bool:
+        """Whether the last fit is at least so accurate over all images set aside, with 95 % confidence for all rounds.
+
+        A session that ends as soon as this is so has been wrong about it once in twenty sessions at most, however often
+        it was asked, see `palkit.labelling.stopping.accuracy_at_least`.
+
+        Args:
+            accuracy: share of right predictions.
+
+        Raises:
+            ConfigError: the last fit was not measured on images that were drawn.
+        """
+        checked("accuracy", accuracy, Annotated[float, Field(ge=0, le=1)])
+        rounds = self.rounds()
+        least = rounds[-1].metrics.get("accuracy_at_least") if rounds else None
+        if least is None:
+            raise ConfigError(
+                "there is no guarantee yet: begin the session with held_out and test_share, label what is proposed, "
+                "and fit."
+            )
+        return least >= accuracy
 
     def forecast(self, more: int | None = None) -> "Forecast":
         """What `more` labels would bring; None for another batch. See `palkit.labelling.extrapolation.forecast`."""

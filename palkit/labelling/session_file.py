@@ -1,7 +1,7 @@
 """The file `session.json`: what was proposed in a labelling session, and its rounds; labels are not in it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +10,14 @@ import pandas as pd
 from pydantic import ConfigDict, Field, model_validator
 
 from palkit.errors import ConfigError, DataError, brief
-from palkit.labelling.records import Count, Name, Number, Text, record
+from palkit.labelling.records import Count, Name, Number, Share, Text, record
 from palkit.storage.checks import normal
 from palkit.storage.files import locked, read_json, write_json
 
-CURVE = ("round", "labels", "held_out", "accuracy", "balanced_accuracy", "first_guess", "guessed", "seconds")
+CURVE = (
+    "round", "labels", "held_out", "accuracy", "low", "high", "balanced_accuracy", "first_guess", "guessed", "seconds",
+)  # fmt: skip
+MEASURED = ("accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy")
 SHARES = ("accuracy", "balanced_accuracy")
 
 
@@ -30,7 +33,9 @@ class SessionRound:
         class_names: all classes at that time.
         proposed: images proposed before it and since the fit before.
         held_out: images that the metrics were measured on; 0 if there are none.
-        metrics: of `palkit.models.metrics.evaluate`; empty without held-out labels.
+        metrics: of `palkit.models.metrics.evaluate`; empty without held-out labels. Where these were drawn,
+            `accuracy`, the ends of its interval `accuracy_low` and `accuracy_high`, and `accuracy_at_least`, see
+            `palkit.labelling.stopping`.
         guessed: proposed images that the model before had predicted and that were labelled then.
         first_guess: share of them that it had right: low by design, because what is proposed is hard.
         seconds: of fitting, scoring and evaluating.
@@ -90,6 +95,23 @@ class Proposed:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A held-out image that was drawn to be labelled, see `palkit.labelling.testing.Draws`.
+
+    Attributes:
+        id: of the image.
+        chance: with which it was drawn.
+        least: chance of the least likely image then.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    id: Name
+    chance: Share
+    least: Share
+
+
+@dataclass(frozen=True)
 class SessionState:
     """All that the file holds.
 
@@ -98,12 +120,14 @@ class SessionState:
         held_out: ids of images set aside.
         proposed: since the last fit.
         rounds: all fits, in order.
+        drawn: those set aside that are to be labelled, in order; none if all are. Older files lack it.
     """
 
     dataset: Text
     held_out: list[Name]
     proposed: list[Proposed]
     rounds: list[SessionRound]
+    drawn: list[Drawn] = field(default_factory=list)
 
     @model_validator(mode="after")
     def _counted(self) -> "SessionState":
@@ -117,15 +141,16 @@ def curve_of(rounds: Sequence[SessionRound]) -> pd.DataFrame:
     """One row per round.
 
     Returns:
-        Columns round, labels, held_out, accuracy and balanced_accuracy (NaN without held-out labels), first_guess,
-        guessed, seconds.
+        Columns round, labels, held_out, accuracy and balanced_accuracy (NaN without held-out labels), low and high
+        (ends of the accuracy's interval where held-out images were drawn, else NaN), first_guess, guessed, seconds.
     """
     rows = [
-        (one.number, len(one.ids), one.held_out, *map(one.metrics.get, SHARES), one.first_guess, one.guessed,
+        (one.number, len(one.ids), one.held_out, *map(one.metrics.get, MEASURED), one.first_guess, one.guessed,
          one.seconds)
         for one in rounds
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(CURVE)).astype(dict.fromkeys((*SHARES, "first_guess"), np.float64))
+    shares = dict.fromkeys(("accuracy", "low", "high", "balanced_accuracy", "first_guess"), np.float64)
+    return pd.DataFrame(rows, columns=list(CURVE)).astype(shares)
 
 
 class SessionFile:

@@ -18,13 +18,13 @@ SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
 def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figure:
     """Held-out accuracy of a session against its labels, with what more labels would bring.
 
-    Bars are 95 % Wilson intervals: what so few held-out images say about all images. The forecast's band is of the
-    next measurements on the same images, which is why it may be narrower than the bars.
+    Bars are 95 % intervals, those of the curve or else Wilson's: what so few held-out images say about all. The
+    forecast's band is of the next measurements on the same images, which is why it may be narrower than the bars.
 
     Args:
         curve: a row per round with the columns `labels`; `accuracy`, NaN where nothing was held out; `held_out`,
             images it was measured on; and `first_guess`, share of the proposed images whose class the model guessed
-            before they were labelled, may be NaN.
+            before they were labelled, may be NaN. `low` and `high` may be there, the ends of the accuracy's interval.
         forecast: drawn if it has numbers.
 
     Raises:
@@ -57,10 +57,13 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
 def _draw_accuracy(axes: Axes, measured: pd.DataFrame) -> None:
     accuracy, images = measured["accuracy"].to_numpy(float), measured["held_out"].to_numpy(int)
     intervals = [
-        stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+        tuple(stats.binomtest(round(share * count), count).proportion_ci(method="wilson"))
         for share, count in zip(accuracy, images, strict=True)
     ]
-    low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
+    low, high = (
+        measured.get(end, pd.Series(np.nan, measured.index)).fillna(pd.Series(wilson, measured.index)).to_numpy()
+        for end, wilson in zip(("low", "high"), zip(*intervals, strict=True), strict=True)
+    )
     # A share that is no whole number of images may leave its interval by rounding.
     bars = np.maximum([accuracy - low, high - accuracy], 0)
     axes.errorbar(measured["labels"], accuracy, yerr=bars, color=ACCURACY, marker="o", elinewidth=0.8, capsize=2,

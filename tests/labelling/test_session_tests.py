@@ -1,0 +1,171 @@
+"""Sessions that spend a share of their labels on testing: what is asked, what is measured, when to stop."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from palkit.data import load_dataset
+from palkit.errors import ConfigError
+from palkit.labelling.session import Session, open_session
+from palkit.labelling.session_file import Drawn
+from palkit.studies import plots
+
+SHARE = 0.4
+
+
+@pytest.fixture
+def fields(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    """A session on digits that is fitted in a fraction of a second, with a third of the pool set aside."""
+    own = {key: value for key, value in tiny_run.items() if key not in ("dataset", "rounds")}
+    return own | {"adapter": {"name": "linear_probe"}, "held_out": 60, "test_share": SHARE}
+
+
+@pytest.fixture
+def answers() -> dict[str, str]:
+    """What an expert says about digits."""
+    pool = load_dataset("digits")
+    return dict(zip(pool.ids, pool.label_names(), strict=True))
+
+
+def answer_all(session: Session, answers: dict[str, str]) -> None:
+    ids = session.propose()["id"].tolist()
+    session.label(ids, [answers[name] for name in ids])
+
+
+def test_the_share_of_labels_goes_to_images_set_aside(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **fields)
+    aside = set(session.held_out)
+    for number in range(1, 4):
+        asked = session.propose()
+        tests = asked[asked["purpose"] == "held out"]
+        assert set(tests["id"]) <= aside
+        assert not set(asked.loc[asked["purpose"] == "train", "id"]) & aside
+        session.label(asked["id"], [answers[name] for name in asked["id"]])
+        fitted = session.fit()
+        assert len(fitted.ids) == 10 * number
+        assert fitted.held_out == np.ceil(10 * number * SHARE / (1 - SHARE))
+        assert not set(fitted.ids) & aside
+    assert len(set(session.file.read().drawn)) == 20
+    curve = session.curve()
+    assert (curve["low"] < curve["accuracy"]).all()
+    assert (curve["accuracy"] < curve["high"]).all()
+    bars = plots.session_curve(curve, session.forecast()).axes[0].containers[0].lines[2][0].get_segments()
+    assert [low for (_, low), _ in bars] == pytest.approx(curve["low"].tolist())
+
+
+def test_all_images_set_aside_give_their_accuracy_without_doubt(
+    fields: dict[str, Any], answers: dict[str, str]
+) -> None:
+    """The estimate is then the share of right predictions itself. All classes have labels, so none of them ties."""
+    session = open_session("digits", "ana", **fields | {"test_share": 0.6, "batch_size": 60})
+    answer_all(session, answers)
+    fitted = session.fit()
+    assert fitted.held_out == 60
+    assert session.open().empty
+    predicted = session.model().predict("digits").set_index("id")["predicted"]
+    right = np.mean([predicted[name] == answers[name] for name in session.held_out])
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert fitted.metrics[name] == pytest.approx(right)
+
+
+def test_another_process_draws_what_this_one_would_have(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    first = open_session("digits", "ana", **fields)
+    answer_all(first, answers)
+    first.fit()
+    second = open_session("digits", "bo", **fields)
+    asked = second.propose()["id"].tolist()
+    assert asked == first.propose()["id"].tolist(), "both are asked for the same images"
+    assert second.file.read().drawn == first.file.read().drawn
+
+
+def test_chances_follow_the_model(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    """Even before the first fit, and then larger where the model is unsure."""
+    session = open_session("digits", "ana", **fields)
+    answer_all(session, answers)
+    before = session.file.read().drawn
+    assert [one.chance for one in before] == pytest.approx([1 / (60 - place) for place in range(len(before))])
+    session.fit()
+    session.propose()
+    after = session.file.read().drawn[len(before) :]
+    assert len({round(one.chance / one.least, 6) for one in after}) > 1
+    assert all(isinstance(one, Drawn) and one.chance >= one.least > 0 for one in after)
+
+
+def test_what_nobody_can_label_counts_as_not_there(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **fields)
+    asked = session.propose()
+    tests = asked.loc[asked["purpose"] == "held out", "id"].tolist()
+    session.unsure(tests[0])
+    others = [name for name in asked["id"] if name != tests[0]]
+    session.label(others, [answers[name] for name in others])
+    assert session.fit().held_out == len(tests) - 1
+
+
+def test_an_image_that_was_skipped_holds_up_those_drawn_after_it(
+    fields: dict[str, Any], answers: dict[str, str]
+) -> None:
+    """What is left out because it is hard would make the accuracy look better than it is."""
+    session = open_session("digits", "ana", **fields)
+    asked = session.propose()
+    tests = asked.loc[asked["purpose"] == "held out", "id"].tolist()
+    session.skip(tests[2])
+    others = [name for name in asked["id"] if name != tests[2]]
+    session.label(others, [answers[name] for name in others])
+    assert session.fit().held_out == 2
+    assert tests[2] in set(session.propose()["id"]), "it is asked again"
+    session.label(tests[2], answers[tests[2]])
+    assert session.fit().held_out == len(tests)
+
+
+def test_a_target_is_reached_or_not(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **fields)
+    with pytest.raises(ConfigError, match="begin the session with held_out and test_share"):
+        session.reached(0.9)
+    for _ in range(3):
+        answer_all(session, answers)
+        session.fit()
+    least = session.rounds()[-1].metrics["accuracy_at_least"]
+    assert 0 < least < session.rounds()[-1].metrics["accuracy_low"]
+    assert session.reached(least)
+    assert not session.reached(least + 0.01)
+    with pytest.raises(ConfigError, match="accuracy is 80"):
+        session.reached(80)
+
+
+def test_the_target_may_change_nothing_of_what_was_drawn(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    """A session that is opened without a share goes on with the images that were drawn, and draws no more."""
+    session = open_session("digits", "ana", **fields)
+    answer_all(session, answers)
+    drawn = session.file.read().drawn
+    plain = open_session("digits", "ana", **{name: value for name, value in fields.items() if name != "test_share"})
+    plain.fit()
+    assert set(plain.propose()["purpose"]) == {"train"}
+    assert plain.file.read().drawn == drawn
+
+
+def test_files_of_earlier_versions_are_read(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **{name: value for name, value in fields.items() if name != "test_share"})
+    content = json.loads(session.file.path.read_text())
+    del content["drawn"]
+    session.file.path.write_text(json.dumps(content))
+    assert session.file.read().drawn == []
+    assert len(session.open()) == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_share": 1.0}, "test_share is 1.0 .*less than 1"),
+        ({"test_share": 0}, "test_share is 0 .*greater than 0"),
+        ({"held_out": 0}, "test_share: no images are set aside"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(
+    fields: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_session("digits", "ana", **fields | change, folder=tmp_path / "own")
+    assert not (tmp_path / "own" / "session.json").exists(), "nothing was begun that could not go on"
