@@ -23,9 +23,9 @@ def risk_of(number: int, level: float = 0.95) -> float:
 def accuracy_at_least(terms: Terms, number: int, level: float = 0.95) -> float:
     """Accuracy that the model of a round has at least; with probability `level` that is so of all rounds at once.
 
-    However often one looks, and whenever one stops: after more test labels, or in later rounds. A rule that stops as
-    soon as this reaches a target is wrong about it in 1 - level of all sessions at most. Rounds must not learn from
-    test labels.
+    A rule that stops in the first round in which this reaches a target is wrong about it in 1 - level of all sessions
+    at most, however many rounds there are. Each round is looked at once (a repeated fit is another round), and none may
+    learn from test labels.
 
     Args:
         terms: of the model's error, see `palkit.labelling.testing.error_terms`.
@@ -34,8 +34,9 @@ def accuracy_at_least(terms: Terms, number: int, level: float = 0.95) -> float:
     """
     if not len(terms.values):
         return 0.0
-    ends = betting_interval(terms.values, terms.low, terms.high, confidence=1 - 2 * risk_of(number, level))
-    return float(1 - ends[-1, 1])
+    confidence, labels = 1 - 2 * risk_of(number, level), len(terms.values)
+    ends = betting_interval(terms.values, terms.low, terms.high, confidence=confidence, horizon=labels)
+    return 1 - min(float(ends[-1, 1]), terms.most)
 
 
 def little_to_gain(forecast: Forecast, gain: float) -> bool:

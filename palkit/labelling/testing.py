@@ -100,6 +100,8 @@ def draw_tests(
     error = expected_errors(confidence, before.positions[:labelled], wrong)
     weight, left = np.sqrt(error * (1 - error)), np.ones(len(error), dtype=bool)
     left[before.positions] = False
+    if not number:
+        return before
     if number > left.sum():
         raise ConfigError(f"{number} test images are to be drawn, and {left.sum()} are left. Draw fewer.")
     found: list[tuple[int, float, float]] = []
@@ -128,12 +130,14 @@ class Terms:
         low: (M,) what each is at least, known before it was drawn.
         high: (M,) what each is at most.
         images: N.
+        most: error if all images without a label were predicted wrong.
     """
 
     values: NDArray
     low: NDArray
     high: NDArray
     images: int
+    most: float
 
     def weights(self) -> NDArray:
         """(M,) weights with which draws of equal chances give the plain mean (Farquhar et al. 2021, R_LURE)."""
@@ -162,7 +166,7 @@ def error_terms(confidence: ArrayLike, draws: Draws, wrong: ArrayLike) -> Terms:
         values, least = surprise[start:] / draws.chances[block], draws.least[block]
         parts.append(np.stack([base + values, base - error.max() / least, base + (1 - error.min()) / least]) / images)
     values, low, high = np.concatenate(parts, axis=1) if parts else np.empty((3, 0))
-    return Terms(values, low, high, images)
+    return Terms(values, low, high, images, float(wrong.sum() + images - len(wrong)) / images)
 
 
 @dataclass(frozen=True)

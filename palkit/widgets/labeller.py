@@ -325,7 +325,9 @@ class Labeller(Display):
             self._outlook = "The curve begins when the first round is trained."
         else:
             forecast = self.session.forecast()
-            self._outlook = forecast.sentence
+            least = self.session.rounds()[-1].metrics.get("accuracy_at_least")
+            sure = f" At least {least:.0%} are right, with 95 % confidence for all rounds together." if least else ""
+            self._outlook = forecast.sentence + sure
             points = [f"{row.accuracy:.1%} at {row.labels} labels" for row in curve.itertuples() if row.held_out]
             self._alternative = "Accuracy on held-out images: " + (", ".join(points) or "not measured") + "."
             self.widget.curve = picture_bytes(session_curve(curve, forecast))

@@ -197,6 +197,8 @@ def test_all_images_labelled_leave_no_doubt() -> None:
     found = measured_accuracy(confidence, draws, wrong[draws.positions])
     assert (found.value, found.low, found.high) == pytest.approx((1 - wrong.mean(),) * 3)
     assert str(found) == "73.3 % [73.3, 73.3] by 30 labels"
+    assert error_terms(confidence, draws, wrong[draws.positions]).most == pytest.approx(wrong.mean())
+    assert draw_tests(confidence, draws, wrong[draws.positions], 0, KEYS[:30], seed=0) is draws
 
 
 def test_no_label_and_one_label_say_nothing() -> None:

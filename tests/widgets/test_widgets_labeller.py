@@ -136,6 +136,21 @@ def test_the_next_round_trains_and_the_curve_grows(session: Session, truth: dict
     assert page.ids == [last], "of an earlier batch, but open again"
 
 
+def test_tests_are_among_what_is_asked_and_what_they_guarantee_is_said(
+    fields: dict[str, Any], truth: dict[str, str]
+) -> None:
+    page = Page(Labeller(open_session("digits", "ana", held_out=80, test_share=0.8, **fields)))
+    assert len(page.ids) == 50, "ten to train on, and forty to test on"
+    for _ in range(2):
+        page.label_all(truth)
+        page.tell("next")
+    least = page.labeller.session.rounds()[-1].metrics["accuracy_at_least"]
+    assert least == pytest.approx(page.labeller.session.curve()["accuracy"].iloc[-1]), "all 80 are labelled"
+    assert page.view["outlook"].endswith(
+        f"At least {least:.0%} are right, with 95 % confidence for all rounds together."
+    )
+
+
 def test_with_one_class_more_is_proposed_instead_of_trained(session: Session) -> None:
     page = Page(Labeller(session))
     first = page.ids

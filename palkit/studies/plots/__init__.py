@@ -9,7 +9,7 @@ own panel or its own filling, so that figures stay readable without colour.
 from palkit.studies.plots.calibration import calibration_curves, reliability_diagrams
 from palkit.studies.plots.comparison import class_recalls, critical_difference
 from palkit.studies.plots.costs import cost_areas, cost_quality
-from palkit.studies.plots.labelling import session_curve
+from palkit.studies.plots.labelling import session_curve, test_savings
 from palkit.studies.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
 from palkit.studies.plots.selection import pick_maps, pick_strips, selection_times
 from palkit.studies.plots.study import (
@@ -38,5 +38,6 @@ __all__ = [
     "configuration_columns", "configuration_name", "confusion", "cost_areas", "cost_quality", "critical_difference",
     "depth_curves", "entitle", "gain_curves", "image_grid", "iqm_budget_curves", "label_savings", "overlaps",
     "pairwise", "pick_maps", "pick_strips", "picks_by_class", "projection", "reliability_diagrams", "round_costs",
-    "run_digest", "save_figure", "selection_times", "session_curve", "strategy_style", "table_files", "wide_areas",
+    "run_digest", "save_figure", "selection_times", "session_curve", "strategy_style", "table_files",
+    "test_savings", "wide_areas",
 ]  # fmt: skip

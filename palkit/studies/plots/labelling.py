@@ -77,3 +77,24 @@ def _draw_forecast(axes: Axes, forecast: Forecast, measured: pd.DataFrame) -> No
     axes.plot(labels, median, color=ACCURACY, linestyle="--", label="forecast")
     axes.fill_between(labels, low, high, color=ACCURACY, alpha=0.2, linewidth=0,
                       label=f"{100 * forecast.coverage:.4g} % interval")  # fmt: skip
+
+
+@style.styled
+def test_savings(summary: pd.DataFrame) -> Figure:
+    """Labels that draws of equal chances need for the interval that active testing has, against its labels.
+
+    Args:
+        summary: `palkit.studies.deciding.active_summary` by `band` (of accuracy, as "(0.6, 0.8]") and `labels`.
+    """
+    figure, axes = style.one_panel(*SIZE)
+    axes.axhline(1, color=style.INK, linewidth=0.8)
+    for number, (band, line) in enumerate(summary.reset_index().groupby("band")):
+        low, high = (100 * float(end) for end in str(band).strip("(]").split(","))
+        axes.plot(line["labels"], line["saving"], color=style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)],
+                  marker="o", label=f"accuracy {low:g} to {high:g} %")  # fmt: skip
+    axes.set_xlabel("test labels, actively drawn")
+    axes.set_ylabel("times as many, evenly drawn")
+    axes.grid(axis="y")
+    style.ticks_at(axes, summary.reset_index()["labels"])
+    figure.legend(loc="outside upper left", ncols=2, handlelength=2.2)
+    return figure
