@@ -114,10 +114,10 @@ class Session(Answers):
         config: backbone, adapter, strategy, batch size and seed; `rounds` means nothing here.
         annotator: whose answers are recorded.
         classes: names beyond those of the data set; more may be added at any time.
-        budget: labels wanted in all, or None.
+        budget: labels to train on that are wanted in all, or None; those of tests come on top.
         held_out: images of the pool to set aside, drawn at random when the session begins.
         test_share: share of the labels asked for from now on that goes to images set aside; None asks for all of
-            these.
+            these, or, where some were drawn before, for those alone.
         folder: where it is kept; None for `runs/labels/<data set>`, with a mark of the place for own images.
         device: as for `palkit.experiments.experiment.rounds`.
 
@@ -332,8 +332,8 @@ class Session(Answers):
         began, number = time.perf_counter(), len(state.rounds)
         held_out = {name: given[name] for name in self.held_out if name in given}
         fit = self.learner.score(self.learner.fit(labels, names, number, progress), held_out, progress)
-        if state.drawn:
-            found = self._tested(fit, state)
+        found = self._tested(fit, state) if state.drawn else None
+        if found is not None:
             fit = dataclasses.replace(fit, metrics=found.metrics(number), held_out=len(found.wrong))
         right = [one.predicted == given[one.id] for one in state.proposed if one.predicted and one.id in given]
         round_ = SessionRound(
@@ -356,6 +356,8 @@ class Session(Answers):
         def add(state: SessionState) -> SessionState:
             # Somebody else may have fitted meanwhile: no round is lost, this one comes after it.
             last = dataclasses.replace(round_, number=len(state.rounds))
+            if found is not None:  # the risk that a guarantee may take is that of its round
+                last = dataclasses.replace(last, metrics=found.metrics(last.number))
             return dataclasses.replace(state, proposed=[], rounds=[*state.rounds, last])
 
         stored = self.file.change(add).rounds[-1]
@@ -396,12 +398,12 @@ class Session(Answers):
             accuracy: share of right predictions.
 
         Raises:
-            ConfigError: the last fit was not measured on images that were drawn.
+            ConfigError: no image was drawn to be tested on.
         """
         checked("accuracy", accuracy, Annotated[float, Field(ge=0, le=1)])
         rounds = self.rounds()
-        least = rounds[-1].metrics.get("accuracy_at_least") if rounds else None
-        if least is None:
+        least = rounds[-1].metrics.get("accuracy_at_least", 0.0) if rounds else 0.0
+        if not self.file.read().drawn:
             raise ConfigError(
                 "there is no guarantee yet: begin the session with held_out and test_share, label what is proposed, "
                 "and fit."

@@ -19,7 +19,9 @@ from palkit.strategies.ties import Keys, keys_of, predict
 
 @dataclass(frozen=True)
 class Tested:
-    """Images set aside, but for those that nobody can label, which count as if they had never been there.
+    """Images set aside; a prediction for one that nobody can label counts as wrong.
+
+    So the accuracy is a lower bound of that over the images that can be labelled, and so is what is guaranteed.
 
     Attributes:
         ids: (N,) of them.
@@ -78,7 +80,7 @@ def tested(
         labels: image -> class name, of all that are labelled.
         answered: images that somebody has answered; without a label nobody can tell their class, or people disagree.
     """
-    ids = [name for name in state.held_out if name in position and (name in labels or name not in answered)]
+    ids = [name for name in state.held_out if name in position]
     place = {name: number for number, name in enumerate(ids)}
     drawn = [one for one in state.drawn if one.id in place]
     draws = Draws(
@@ -91,8 +93,8 @@ def tested(
     rows = torch.tensor([position[name] for name in ids], dtype=torch.int64)
     probs, names = fit.scores.probs[rows], fit.scores.keys  # (N, C)
     predicted = predict(probs, Keys(names.rows[rows], names.classes))
-    known = list(takewhile(lambda one: one.id in labels, drawn))
-    wrong = [fit.class_names[int(predicted[place[one.id]])] != labels[one.id] for one in known]
+    known = list(takewhile(lambda one: one.id in labels or one.id in answered, drawn))
+    wrong = [fit.class_names[int(predicted[place[one.id]])] != labels.get(one.id) for one in known]
     return Tested(ids, probs.amax(1).double().numpy(), draws, np.array(wrong, dtype=bool))
 
 

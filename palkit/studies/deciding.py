@@ -4,15 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 SHARES = ("holds", "width", "recalls_hold", "calibration_holds")
 
 
 def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Coverage and widths of intervals of both ways of drawing, and how many labels even draws need for the same width.
+    """Coverage and widths of intervals of both ways of drawing, and the ratio of their squares.
 
-    The width of an interval falls with the square root of the labels: half the width takes four times as many.
+    That is how many times as many labels even draws would need from a pool without end; from a small one they need
+    fewer, as they use it up. Active draws' intervals use expected errors too, even draws' are Wilson's: the ratio is of
+    both ways as they are, not of the draws alone.
 
     Args:
         testing: `figures/decide/testing.parquet`.
@@ -20,8 +21,8 @@ def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         A row per group: `active` and `even` (share of intervals that hold the accuracy), `recalls` and `calibration`
-        (of those of classes and of the calibration error), `width` (of active ones, in points) and `saving` (labels
-        that even draws need, over those of active draws).
+        (of those of classes and of the calibration error), `width` (of active ones, in points) and `saving` (squared
+        ratio of the widths, even to active).
     """
     weighted = testing.assign(**{name: testing[name] * testing["models"] for name in SHARES})
     sums = weighted.groupby([*by, "way"])[[*SHARES, "models"]].sum()
@@ -49,9 +50,8 @@ def stopping_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) -> p
     Returns:
         A row per group: `runs` and targets that they reach; `stops` (share of them that the rule stops), `training` and
         `all labels` (median of the labels at the stop, without and with those of tests, over the training labels that
-        were needed), `wrong` (share of all stops, those of targets that the run never reaches among them, at which the
-        accuracy is below the target) and `at most` (end of its one-sided 95 % interval by Clopper and Pearson, as if
-        the targets of a run were independent).
+        were needed, of those that stop) and `wrong` (share of all stops, those of targets that the run never reaches
+        among them, at which the accuracy is below the target).
     """
     rows = []
     for key, all_rows in stopping.dropna(subset="target").groupby(list(by)):
@@ -66,7 +66,6 @@ def stopping_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) -> p
                 "training": (ended["labels"] / ended["needed"]).median(),
                 "all labels": ((ended["labels"] + ended["tests"]) / ended["needed"]).median(),
                 "wrong": wrong / len(stopped) if len(stopped) else np.nan,
-                "at most": stats.beta.ppf(0.95, wrong + 1, len(stopped) - wrong) if wrong < len(stopped) else 1.0,
             }
         )
     return pd.DataFrame(rows).set_index(list(by))

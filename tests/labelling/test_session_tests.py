@@ -94,14 +94,29 @@ def test_chances_follow_the_model(fields: dict[str, Any], answers: dict[str, str
     assert all(isinstance(one, Drawn) and one.chance >= one.least > 0 for one in after)
 
 
-def test_what_nobody_can_label_counts_as_not_there(fields: dict[str, Any], answers: dict[str, str]) -> None:
-    session = open_session("digits", "ana", **fields)
+def test_what_nobody_can_label_counts_as_wrong(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    """Else a model that is sure about blank images would look better than it is, and break its guarantee."""
+    session = open_session("digits", "ana", **fields | {"test_share": 0.6, "batch_size": 60})
     asked = session.propose()
     tests = asked.loc[asked["purpose"] == "held out", "id"].tolist()
-    session.unsure(tests[0])
-    others = [name for name in asked["id"] if name != tests[0]]
+    session.unsure(tests[:20])
+    others = [name for name in asked["id"] if name not in tests[:20]]
     session.label(others, [answers[name] for name in others])
-    assert session.fit().held_out == len(tests) - 1
+    fitted = session.fit()
+    assert fitted.held_out == 60
+    predicted = session.model().predict("digits").set_index("id")["predicted"]
+    right = sum(predicted[name] == answers[name] for name in tests[20:]) / 60
+    assert fitted.metrics["accuracy"] == pytest.approx(right)
+    assert fitted.metrics["accuracy_at_least"] == pytest.approx(right)
+
+
+def test_a_round_without_a_usable_test_reaches_nothing(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **fields)
+    asked = session.propose()
+    train = asked.loc[asked["purpose"] == "train", "id"].tolist()
+    session.label(train, [answers[name] for name in train])
+    assert session.fit().held_out == 0
+    assert not session.reached(0.1)
 
 
 def test_an_image_that_was_skipped_holds_up_those_drawn_after_it(

@@ -81,7 +81,7 @@ def _draw_forecast(axes: Axes, forecast: Forecast, measured: pd.DataFrame) -> No
 
 @style.styled
 def test_savings(summary: pd.DataFrame) -> Figure:
-    """Labels that draws of equal chances need for the interval that active testing has, against its labels.
+    """Squared width of the intervals of even draws over that of active testing, against the labels.
 
     Args:
         summary: `palkit.studies.deciding.active_summary` by `band` (of accuracy, as "(0.6, 0.8]") and `labels`.
@@ -92,8 +92,8 @@ def test_savings(summary: pd.DataFrame) -> Figure:
         low, high = (100 * float(end) for end in str(band).strip("(]").split(","))
         axes.plot(line["labels"], line["saving"], color=style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)],
                   marker="o", label=f"accuracy {low:g} to {high:g} %")  # fmt: skip
-    axes.set_xlabel("test labels, actively drawn")
-    axes.set_ylabel("times as many, evenly drawn")
+    axes.set_xlabel("test labels")
+    axes.set_ylabel("squared width, even to active")
     axes.grid(axis="y")
     style.ticks_at(axes, summary.reset_index()["labels"])
     figure.legend(loc="outside upper left", ncols=2, handlelength=2.2)
