@@ -1,6 +1,7 @@
 """How good, and when to stop: estimates from few test labels and rules for stopping, on all runs of the sweep `decide`.
 
-    palkit sweep decide --no-notebooks; python campaigns/decide.py    # 25 and 15 minutes on two cores, docs/images.md
+    palkit sweep decide --no-notebooks    # an hour of one core beside other work; docs/images.md
+    python campaigns/decide.py            # 11 minutes on two cores
 
 Test labels are drawn from the test images of a run, all of whose labels are known: what an estimate says is compared
 with their accuracy. `figures/decide/testing.parquet` has a row per data set, band of accuracy, labels and way of draws

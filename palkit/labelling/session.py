@@ -330,7 +330,7 @@ class Session(Answers):
                 + ". Label more of what is proposed."
             )
         began, number = time.perf_counter(), len(state.rounds)
-        held_out = {name: given[name] for name in self.held_out if name in given}
+        held_out = {} if state.drawn else {name: given[name] for name in self.held_out if name in given}
         fit = self.learner.score(self.learner.fit(labels, names, number, progress), held_out, progress)
         found = self._tested(fit, state) if state.drawn else None
         if found is not None:
@@ -356,7 +356,7 @@ class Session(Answers):
         def add(state: SessionState) -> SessionState:
             # Somebody else may have fitted meanwhile: no round is lost, this one comes after it.
             last = dataclasses.replace(round_, number=len(state.rounds))
-            if found is not None:  # the risk that a guarantee may take is that of its round
+            if found is not None and last.number != number:  # the risk that a guarantee may take is that of its round
                 last = dataclasses.replace(last, metrics=found.metrics(last.number))
             return dataclasses.replace(state, proposed=[], rounds=[*state.rounds, last])
 

@@ -150,7 +150,28 @@ def test_a_target_is_reached_or_not(fields: dict[str, Any], answers: dict[str, s
         session.reached(80)
 
 
-def test_the_target_may_change_nothing_of_what_was_drawn(fields: dict[str, Any], answers: dict[str, str]) -> None:
+def test_two_fits_at_once_take_the_risks_of_two_rounds(
+    fields: dict[str, Any], answers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (open_session("digits", name, **fields | {"test_share": 0.8}) for name in ("ana", "bo"))
+    answer_all(first, answers)
+    score = first.learner.score
+
+    def meanwhile(*arguments: Any) -> Any:
+        second.fit()
+        return score(*arguments)
+
+    monkeypatch.setattr(first.learner, "score", meanwhile)
+    first.fit()
+    rounds = first.rounds()
+    assert [one.number for one in rounds] == [0, 1]
+    assert rounds[0].metrics["accuracy"] == rounds[1].metrics["accuracy"], "of the same model"
+    assert rounds[0].metrics["accuracy_at_least"] > rounds[1].metrics["accuracy_at_least"] > 0
+
+
+def test_an_opening_without_a_share_changes_nothing_of_what_was_drawn(
+    fields: dict[str, Any], answers: dict[str, str]
+) -> None:
     """A session that is opened without a share goes on with the images that were drawn, and draws no more."""
     session = open_session("digits", "ana", **fields)
     answer_all(session, answers)
