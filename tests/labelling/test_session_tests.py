@@ -153,7 +153,10 @@ def test_a_target_is_reached_or_not(fields: dict[str, Any], answers: dict[str, s
 def test_two_fits_at_once_take_the_risks_of_two_rounds(
     fields: dict[str, Any], answers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = (open_session("digits", name, **fields | {"test_share": 0.8}) for name in ("ana", "bo"))
+    first, second = (
+        open_session("digits", name, **fields | {"held_out": 100, "test_share": 0.4, "batch_size": 60})
+        for name in ("ana", "bo")
+    )
     answer_all(first, answers)
     score = first.learner.score
 
