@@ -1,6 +1,6 @@
 """Simple readouts of frozen features at every depth: what the features are worth, on validation data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -202,16 +202,12 @@ def readout(
         WeightsError: its weights cannot be had.
     """
     used = head(pool, min(images, len(pool.rows("pool"))))
-    rows, val = used.rows("pool"), used.rows("val")
+    rows = used.rows("pool")
     labels = max(1, min(labels_per_class * len(used.class_names), len(rows) // 2))
-    backbone = load_backbone(config)
-    patch = backbone.patch_size  # sizes are whole patches
+    patch = load_backbone(config).patch_size  # sizes are whole patches
     sizes = image_sizes or [max(1, round(share * config.image_size / patch)) * patch for share in SIZES]
     # The size of the runs is always among them: what is said about the runs is read from the table.
-    table = readout_table(used, config, sorted({*sizes, config.image_size}), labels=labels, draws=draws)
-    key = (backbone.depth, config.pooling)
-    features = features_by_depth(backbone, used, np.concatenate([rows, val]))[key]
-    x = _standardised(features, len(rows))
+    table, x = readout_table(used, config, {*sizes, config.image_size}, labels=labels, draws=draws)
     return Readout(used, config, int(table["depth"].max()), table, labels, draws, x[: len(rows)], x[len(rows) :])
 
 
@@ -221,31 +217,34 @@ def _standardised(features: np.ndarray, train: int) -> np.ndarray:
 
 
 def readout_table(
-    pool: ImagePool, config: BackboneConfig, image_sizes: Sequence[int], *, labels: int, draws: int
-) -> pd.DataFrame:
-    """Validation accuracy of readouts of frozen features, for every image size, depth and pooling.
+    pool: ImagePool, config: BackboneConfig, image_sizes: Iterable[int], *, labels: int, draws: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Validation accuracy of readouts of frozen features, for every image size, depth and pooling; and own features.
 
     Args:
         pool: its pool split trains, its val split measures; the test split is not touched.
-        config: of the backbone; name and checkpoint count.
-        image_sizes: in pixels.
+        config: of the backbone.
+        image_sizes: in pixels, that of the backbone among them.
         labels: for the few-label readout, drawn at random.
         draws: repetitions of the few-label readout; the same draws for every row of the table.
 
     Returns:
         Columns image_size, depth, pooling, tokens, cost (tokens times blocks, to which time is about
-        proportional), probe (name of the readout), accuracy.
+        proportional), probe (name of the readout), accuracy; and (n + m, D) float32 features of the n pool and m
+        validation images at the setting of `config`, standardised by the pool's mean and deviation.
     """
     train, val = pool.rows("pool"), pool.rows("val")
     y_train, y_val = pool.labels[train], pool.labels[val]
     neighbours = min(NEIGHBOURS, len(train))
     chosen_rows = [np.random.default_rng(draw).permutation(len(train))[:labels] for draw in range(draws)]
     rows = []
-    for image_size in image_sizes:
+    for image_size in sorted(image_sizes):
         backbone = load_backbone(replace(config, image_size=image_size, depth=None, pooling="mean"))
         tokens = backbone.tokens
         for (depth, pooling), features in features_by_depth(backbone, pool, np.concatenate([train, val])).items():
             x = _standardised(features, len(train))
+            if (image_size, depth, pooling) == (config.image_size, config.depth or backbone.depth, config.pooling):
+                own = x
             x_train, x_val = x[: len(train)], x[len(train) :]
             knn = KNeighborsClassifier(neighbours, metric="cosine").fit(x_train, y_train)
             probes = {
@@ -256,7 +255,7 @@ def readout_table(
             }
             setting = (image_size, depth, pooling, tokens, tokens * depth)
             rows += [(*setting, probe, float(np.mean(accuracies))) for probe, accuracies in probes.items()]
-    return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"])
+    return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"]), own
 
 
 def _linear_accuracy(x: np.ndarray, y: np.ndarray, x_val: np.ndarray, y_val: np.ndarray) -> float:

@@ -94,6 +94,7 @@ def loneliest(points: np.ndarray, among: np.ndarray, marked: np.ndarray) -> int:
     return int(among[gaps.min(axis=1).argmax()])
 
 
+@pytest.mark.campaign  # without a browser: test_widgets_explorer.py
 def test_every_control_shows_what_the_engine_answers(
     page: Page, lab: Lab, page_errors: list[str], shot: Callable[[str], Path], notebook: str, engine: Exploration
 ) -> None:
