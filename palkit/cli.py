@@ -49,6 +49,19 @@ def parser() -> argparse.ArgumentParser:
     manifest.add_argument("--group", metavar="REGEX", help="what in a path must not be divided by a split: the patient")
     manifest.add_argument("--unlabelled", action="store_true", help="sub-folders are no classes")
     manifest.add_argument("--classes", nargs="+", metavar="NAME", help="all classes in their order, as of grades")
+    chosen = command(_select, "images to label next, of features or images of your own")
+    chosen.add_argument(
+        "dataset", help="file of features (.npy, .npz, .parquet), folder, manifest or name of a data set"
+    )
+    chosen.add_argument("--labels", type=Path, metavar="CSV", help="what is labelled: columns id and label")
+    chosen.add_argument(
+        "--probs", type=Path, metavar="FILE", help="class probabilities of a model of yours: .npy or CSV"
+    )
+    chosen.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all classes, as the columns of probs")
+    chosen.add_argument("--strategy", default="badge", help="default: badge")
+    chosen.add_argument("-n", "--number", type=int, default=10, help="of images (default: 10)")
+    chosen.add_argument("--seed", type=int, default=0)
+    chosen.add_argument("--out", type=Path, metavar="CSV", help="table to write instead of showing it")
     run = command(_run, "one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
     run.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields; text as it is, others as YAML")
     predict = command(_predict, "classes and probabilities of new images, by a fitted model")
@@ -85,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--gpus", type=float, help=f"GPU share of a {part}, as 0.25 (ray; default: 1 on cuda)")
     for one in (watched, studied, compared):
         one.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    for one in (run, predict, doctor, embed, sweep, watched, studied, renewed):
+    for one in (chosen, run, predict, doctor, embed, sweep, watched, studied, renewed):
         one.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -219,6 +232,8 @@ def _embed(options: argparse.Namespace) -> int:
         execute = partial(compute_on_ray, workers=options.workers, address=options.address, gpus=gpus)
     with bars(console) as progress:
         here = setting(config, device, progress)
+        if not here.backbone.depth:
+            raise ConfigError(f"dataset {config.dataset!r} holds features: there is nothing to compute.")
         for start_block in sorted({here.backbone.depth, first_trained_block(config.adapter, here.backbone.depth)}):
             began = time.perf_counter()
             shards = here.cache.shards(start_block, execute)
@@ -227,6 +242,38 @@ def _embed(options: argparse.Namespace) -> int:
             rows, shape = len(shards), " x ".join(map(str, shards.shape[1:]))
             console.print(f"{what}: {rows:,} rows of {shape} {shards.stored.name}, {rows / seconds:,.0f} rows/s")
             say(f"  {here.cache.folder(start_block)}")
+    return 0
+
+
+def _select(options: argparse.Namespace) -> int:
+    from palkit.config import config_from_dict
+    from palkit.data import holds_features, load_dataset
+    from palkit.data.features import probs_of
+    from palkit.labelling.selection import next_batch, read_labels
+    from palkit.storage.files import atomic_path
+    from palkit.strategies import get_strategy
+
+    first = options.strategy if get_strategy(options.strategy).cold_start else "typiclust"
+    names = {"dataset": options.dataset, "strategy": options.strategy, "initial": first, "adapter": "linear_probe"}
+    config = config_from_dict(names | {"batch_size": options.number, "seed": options.seed, "pool_size": None})
+    pool = load_dataset(options.dataset)
+    beside = holds_features(options.dataset) and not options.dataset.endswith(".npy")
+    source = options.probs or (Path(options.dataset).expanduser() if beside else None)
+    given = {
+        "labels": read_labels(options.labels) if options.labels else {},
+        "probs": probs_of(source) if source else None,
+        "classes": options.classes,
+    }
+    with bars(console) as progress:
+        table = next_batch(config, pool, options.device, **given, progress=progress)
+    if options.out is None:
+        print(table.to_csv(index=False), end="")
+    else:
+        with atomic_path(options.out) as temporary:
+            table.to_csv(temporary, index=False)
+        say(f"chosen: {options.out}, {len(table)} images")
+    if table["predicted"].eq("").all() and first != options.strategy:
+        say(f"without labels of two classes there is no model yet, so {first} chose")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name, by folder, by manifest, by id on the Hugging Face Hub. Knows no model."""
+"""Data sets by name, by folder, by manifest, of features, by id on the Hugging Face Hub. Knows no model."""
 
 import os
 import warnings
@@ -9,6 +9,8 @@ from palkit.data import published
 from palkit.data.cifar import cifar10, cifar100
 from palkit.data.decoding import IMAGE_SUFFIXES, read_image
 from palkit.data.embedded import digits, digits_lt, fashion_mnist, fashion_mnist_lt
+from palkit.data.features import SUFFIXES as FEATURES_SUFFIXES
+from palkit.data.features import StoredFeatures, from_features, holds_features, is_features
 from palkit.data.files import FileImages, StoredImages, unreadable
 from palkit.data.folders import list_folder
 from palkit.data.hub import PREFIX, from_hub
@@ -31,8 +33,9 @@ from palkit.storage.plugins import is_registered, refuse_taken
 
 __all__ = [
     "DATASETS", "IMAGE_SUFFIXES", "ORDINAL", "SPLITS", "UNLABELLED", "ArrayImages", "Decoder", "FileImages",
-    "ImagePool", "StoredImages", "dataset", "from_folder", "from_manifest", "head", "list_folder", "load_dataset",
-    "long_tail", "read_image", "readable", "take", "unreadable", "usual_size",
+    "ImagePool", "StoredFeatures", "StoredImages", "dataset", "from_features", "from_folder", "from_manifest",
+    "head", "holds_features", "is_features", "list_folder", "load_dataset", "long_tail", "read_image", "readable",
+    "take", "unreadable", "usual_size",
 ]  # fmt: skip
 
 Loader = Callable[[], ImagePool]
@@ -80,14 +83,14 @@ def load_dataset(
     unlabelled: bool = False,
     classes: Sequence[str] | None = None,
 ) -> ImagePool:
-    """The data set of that name, or of that folder or manifest, or of that id on the Hugging Face Hub.
+    """The data set of that name, folder, manifest or file of features, or of that id on the Hugging Face Hub.
 
     Named sets are downloaded the first time. What is left out of own images, and what is decided for their user, is
     said in a warning each (`palkit.errors.DataNotice`), and in the notes of the pool.
 
     Args:
-        name: a key of `DATASETS`, `hf:owner/name[@config]`, a folder (see `from_folder`) or a `.csv` or `.parquet`
-            file (see `from_manifest`).
+        name: a key of `DATASETS`, `hf:owner/name[@config]`, a folder (see `from_folder`), a `.csv` or `.parquet` file
+            (see `from_manifest`), or features of your own in a `.npy`, `.npz` or `.parquet` file (see `from_features`).
         skip_unreadable: decode every file now and leave out those that cannot be read, with a warning.
         group: regular expression that finds in each path of a folder or manifest what must not be divided by a
             split, such as the patient.
@@ -120,7 +123,11 @@ def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str]
             )
         return DATASETS[name]() if name in DATASETS else from_hub(name)
     path = Path(name).expanduser()
-    is_manifest = path.suffix.lower() in MANIFEST_SUFFIXES
+    is_manifest = path.suffix.lower() in {*MANIFEST_SUFFIXES, *FEATURES_SUFFIXES}
+    if holds_features(name):
+        if group is not None or unlabelled:
+            raise ConfigError(f"{name} holds features; give groups and labels as arrays or columns of it.")
+        return from_features(path, classes)
     if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
         return from_manifest(path, group, classes)
     if os.path.isdir(path):

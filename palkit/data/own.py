@@ -12,7 +12,7 @@ from pyarrow import ArrowException, parquet
 
 from palkit.data.files import FileImages
 from palkit.data.folders import Listing, list_folder
-from palkit.data.pool import SPLITS, UNLABELLED, ImagePool, carve, split_rows, usable
+from palkit.data.pool import SPLITS, UNLABELLED, ImagePool, Images, carve, split_rows, usable
 from palkit.errors import ConfigError, DataError, PalkitError, brief
 from palkit.storage.checks import normal
 from palkit.storage.formats import read_csv, read_text
@@ -215,19 +215,42 @@ def from_table(
     ranges = np.full((len(table), 2), np.nan)
     if {"low", "high"} <= set(table):
         ranges = table[["low", "high"]].map(_number).to_numpy(dtype=float)
-    files = _files(name, table, folder, ranges)
+    images = FileImages(located_files(name, table, folder, ranges)).ranged(ranges)
+    named = table if "image_id" in table else table.assign(image_id=_names(table))
+    return of_table(name, named, images, class_names, notes, _image_notes(images))
+
+
+def of_table(
+    name: str,
+    table: pd.DataFrame,
+    images: Images,
+    class_names: Sequence[str] | None,
+    notes: Sequence[str],
+    more: Sequence[str] = (),
+) -> ImagePool:
+    """A pool of images, from what a table of text says of each.
+
+    Args:
+        name: of the pool.
+        table: columns label ("" for none), image_id, and optionally split and group.
+        images: one for each row.
+        class_names: see `from_table`.
+        notes: what is to be said of the images already.
+        more: likewise, after what is to be said of the splits.
+
+    Raises:
+        DataError: see `from_manifest`.
+    """
     text = [normal(label).strip() for label in table["label"]]
     classes = _classes({*text} - {""}, class_names, name)
     labels = pd.Categorical(text, classes).codes.astype(np.int64)  # "" is none of them: -1
-    ids = np.array(list(map(normal, table["image_id"])) if "image_id" in table else _names(table), dtype=str)
+    ids = np.array(list(map(normal, table["image_id"])), dtype=str)
     groups = np.array(list(map(normal, table["group"])), dtype=str) if "group" in table else None
     if "split" in table:
         split, carved = _given_split(name, table["split"], labels, ids, groups)
     else:
         split, carved = split_rows(labels, groups, ids), []
-    images = FileImages(files).ranged(ranges)
-    notes = (*notes, *carved, *_image_notes(images))
-    return usable(ImagePool(name, images, labels, split, ids, tuple(classes), groups, notes))
+    return usable(ImagePool(name, images, labels, split, ids, tuple(classes), groups, (*notes, *carved, *more)))
 
 
 def _number(cell: str) -> float:
@@ -252,7 +275,7 @@ def _located(folder: Path, path: str) -> Path | None:
     return None
 
 
-def _files(name: str, table: pd.DataFrame, folder: Path, ranges: np.ndarray) -> tuple[Path, ...]:
+def located_files(name: str, table: pd.DataFrame, folder: Path, ranges: np.ndarray | None = None) -> tuple[Path, ...]:
     """The files of a table; a row that names none, or one twice, or says what nobody understands, is refused.
 
     Args:
@@ -261,6 +284,7 @@ def _files(name: str, table: pd.DataFrame, folder: Path, ranges: np.ndarray) -> 
         folder: likewise.
         ranges: (N, 2) of values, NaN where there is no number.
     """
+    ranges = np.full((len(table), 2), np.nan) if ranges is None else ranges
     files: list[Path] = []
     paths: dict[str, str] = {}
     owners: dict[str, str] = {}

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from palkit.config import ExperimentConfig, config_from_dict, plain
-from palkit.data import DATASETS, IMAGE_SUFFIXES, ArrayImages, FileImages, ImagePool, load_dataset
+from palkit.data import DATASETS, IMAGE_SUFFIXES, ArrayImages, FileImages, ImagePool, StoredFeatures, load_dataset
+from palkit.data.pool import Images
 from palkit.errors import ConfigError, DataError, brief
 from palkit.experiments.runs import without_checksums
 from palkit.experiments.setting import measured, pool_of, shared_backbone
@@ -60,7 +61,7 @@ class Classifier:
 
         Args:
             images: a folder (its sub-folders mean nothing here), a manifest, the name of a data set, paths of files,
-                a pool, or an array (N, H, W) or (N, H, W, 3) of uint8.
+                a pool, or an array (N, H, W) or (N, H, W, 3) of uint8; features, (N, D), of a model of features.
             progress: called with (stage, done, total).
 
         Returns:
@@ -70,7 +71,7 @@ class Classifier:
         Raises:
             DataError: there are no images, or one cannot be read; names it.
         """
-        pool = new_images(images)
+        pool = new_images(images, features=not self.backbone.depth)
         scoring = measured(self.config.scoring, self.backbone.config, str(self.backbone.device))
         cache = InputCache(pool, self.backbone, scoring, progress)
         start_block = first_trained_block(self.config.adapter, self.backbone.depth)
@@ -133,12 +134,13 @@ def _config(values: dict[str, Any]) -> ExperimentConfig:
         return config_from_dict({name: value for name, value in values.items() if name not in buying})
 
 
-def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool:
+def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bool = False) -> ImagePool:
     """New images as a pool; values of more than 8 bits are scaled from the range of these images.
 
     Args:
         images: see `Classifier.predict`.
         skip_unreadable: leave out files of a folder or manifest that cannot be read, with a warning.
+        features: an array of two axes holds features, one row an image.
     """
     if isinstance(images, ImagePool):
         return images
@@ -151,12 +153,15 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False) -> ImagePool
         return load_dataset(name, unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
     if not len(images):
         raise DataError("there are no images to predict.")
-    if isinstance(images, np.ndarray):
+    if features and isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "fiu":
+        found: Images = StoredFeatures(np.ascontiguousarray(images, dtype=np.float32), np.arange(len(images)))
+        ids = [str(number) for number in range(len(images))]
+    elif isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             raise ConfigError(
                 f"images are an array {images.shape} of {images.dtype}; it must be (N, H, W) or (N, H, W, 3) of uint8."
             )
-        found: ArrayImages | FileImages = ArrayImages(images)
+        found = ArrayImages(images)
         ids = [str(number) for number in range(len(images))]
     else:
         ids = [str(path) for path in images]

@@ -223,6 +223,8 @@ def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
         # What is wrong with this config is the run's to report.
         with suppress(PalkitError), console.status(f"embedding {escape(config.dataset)} for {config.adapter.name}"):
             here = setting(config, device)
+            if not here.backbone.depth:  # features that are there already
+                continue
             here.cache.shards(here.backbone.depth)
             here.cache.shards(first_trained_block(config.adapter, here.backbone.depth))
 

@@ -41,6 +41,9 @@ def diagnose(config: ExperimentConfig, device: str, *, compile: bool = False) ->
         yield name, f"{folder}, {shutil.disk_usage(folder).free / GIGABYTE:.0f} GB free"
     here = setting(config, device)
     backbone = here.backbone
+    if not backbone.depth:
+        yield "backbone", f"none: the data set holds {backbone.width} features of each image"
+        return
     size = backbone.config.image_size
     yield (
         "backbone",

@@ -22,13 +22,23 @@ from torch import Tensor
 
 import palkit.data
 from palkit.config import ExperimentConfig
-from palkit.data import DATASETS, FileImages, ImagePool, head, list_folder, load_dataset, usual_size
+from palkit.data import (
+    DATASETS,
+    FileImages,
+    ImagePool,
+    StoredFeatures,
+    head,
+    is_features,
+    list_folder,
+    load_dataset,
+    usual_size,
+)
 from palkit.data.hashes import file_hashes, stamp_of
 from palkit.data.own import order_file
-from palkit.errors import DataError, StorageError
+from palkit.errors import ConfigError, DataError, StorageError
 from palkit.models.adapters import ADAPTERS, AdapterConfig
 from palkit.models.adapters.registry import adapted_blocks
-from palkit.models.backbones import Backbone, BackboneConfig, load_backbone, weights_file
+from palkit.models.backbones import NO_NETWORK, Backbone, BackboneConfig, load_backbone, no_network, weights_file
 from palkit.models.devices import Probe, choose_device, probe
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import ScoringConfig
@@ -37,6 +47,7 @@ from palkit.storage.files import cache_dir, read_json, sha256, short_hash, write
 
 # Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
 IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
+FEATURES_AT_A_TIME = 4096  # that are scored, where no network decides
 # The code that makes them, as it was loaded: a kernel may outlive an update, and must not sign old facts as new ones.
 SOURCE = hashlib.sha256(
     b"".join(p.read_bytes() for p in sorted(Path(palkit.data.__path__[0]).glob("*.py")))
@@ -51,6 +62,7 @@ class Facts:
         data_sha256: of pixels, labels and splits.
         classes: how many.
         images: of the pool.
+        features: of each image, where the data set holds features; None where it holds images.
         weights_sha256: of the backbone.
         depth: its number of blocks.
     """
@@ -58,6 +70,7 @@ class Facts:
     data_sha256: str
     classes: int
     images: int
+    features: int | None
     weights_sha256: str
     depth: int
 
@@ -88,10 +101,36 @@ def setting(
         pool: the data, if they are loaded already and must stay as they are.
     """
     pool = pool_of(config) if pool is None else pool
-    device = choose_device(device)
+    config, device = suited(config, width_of(pool)), choose_device(device)
     backbone = shared_backbone(config.backbone, device)
     scoring = measured(config.scoring, config.backbone, device)
     return Setting(pool, backbone, InputCache(pool, backbone, scoring, progress))
+
+
+def suited(config: ExperimentConfig, features: int | None) -> ExperimentConfig:
+    """The config as the data allow it: features have no network before them, and no views.
+
+    Args:
+        config: of a run.
+        features: see `Facts`.
+
+    Raises:
+        ConfigError: an adapter, where there is nothing that it could adapt.
+    """
+    if features is None:
+        return config
+    if config.adapter.name != "linear_probe":
+        raise ConfigError(
+            f"adapter {config.adapter.name!r} adapts a network, and data set {config.dataset!r} holds features. "
+            "Set adapter to linear_probe."
+        )
+    training = dataclasses.replace(config.training, augmentation="none", views=1)
+    return dataclasses.replace(config, backbone=no_network(features), training=training)
+
+
+def width_of(pool: ImagePool) -> int | None:
+    """Features of each row of a data set of features, None for images."""
+    return pool.images.width if isinstance(pool.images, StoredFeatures) else None
 
 
 def pool_of(config: ExperimentConfig) -> ImagePool:
@@ -144,7 +183,7 @@ def _version(name: str) -> list[object]:
     if name in DATASETS or not os.path.exists(path):  # unlike the method, it takes a name that no file can have
         return []
     files = [order_file(path), *([] if path.is_dir() else [path])]
-    content = [sha256(file) for file in files if os.path.isfile(file)]
+    content = [stamp_of(str(file)) if is_features(file) else sha256(file) for file in files if os.path.isfile(file)]
     return [path.resolve(), *content, list_folder(path) if path.is_dir() else None]
 
 
@@ -166,7 +205,8 @@ def known_facts(config: ExperimentConfig, device: str) -> Facts:
     Raises:
         PalkitError: data or weights cannot be had.
     """
-    return Facts(**_known_of_pool(config), **_known_of_network(config.backbone, device))
+    pool = _known_of_pool(config)
+    return Facts(**pool, **_known_of_network(suited(config, pool["features"]).backbone, device))
 
 
 def forget_facts(config: ExperimentConfig) -> None:
@@ -177,7 +217,8 @@ def forget_facts(config: ExperimentConfig) -> None:
 
 
 def _facts_of_pool(pool: ImagePool) -> dict[str, Any]:
-    return {"data_sha256": pool.checksum(), "classes": len(pool.class_names), "images": len(pool.rows("pool"))}
+    classes, images = len(pool.class_names), len(pool.rows("pool"))
+    return {"data_sha256": pool.checksum(), "classes": classes, "images": images, "features": width_of(pool)}
 
 
 def _facts_of_network(backbone: Backbone) -> dict[str, Any]:
@@ -189,7 +230,7 @@ def _known_of_pool(config: ExperimentConfig) -> dict[str, Any]:
     loader = DATASETS.get(config.dataset)
     if loader is None or loader.__module__ not in IN_MEMORY:
         return _facts_of_pool(pool_of(config))
-    names = ("data_sha256", "classes", "images")
+    names = ("data_sha256", "classes", "images", "features")
     return _kept(_pool_record(config), lambda: _facts_of_pool(pool_of(config)), names)
 
 
@@ -252,6 +293,9 @@ def measured(config: ScoringConfig, backbone: BackboneConfig, device: str) -> Sc
     """The config with what is to be measured filled in; the answer of the first time on this machine stays."""
     if config.precision != "auto" and config.batch_size is not None:
         return config
+    if backbone.name.startswith(NO_NETWORK):
+        config = dataclasses.replace(config, batch_size=config.batch_size or FEATURES_AT_A_TIME)
+        return dataclasses.replace(config, precision="float32") if config.precision == "auto" else config
     found = probe_backbone(backbone, device)
     precision = found.precision if config.precision == "auto" else config.precision
     return dataclasses.replace(config, precision=precision, batch_size=config.batch_size or found.batch_size)
@@ -274,6 +318,7 @@ def settled(config: ExperimentConfig, facts: Facts, device: str) -> ExperimentCo
         facts: of its data and network.
         device: that it runs on.
     """
+    config = suited(config, facts.features)
     adapter, training = config.adapter, config.training
     if adapter.name == "linear_probe":
         adapter = AdapterConfig(adapter.name)  # nothing else about it matters
@@ -283,7 +328,9 @@ def settled(config: ExperimentConfig, facts: Facts, device: str) -> ExperimentCo
         adapter = dataclasses.replace(adapter, start_block=blocks.start, stop_block=blocks.stop)
         adapter_lr = training.adapter_lr or ADAPTERS[adapter.name].adapter_lr
         training = dataclasses.replace(training, adapter_lr=adapter_lr)
-    if training.precision == "auto":
+    if training.precision == "auto" and facts.features is not None:
+        training = dataclasses.replace(training, precision="float32")
+    elif training.precision == "auto":
         training = dataclasses.replace(training, precision=probe_backbone(config.backbone, device).precision)
     return dataclasses.replace(
         config,

@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field
 
 from palkit.config import ExperimentConfig, config_from_dict
-from palkit.data import DATASETS, UNLABELLED
+from palkit.data import DATASETS, UNLABELLED, holds_features
 from palkit.errors import ConfigError, unknown_name
 from palkit.experiments import classifier
 from palkit.experiments.classifier import Classifier
@@ -61,7 +61,9 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
         if name.partition(".")[0] not in known:
             raise unknown_name("field of a session", name, known)
     ours = {name: fields.pop(name) for name in OURS if name in fields}
-    defaults = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
+    defaults: dict[str, Any] = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
+    if holds_features(dataset):
+        defaults["adapter"] = "linear_probe"
     return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
 
 

@@ -137,6 +137,21 @@ class SessionLearner:
             truth = torch.tensor([class_names.index(label) for label in held_out.values()], dtype=torch.int64)
         return Fit(scores, class_names, evaluate(probs, truth, names) if len(truth) else {}, len(truth))
 
+    def judged(
+        self, probs: np.ndarray, labels: Mapping[str, str], class_names: Sequence[str], progress: Progress
+    ) -> Fit:
+        """What somebody else's model says of the pool, as a fit: the features are those of the frozen backbone.
+
+        Args:
+            probs: (N, C) of the pool.
+            labels: image -> class name.
+            class_names: of the columns of `probs`.
+            progress: see `palkit.experiments.experiment.rounds`.
+        """
+        scores = self._relabelled(labels, class_names, progress).unscored()
+        given = torch.from_numpy(probs.astype(np.float32))
+        return Fit(dataclasses.replace(scores, probs=given), tuple(class_names), {}, 0)
+
     def choose(
         self,
         fit: Fit | None,

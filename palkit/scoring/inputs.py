@@ -19,9 +19,9 @@ import PIL
 import torch
 from torch import Tensor
 
-from palkit.data import Decoder, FileImages, ImagePool
-from palkit.errors import StorageError, WeightsError
-from palkit.models.backbones import Backbone
+from palkit.data import Decoder, FileImages, ImagePool, StoredFeatures
+from palkit.errors import ConfigError, StorageError, WeightsError
+from palkit.models.backbones import Backbone, NoNetwork
 from palkit.models.devices import autocast, memory_limit, require_float64, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.scoring.engine import Halving, ScoringConfig, ahead, pinned
@@ -164,6 +164,14 @@ class InputCache:
     config: ScoringConfig = field(default_factory=ScoringConfig)
     progress: Progress = silent
 
+    def __post_init__(self) -> None:
+        images = self.pool.images
+        needed = self.backbone.width if isinstance(self.backbone, NoNetwork) else None
+        there = images.width if isinstance(images, StoredFeatures) else None
+        if needed != there:
+            takes, holds = (f"{width} features each" if width else "images" for width in (needed, there))
+            raise ConfigError(f"the model takes {takes}, and {self.pool.name!r} holds {holds}.")
+
     def rows(self, start_block: int, rows: np.ndarray) -> Rows:
         """Inputs of some rows, as stored: in RAM if they are within `memory_limit`, else read when asked for.
 
@@ -171,6 +179,8 @@ class InputCache:
             start_block: (n, T, E) tokens that enter it, or (n, D) frozen features if it is the depth.
             rows: (n,) rows of the pool.
         """
+        if isinstance(self.pool.images, StoredFeatures):
+            return _given(self.pool.images, rows)
         shards = self.shards(start_block)
         index = torch.from_numpy(rows)
         size = len(rows) * int(np.prod(shards.shape[1:])) * shards.stored.itemsize
@@ -247,7 +257,7 @@ class InputCache:
         """
         device = self.backbone.device
         if augmentation == "none" or len(rows) == 0:
-            return self.shards(start_block)[torch.from_numpy(rows)].float().to(device)[None]
+            return self.rows(start_block, rows)[:].float().to(device)[None]
         size, names = self.backbone.config.image_size, [str(name) for name in self.pool.ids[rows]]
         transform = augmenter(augmentation, size)
         found: dict[str, Tensor] = {}
@@ -312,6 +322,13 @@ class InputCache:
             "versions": [VERSION, torch.__version__, version("timm")],
             "dtype": "float32" if start_block == depth else self.config.cache_dtype,
         }
+
+
+def _given(images: StoredFeatures, rows: np.ndarray) -> Rows:
+    """(n, D) features that a data set holds; in RAM if they are within `memory_limit`, else read when asked for."""
+    file, index = getattr(images.array, "filename", None), torch.from_numpy(images.index[rows])
+    stored = torch.from_numpy(images.array) if file is None else Shards([file])
+    return stored[index] if len(rows) * images.width * 4 <= memory_limit() else View(stored, index)
 
 
 def _views_file(folder: Path, name: str) -> Path:

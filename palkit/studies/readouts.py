@@ -12,7 +12,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from palkit.data import ImagePool, head
+from palkit.data import ImagePool, StoredFeatures, head
 from palkit.errors import ConfigError
 from palkit.models.backbones import Backbone, BackboneConfig, Pooling, load_backbone
 from palkit.studies.statistics.tables import counted
@@ -198,9 +198,11 @@ def readout(
         image_sizes: in pixels; None takes that of the backbone, about a third less and a third more.
 
     Raises:
-        ConfigError: an image size does not fit the backbone.
+        ConfigError: an image size does not fit the backbone, or the data set holds features.
         WeightsError: its weights cannot be had.
     """
+    if isinstance(pool.images, StoredFeatures):
+        raise ConfigError(f"{pool.name!r} holds features, so there is no backbone to read at every depth.")
     used = head(pool, min(images, len(pool.rows("pool"))))
     rows = used.rows("pool")
     labels = max(1, min(labels_per_class * len(used.class_names), len(rows) // 2))

@@ -116,10 +116,12 @@ def merge(model: AdaptedModel) -> AdaptedModel:
 
     Methods without such updates, and merged models, stay as they are.
     """
-    from peft.tuners.ln_tuning.layer import LNTuningLayer
+    model.tuner.finish()
+    if model.tuner.peft is None:
+        return model
+    from peft.tuners.ln_tuning.layer import LNTuningLayer  # takes seconds
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    model.tuner.finish()
     for module in model.modules():
         # A merged norm saves nothing, and swaps its trained weights with the pretrained ones.
         if isinstance(module, BaseTunerLayer) and not isinstance(module, LNTuningLayer) and not module.merged:

@@ -1,0 +1,103 @@
+"""The next batch for a data set, in one call and without a session: from labels and probabilities that lie in files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from palkit.config import ExperimentConfig
+from palkit.data import UNLABELLED, ImagePool
+from palkit.data.own import in_order
+from palkit.errors import ConfigError, DataError, brief
+from palkit.labelling.session_learner import SessionLearner
+from palkit.progress import Progress, silent
+from palkit.storage.checks import normal
+from palkit.storage.formats import read_csv
+
+COLUMNS = ("id", "image_id", "path", "label")
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Labels of a CSV table with the columns id (or image_id, or path) and label, by the name of the image.
+
+    Raises:
+        DataError: the file is no such table, or an image has two labels; names it.
+    """
+    table = read_csv(path, COLUMNS)
+    named = next((name for name in COLUMNS[:-1] if name in table), None)
+    if named is None or "label" not in table:
+        raise DataError(f"{path} needs the columns id and label (found: {', '.join(map(brief, table))}).")
+    labels: dict[str, str] = {}
+    for line, name, label in zip(table.index, table[named], table["label"], strict=True):
+        name, label = normal(name).strip(), normal(label).strip()
+        if label and labels.setdefault(name, label) != label:
+            raise DataError(f"{path}, {line}: {name!r} has the label {labels[name]!r} already. Keep one of them.")
+    return labels
+
+
+def next_batch(
+    config: ExperimentConfig,
+    pool: ImagePool,
+    device: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    probs: np.ndarray | None = None,
+    classes: Sequence[str] = (),
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """Images of the pool to label next.
+
+    Args:
+        config: strategy, batch size, seed, and the model where there are no probs.
+        pool: images, or features; what labels it has count too.
+        device: where to compute.
+        labels: image -> class name, more of them.
+        probs: (N, C) of a model of your own for all N rows of `pool`; None fits one to the labels, or, while these are
+            of fewer than two classes, chooses without a model.
+        classes: names of the columns of `probs` in their order, and of classes that have no label yet.
+        progress: called with (stage, done, total).
+
+    Returns:
+        Columns id, row (of `pool`), rank, predicted (class name, "" without a model) and probability (of it).
+
+    Raises:
+        ConfigError: nothing is left to choose from, or the probabilities do not fit.
+        DataError: a label of an image that is not in the pool.
+    """
+    learner = SessionLearner(config, pool, device)
+    names = [normal(str(name)) for name in pool.ids[learner.rows]]
+    codes = pool.labels[learner.rows].tolist()
+    stored = {name: pool.class_names[code] for name, code in zip(names, codes, strict=True) if code != UNLABELLED}
+    known = stored | dict(labels or {})
+    strangers = [name for name in known if name not in learner.position]
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} labels are of images that are not in the pool of {pool.name!r}, the first is "
+            f"{brief(strangers[0])}; images are called like {names[0]!r}."
+        )
+    if len(known) == len(names):
+        raise ConfigError(f"every image of {pool.name!r} has a label: there is none to choose.")
+    order = [*dict.fromkeys([*(classes or pool.class_names), *in_order({*known.values()})])]
+    fit = None
+    if probs is not None:
+        fit = learner.judged(_of_pool(probs, pool, order)[learner.rows], known, order, progress)
+    elif len({*known.values()}) > 1:
+        fit = learner.score(learner.fit(known, order, 0, progress), {}, progress)
+    size = learner.batch_size(order)
+    positions = learner.choose(fit, known, order, (), size, 1, progress)
+    guesses = [fit.guess(position) if fit else ("", np.nan) for position in positions]
+    table = pd.DataFrame(guesses, columns=["predicted", "probability"])
+    rows = learner.rows[positions]
+    return pd.DataFrame({"id": pool.ids[rows], "row": rows, "rank": range(1, len(rows) + 1)}).join(table)
+
+
+def _of_pool(probs: np.ndarray, pool: ImagePool, classes: Sequence[str]) -> np.ndarray:
+    """The probabilities, if there is a row for every image and a column for every class."""
+    if probs.shape != (len(pool), len(classes)):
+        named = ", ".join(classes) or "none"
+        raise ConfigError(
+            f"probs are {probs.shape[0]:,} rows of {probs.shape[1]}; there are {len(pool):,} images of {pool.name!r}, "
+            f"and {len(classes)} classes ({named[:100]}). Name all classes, in the order of the columns."
+        )
+    return probs

@@ -1,0 +1,297 @@
+"""Features as a data set: what runs, sessions and `palkit select` make of them, and what the images would give."""
+
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import palkit
+from palkit.cli import main
+from palkit.config import config_from_dict
+from palkit.data import load_dataset
+from palkit.data.features import probs_of
+from palkit.errors import ConfigError, DataError, PalkitError
+from palkit.experiments.experiment import run_directory
+from palkit.experiments.setting import setting
+from palkit.labelling.explore import Exploration, Question
+from palkit.labelling.selection import next_batch, read_labels
+from palkit.studies.readouts import readout
+
+pytestmark = pytest.mark.filterwarnings("ignore::palkit.errors.DataNotice")
+N, D = 120, 6
+NAMES = ("blue", "green", "red")
+PLAIN = {"adapter": "linear_probe", "training": {"head": "logistic"}, "rounds": 3, "batch_size": 4}
+
+
+def arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    """Three classes, named, of which the last 30 rows are for testing."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 3, N)
+    features = (2 * rng.normal(size=(3, D))[codes] + rng.normal(size=(N, D))).astype(np.float32)
+    split = np.where(np.arange(N) < N - 30, "train", "test")
+    ids = np.array([f"case {number:03d}" for number in range(N)])
+    return {"features": features, "labels": np.array(NAMES)[codes], "split": split, "ids": ids}
+
+
+def write(path: Path, parts: dict[str, Any]) -> Path:
+    """The arrays in the format of the suffix; `.npy` holds the features alone."""
+    if path.suffix == ".npz":
+        np.savez(path, **parts)
+    elif path.suffix == ".npy":
+        np.save(path, parts["features"])
+    else:
+        pd.DataFrame({name: list(values) for name, values in parts.items()}).to_parquet(path)
+    return path
+
+
+def bought(dataset: Path | str, **values: Any) -> list[str]:
+    """Names of the images of a run, in order, and the accuracy of its last round as text."""
+    run = palkit.run(dataset=str(dataset), **{**PLAIN, **values}, device="cpu")
+    last = list(run)[-1]
+    return [*run.directory.selections()["id"], f"{last.metrics['accuracy']:.6f}"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_says_what_its_rows_are(suffix: str, tmp_path: Path) -> None:
+    parts = arrays()
+    pool = load_dataset(str(write(tmp_path / f"mine{suffix}", parts)))
+    assert pool.class_names == NAMES
+    assert pool.ids.tolist() == parts["ids"].tolist()
+    assert pool.label_names().tolist() == parts["labels"].tolist()
+    assert (pool.split == "test").tolist() == (parts["split"] == "test").tolist()
+    np.testing.assert_array_equal(pool.images.array[pool.images.index], parts["features"])
+    assert pool.images.decode(np.arange(2), 8).shape == (2, 8, 8, 3)
+
+
+def test_all_formats_and_number_types_are_the_same_data(tmp_path: Path) -> None:
+    parts = arrays()
+    wide = parts | {"features": parts["features"].astype(np.float64)}
+    lists = parts | {"ids": parts["ids"].astype("S"), "labels": parts["labels"].astype("S")}
+    files = [("a.npz", parts), ("b.npz", wide), ("c.parquet", parts), ("d.npz", lists)]
+    pools = [load_dataset(str(write(tmp_path / name, content))) for name, content in files]
+    assert len({pool.checksum() for pool in pools}) == 1
+    alone = load_dataset(str(write(tmp_path / "e.npy", parts)))
+    assert alone.images.checksum() == pools[0].images.checksum()
+    assert alone.ids[:3].tolist() == ["0", "1", "2"]
+    assert (alone.split == "pool").all()
+    assert not alone.is_labelled
+
+
+def test_labels_may_be_numbers_with_or_without_names(tmp_path: Path) -> None:
+    codes = np.array([0, 1, 2, -1] * 30)
+    parts = arrays() | {"labels": codes, "split": np.full(N, "train")}
+    assert load_dataset(str(write(tmp_path / "numbers.npz", parts))).class_names == ("0", "1", "2")
+    named = load_dataset(str(write(tmp_path / "names.npz", parts | {"classes": np.array(["z", "y", "x"])})))
+    assert named.class_names == ("z", "y", "x")
+    assert named.label_names()[:4].tolist() == ["z", "y", "x", ""]
+    gaps = pd.DataFrame({"features": list(parts["features"]), "label": pd.Series(codes).where(codes >= 0)})
+    gaps.to_parquet(tmp_path / "gaps.parquet")
+    assert load_dataset(str(tmp_path / "gaps.parquet")).label_names()[:4].tolist() == ["0", "1", "2", ""]
+
+
+def test_they_are_bought_as_the_images_are(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+    """The frozen features of images, in a file, give the run that the images give."""
+    values = tiny_run | {"adapter": "linear_probe", "strategy": "margin", "evaluate_on": "test"}
+    values["training"] = {"head": "logistic", "augmentation": "none"}
+    here = setting(config_from_dict(values), "cpu")
+    features = here.cache.features()[:].numpy()
+    labels = {"labels": here.pool.label_names(), "split": here.pool.split, "ids": here.pool.ids}
+    parts = {"features": features} | {name: np.array(part.tolist()) for name, part in labels.items()}
+    path = write(tmp_path / "frozen.npz", parts)
+    same = {"strategy": "margin", "training": {"head": "logistic"}, "rounds": 3, "batch_size": 10, "pool_size": None}
+    of_images = palkit.run(**values, device="cpu")
+    expected = list(of_images)[-1].metrics["accuracy"]
+    assert bought(path, **same) == [*of_images.directory.selections()["id"], f"{expected:.6f}"]
+
+
+@given(seed=st.integers(0, 100), strategy=st.sampled_from(["margin", "badge", "uherding"]))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_neither_the_order_of_rows_nor_memory_decides(seed: int, strategy: str, tmp_path: Path) -> None:
+    parts = arrays(seed)
+    order = np.random.default_rng(seed).permutation(N)
+    first = bought(write(tmp_path / f"{seed}.npz", parts), strategy=strategy)
+    moved = {name: values[order] for name, values in parts.items()}
+    assert bought(write(tmp_path / f"{seed}-moved.npz", moved), strategy=strategy) == first
+
+
+def test_rows_that_exceed_memory_are_read_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "mine.npz", arrays())
+    expected = bought(path, strategy="uherding")
+    monkeypatch.setenv("PALKIT_MEMORY", "1K")
+    monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "others"))
+    config = config_from_dict({"dataset": str(path), **PLAIN})
+    assert not isinstance(setting(config, "cpu").cache.features(), torch.Tensor)
+    assert bought(path, strategy="uherding") == expected
+
+
+def test_a_file_that_changes_is_another_data_set(tmp_path: Path) -> None:
+    parts = arrays()
+    path = write(tmp_path / "mine.npz", parts)
+    config = config_from_dict({"dataset": str(path), **PLAIN})
+    before = run_directory(config, "cpu").run
+    write(path, parts | {"features": parts["features"] + 1})
+    assert run_directory(config, "cpu").run != before
+
+
+def test_an_adapter_has_nothing_to_adapt(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.npz", arrays())
+    with pytest.raises(ConfigError, match="Set adapter to linear_probe"):
+        bought(path, adapter="lora")
+    with pytest.raises(ConfigError, match="no backbone to read"):
+        readout(load_dataset(str(path)), config_from_dict({}).backbone, images=50, labels_per_class=2, draws=1)
+    with pytest.raises(ConfigError, match="give groups and labels as arrays"):
+        load_dataset(str(path), group="(.*)")
+
+
+def test_a_session_labels_them_and_its_model_predicts_others(tmp_path: Path) -> None:
+    parts = arrays()
+    truth = dict(zip(parts["ids"], parts["labels"], strict=True))
+    unknown = {"features": parts["features"], "ids": parts["ids"]}
+    path = write(tmp_path / "mine.npz", unknown)
+    session = palkit.open_session(str(path), "ana", classes=NAMES, folder=tmp_path / "labels", batch_size=6)
+    for _ in range(4):
+        for name in session.propose()["id"]:
+            session.label(name, truth[name])
+        session.fit()
+    model = session.model()
+    table = model.predict(parts["features"])
+    assert (table["predicted"].to_numpy() == parts["labels"]).mean() > 0.8
+    again = palkit.load_model(model.save(tmp_path / "model"))
+    pd.testing.assert_frame_equal(again.predict(str(path)).drop(columns="id"), table.drop(columns="id"))
+    with pytest.raises(ConfigError, match="the model takes 6 features each, and 'new images' holds images"):
+        model.predict(np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(ConfigError, match="holds 4 features each"):
+        model.predict(np.zeros((2, 4), np.float32))
+
+
+def test_the_explorer_shows_grey_squares_or_the_images_themselves(tmp_path: Path) -> None:
+    parts = arrays()
+    values = {"dataset": str(write(tmp_path / "mine.npz", parts)), "adapter": "linear_probe", "batch_size": 5}
+    answer = Exploration().answer(Question(config_from_dict(values), ("margin",), round=1))
+    assert len(answer.proposals[0].table) == 5
+    (tmp_path / "images").mkdir()
+    paths = [f"images/{number}.png" for number in range(N)]
+    for number, name in enumerate(paths):
+        Image.new("RGB", (9, 7), (number, 0, 0)).save(tmp_path / name)
+    with_images = {name: parts[name] for name in ("features", "labels")} | {"paths": np.array(paths)}
+    pool = load_dataset(str(write(tmp_path / "seen.npz", with_images)))
+    assert pool.ids[5] == "images/5.png"
+    assert pool.images.take(np.array([7])).decode(np.array([0]), 4)[0, 0, 0].tolist() == [7, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("short.npz", lambda parts: parts | {"labels": parts["labels"][:5]}, "labels has 5 entries for 120 rows"),
+        ("none.npz", lambda parts: {"labels": parts["labels"]}, "has no array features"),
+        ("cube.npz", lambda parts: {"features": np.zeros((4, 2, 2))}, r"must be rows of numbers \(N, D\)"),
+        ("text.npz", lambda parts: {"features": np.array([["a"]])}, r"must be rows of numbers \(N, D\)"),
+        ("empty.npz", lambda parts: {"features": np.zeros((0, 3))}, r"must be rows of numbers \(N, D\)"),
+        ("objects.npz", lambda parts: parts | {"ids": np.array([{}] * N, dtype=object)}, "cannot be read as features"),
+        ("twice.npz", lambda parts: parts | {"ids": np.full(N, "a")}, "row 2 .'a'. has the id of another row"),
+        ("blank.npz", lambda parts: parts | {"ids": np.full(N, " ")}, "row 1 .* has no id"),
+        ("split.npz", lambda parts: parts | {"split": np.full(N, "exam")}, "row 1 .* has no split"),
+        ("file.npz", lambda parts: parts | {"paths": parts["ids"]}, "there is no file"),
+        ("code.npz", lambda parts: parts | {"labels": np.full(N, 3), "classes": np.array(NAMES)}, "there is a label 3"),
+        ("nan.npz", lambda parts: parts | {"features": np.full((N, D), np.nan)}, "row 1: a feature is not"),
+        (
+            "nan.npy",
+            lambda parts: {"features": np.full((N, D), np.inf, np.float32)},
+            "row 1: a feature is not a finite",
+        ),
+        ("huge.npz", lambda parts: parts | {"features": np.full((N, D), 1e300)}, "not a finite number of float32"),
+        (
+            "uneven.parquet",
+            lambda parts: parts | {"features": [[1.0] * (2 + n % 2) for n in range(N)]},
+            "differ in len",
+        ),
+        ("gap.parquet", lambda parts: parts | {"features": [None, *parts["features"][1:]]}, "differ in length"),
+    ],
+)
+def test_what_cannot_be_used_is_named(
+    name: str, change: Callable[[dict[str, Any]], dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / name, change(arrays()))
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(str(path))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.parquet"])
+def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
+    whole = write(tmp_path / name, arrays()).read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"\0" * 100):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            load_dataset(str(tmp_path / name))
+
+
+def selected(capsys: pytest.CaptureFixture[str], *arguments: str) -> pd.DataFrame:
+    """What `palkit select` prints."""
+    assert main(["select", *arguments, "--device", "cpu"]) == 0
+    return pd.read_csv(StringIO(capsys.readouterr().out), dtype={"id": str})
+
+
+def test_select_by_ones_own_model_is_select_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = arrays()
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), N)
+    known = dict(zip(parts["ids"][:9].tolist(), parts["labels"][:9].tolist(), strict=True))
+    pd.DataFrame({"id": list(known), "label": list(known.values())}).to_csv(tmp_path / "labels.csv", index=False)
+    path = write(tmp_path / "mine.npz", {name: parts[name] for name in ("features", "ids")} | {"probs": probs})
+    np.save(tmp_path / "probs.npy", probs)
+    np.testing.assert_allclose(probs_of(path), probs)
+    same = ("-n", "7", "--strategy", "entropy", "--classes", *NAMES)
+    table = selected(capsys, str(path), "--labels", str(tmp_path / "labels.csv"), *same)
+    features, ids = parts["features"], parts["ids"].tolist()
+    expected = palkit.select("entropy", features, probs, known, 7, ids=ids, classes=NAMES)
+    assert table["id"].tolist() == expected.tolist()
+    best = probs[table["row"]]
+    assert table["predicted"].tolist() == [NAMES[code] for code in best.argmax(axis=1)]
+    np.testing.assert_allclose(table["probability"], best.max(axis=1), rtol=1e-6)
+    alone = write(tmp_path / "alone.npy", parts)
+    by_number = pd.DataFrame({"id": range(9), "label": list(known.values())})
+    by_number.to_csv(tmp_path / "numbers.csv", index=False)
+    given = ("--labels", str(tmp_path / "numbers.csv"), "--probs", str(tmp_path / "probs.npy"))
+    assert set(selected(capsys, str(alone), *given, *same)["row"]) == set(table["row"])
+
+
+def test_select_without_a_model_fits_one_or_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = arrays()
+    some = np.where(np.arange(N) % 10 == 0, parts["labels"], "")
+    path = write(tmp_path / "mine.parquet", {"features": parts["features"], "label": some, "id": parts["ids"]})
+    assert main(["select", str(path), "-n", "5", "--strategy", "margin", "--out", str(tmp_path / "next.csv")]) == 0
+    written = pd.read_csv(tmp_path / "next.csv")
+    assert len(written) == 5
+    assert not set(written["id"]) & set(parts["ids"][some != ""])
+    assert set(written["predicted"]) <= set(NAMES)
+    nothing = write(tmp_path / "new.npz", {"features": parts["features"]})
+    assert main(["select", str(nothing), "-n", "4"]) == 0
+    told = capsys.readouterr()
+    assert "so typiclust chose" in told.err
+    assert len(told.out.splitlines()) == 5
+
+
+def test_select_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    parts = arrays()
+    pool = load_dataset(str(write(tmp_path / "mine.npz", {name: parts[name] for name in ("features", "ids")})))
+    config = config_from_dict({"dataset": str(tmp_path / "mine.npz"), **PLAIN, "strategy": "margin"})
+    with pytest.raises(ConfigError, match=r"probs are 120 rows of 3; .* 2 classes"):
+        next_batch(config, pool, "cpu", probs=np.full((N, 3), 1 / 3), classes=("a", "b"))
+    with pytest.raises(DataError, match="1 labels are of images that are not in the pool"):
+        next_batch(config, pool, "cpu", labels={"nobody": "red"})
+    with pytest.raises(ConfigError, match="every image of"):
+        next_batch(config, pool, "cpu", labels=dict.fromkeys(parts["ids"].tolist(), "red"))
+    (tmp_path / "two.csv").write_text("id,label\na,red\na,blue\n")
+    with pytest.raises(DataError, match="line 3: 'a' has the label 'red' already"):
+        read_labels(tmp_path / "two.csv")
+    (tmp_path / "none.csv").write_text("id,class\na,red\n")
+    with pytest.raises(PalkitError, match="needs the columns id and label"):
+        read_labels(tmp_path / "none.csv")
