@@ -4,9 +4,9 @@
     python campaigns/decide.py            # 11 minutes on two cores
 
 Test labels are drawn from the test images of a run, all of whose labels are known: what an estimate says is compared
-with their accuracy. `figures/decide/testing.parquet` has a row per data set, band of accuracy, labels and way of draws
-("active", or "even" with Wilson's interval for draws without replacement): share of intervals that hold, mean width,
-mean squared error. `stopping.parquet` has one per run and rule: labels at which the accuracy is first what was wanted,
+with their accuracy. `figures/decide/testing.parquet` has a row per data set, band of accuracy, labels and way: "active",
+"expected" (even draws with the estimate and interval of active ones) or "even" (with Wilson's interval for draws without
+replacement): share of intervals that hold, mean width, mean squared error. `stopping.parquet` has one per run and rule: labels at which the accuracy is first what was wanted,
 and at which the rule stops, with those spent on tests. Rules without a target are compared with the run's best round.
 """
 
@@ -132,16 +132,20 @@ def tested(run: Stored) -> list[dict]:
                 draws = drawn(confidence, wrong, Draws(), labels, seed)
                 at = draws.positions
                 even = np.random.default_rng(seed).permutation(images)[:labels]
+                chances = 1 / (images - np.arange(labels))
+                as_even = Draws(even, chances, chances)
                 each = measured_recalls(draws, images, run.truth[at], run.predicted[number][at], classes)
                 error = measured_calibration(confidence, draws, wrong[at])
                 row = {
-                    "dataset": run.dataset, "labels": labels, "accuracy": accuracy,
+                    "dataset": run.dataset, "labels": labels, "accuracy": accuracy, "images": images,
+                    # Of classes with labels: others have intervals from 0 to 1.
                     "recalls_hold": np.mean([one.low <= recall <= one.high for one, recall in
-                                             zip(each, recalls, strict=True) if recall == recall]),
+                                             zip(each, recalls, strict=True) if one.labels]),
                     "calibration_holds": error.low <= gap <= error.high,
                 }  # fmt: skip
                 for way, found in (
                     ("active", measured_accuracy(confidence, draws, wrong[at])),
+                    ("expected", measured_accuracy(confidence, as_even, wrong[even])),
                     ("even", wilson(~wrong[even], images)),
                 ):
                     holds = found.low <= accuracy <= found.high

@@ -9,11 +9,9 @@ SHARES = ("holds", "width", "recalls_hold", "calibration_holds")
 
 
 def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Coverage and widths of intervals of both ways of drawing, and the ratio of their squares.
+    """Coverage and widths of intervals of all ways, and how many times as many labels others need for that width.
 
-    That is how many times as many labels even draws would need from a pool without end; from a small one they need
-    fewer, as they use it up. Active draws' intervals use expected errors too, even draws' are Wilson's: the ratio is of
-    both ways as they are, not of the draws alone.
+    Even draws without replacement have a variance that goes as 1 / n - 1 / N, so N counts: they use up a small pool.
 
     Args:
         testing: `figures/decide/testing.parquet`.
@@ -21,13 +19,24 @@ def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Returns:
         A row per group: `active` and `even` (share of intervals that hold the accuracy), `recalls` and `calibration`
-        (of those of classes and of the calibration error), `width` (of active ones, in points) and `saving` (squared
-        ratio of the widths, even to active).
+        (of those of classes and of the calibration error), `width` (of active ones, in points), `saving` (labels that
+        even draws with Wilson's interval need for that width, over those of active ones) and `draws` (the same for even
+        draws with the estimate of active ones: what the draws alone save).
     """
-    weighted = testing.assign(**{name: testing[name] * testing["models"] for name in SHARES})
-    sums = weighted.groupby([*by, "way"])[[*SHARES, "models"]].sum()
-    means = sums[list(SHARES)].div(sums["models"], axis=0)
+    weighted = testing.assign(
+        **{name: testing[name] * testing["models"] for name in SHARES},
+        left=testing["models"] / testing["images"],
+        drawn=testing["models"] / testing["labels"],
+    )
+    sums = weighted.groupby([*by, "way"])[[*SHARES, "left", "drawn", "models"]].sum()
+    means = sums[[*SHARES, "left", "drawn"]].div(sums["models"], axis=0)
     active, even = (means.xs(way, level="way") for way in ("active", "even"))
+
+    def saved(way: str) -> pd.Series:
+        wider = means.xs(way, level="way")["width"] / active["width"]
+        shrunk = (active["drawn"] - active["left"]) / wider**2
+        return active["drawn"] / (shrunk + active["left"])
+
     return pd.DataFrame(
         {
             "active": active["holds"],
@@ -35,7 +44,8 @@ def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
             "recalls": active["recalls_hold"],
             "calibration": active["calibration_holds"],
             "width": 100 * active["width"],
-            "saving": (even["width"] / active["width"]) ** 2,
+            "saving": saved("even"),
+            "draws": saved("expected"),
         }
     )
 

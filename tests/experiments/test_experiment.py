@@ -286,7 +286,8 @@ def test_a_finished_run_is_found_without_its_network_and_its_images(
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
-    "kept", [{"data_sha256": "0" * 64, "classes": 10, "images": 1000}, {"of": "another version"}, {}]
+    "kept",
+    [{"data_sha256": "0" * 64, "classes": 10, "images": 1000, "features": None}, {"of": "another version"}, {}],
 )
 def test_what_is_known_of_data_and_is_not_so_is_forgotten(tiny_run: dict[str, Any], kept: dict[str, Any]) -> None:
     config = config_from_dict({**tiny_run, "rounds": 1})

@@ -11,7 +11,8 @@ from palkit.studies.deciding import active_summary, stopping_summary, untargeted
 
 
 def model_of(way: str, models: int, **values: float) -> dict:
-    usual = {"dataset": "a", "band": "(0.6, 0.8]", "labels": 50, "recalls_hold": 1.0, "calibration_holds": 1.0}
+    usual = {"dataset": "a", "band": "(0.6, 0.8]", "labels": 50, "images": 1e9, "recalls_hold": 1.0}
+    usual |= {"calibration_holds": 1.0}
     return {**usual, "way": way, "models": models, **values}
 
 
@@ -21,11 +22,23 @@ def test_groups_weigh_as_many_models_as_they_have() -> None:
         model_of("active", 3, holds=0.6, width=0.3, band="(0.8, 0.9]"),
         model_of("even", 1, holds=1.0, width=0.5),
         model_of("even", 3, holds=1.0, width=0.5, band="(0.8, 0.9]"),
+        model_of("expected", 4, holds=1.0, width=0.5 / 2**0.5),
     ]
     summary = active_summary(pd.DataFrame(rows), ["labels"]).loc[50]
     assert summary["active"] == pytest.approx(0.7)
     assert summary["width"] == pytest.approx(25)
     assert summary["saving"] == pytest.approx(4)
+    assert summary["draws"] == pytest.approx(2)
+
+
+def test_even_draws_use_up_a_small_pool() -> None:
+    """Even draws whose intervals at 50 of 100 images are twice as wide need 80 of them, not 200."""
+    ways = {"active": 0.1, "even": 0.2, "expected": 0.1}
+    rows = [model_of(way, 1, holds=1.0, width=width) | {"images": 100} for way, width in ways.items()]
+    summary = active_summary(pd.DataFrame(rows), ["labels"]).loc[50]
+    assert 1 / 80 - 1 / 100 == pytest.approx((1 / 50 - 1 / 100) / 4)
+    assert summary["saving"] == pytest.approx(80 / 50)
+    assert summary["draws"] == pytest.approx(1)
 
 
 RUNS = pd.DataFrame(
