@@ -247,7 +247,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 def _select(options: argparse.Namespace) -> int:
     from palkit.config import config_from_dict
-    from palkit.data import holds_features, load_dataset
+    from palkit.data import from_features, holds_features, load_dataset
     from palkit.data.features import probs_of
     from palkit.labelling.selection import next_batch, read_labels
     from palkit.storage.files import atomic_path
@@ -256,14 +256,18 @@ def _select(options: argparse.Namespace) -> int:
     first = options.strategy if get_strategy(options.strategy).cold_start else "typiclust"
     names = {"dataset": options.dataset, "strategy": options.strategy, "initial": first, "adapter": "linear_probe"}
     config = config_from_dict(names | {"batch_size": options.number, "seed": options.seed, "pool_size": None})
-    pool = load_dataset(options.dataset)
-    beside = holds_features(options.dataset) and not options.dataset.endswith(".npy")
-    source = options.probs or (Path(options.dataset).expanduser() if beside else None)
-    given = {
-        "labels": read_labels(options.labels) if options.labels else {},
-        "probs": probs_of(source) if source else None,
-        "classes": options.classes,
-    }
+    own, classes = Path(options.dataset).expanduser(), options.classes
+    if holds_features(options.dataset):
+        pool = from_features(own, classes or None, splits=False)
+        probs, beside = probs_of(own) if own.suffix.lower() != ".npy" else (None, [])
+        classes = classes or beside
+    else:
+        pool, probs = load_dataset(options.dataset), None
+    if options.probs is not None:
+        probs, beside = probs_of(options.probs)
+        classes = classes or beside
+    labels = read_labels(options.labels) if options.labels else {}
+    given = {"labels": labels, "probs": probs, "classes": classes}
     with bars(console) as progress:
         table = next_batch(config, pool, options.device, **given, progress=progress)
     if options.out is None:

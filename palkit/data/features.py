@@ -18,7 +18,8 @@ from palkit.data.files import FileImages
 from palkit.data.hashes import file_hashes
 from palkit.data.own import COLUMNS, SPLIT_NAMES, located_files, of_table
 from palkit.data.pool import ImagePool, pixel_hash
-from palkit.errors import DataError, brief
+from palkit.errors import DataError, PalkitError, brief
+from palkit.storage.checks import normal
 from palkit.storage.files import atomic_path, cache_dir, locked, storing
 from palkit.storage.formats import new_array
 
@@ -27,6 +28,7 @@ FEATURES = "features"  # column or array that tells such a file from a manifest
 PROBS = "probs"
 PLURALS = {"ids": "image_id", "id": "image_id", **{f"{name}s": name for name in ("path", "label", "split", "group")}}
 CLASSES = "classes"
+LARGEST = 10**9  # number of a class
 BLOCK = 2**13  # rows that are read at a time
 Source = tuple[int, Iterator[np.ndarray]]
 LAYOUT = (
@@ -41,14 +43,21 @@ class StoredFeatures:
     """Rows of an array in the place of images.
 
     Attributes:
-        array: (M, D) float32, in memory or mapped from a file.
+        array: (M, D) numbers, in memory or mapped from a file; used as float32.
         index: (N,) its rows, in order.
         pictures: the images that the features are of; None if nobody says where they are.
+        file: a `.npy` file that holds exactly `array`, and that nobody writes to; None if there is none.
     """
 
     array: np.ndarray
     index: np.ndarray
     pictures: FileImages | None = field(default=None, compare=False)
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.file is None:
+            with np.errstate(over="ignore"):
+                object.__setattr__(self, "array", np.require(self.array, np.float32, ["C", "W"]))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -76,8 +85,7 @@ class StoredFeatures:
     @cached_property
     def _checksum(self) -> str:
         """Of the whole array, whose file is not read again if it is as it was, and of the rows."""
-        file = getattr(self.array, "filename", None)
-        whole = pixel_hash(self.array) if file is None else file_hashes([Path(file)])[0]
+        whole = pixel_hash(self.array) if self.file is None else file_hashes([self.file])[0]
         return sha256(whole.encode() + self.index.astype("<i8").tobytes()).hexdigest()
 
 
@@ -97,57 +105,75 @@ def holds_features(name: str) -> bool:
     return os.path.isfile(path) and is_features(path)  # unlike the method, it takes a name that no file can have
 
 
-def from_features(path: Path, classes: Sequence[str] | None = None) -> ImagePool:
+def from_features(
+    path: Path, classes: Sequence[str] | None = None, *, splits: bool = True, labels: bool = True
+) -> ImagePool:
     """The data set of a file of features.
 
     Without ids, images are called by their paths, or else by their numbers. Labels, splits and groups are as in a
-    manifest; a label that is empty, or a number below 0, is none. Numbers are those of `classes`, where the file names
-    any. An array of float32 in a `.npy` file is used where it lies; others are copied to the cache as such.
+    manifest; a label that is empty, or a number below 0, is none. Numbers are those of the classes, where these have
+    names. The array is copied to the cache as float32, once.
 
     Args:
         path: see `LAYOUT`.
-        classes: all class names in their order.
+        classes: all class names in their order; None for those in the file.
+        splits: make splits where the file has none; else all rows are of the pool then.
+        labels: False leaves out what the file says of labels, splits and groups.
 
     Raises:
         DataError: the file cannot be read, or an array does not fit; names it.
     """
-    array, others = _read(path)
-    names = _texts(others[CLASSES]) if CLASSES in others else None
+    copy, others = _read(path)
+    array = _array(copy)
+    names = classes or (_texts(f"{path}: {CLASSES}", others[CLASSES], None) if CLASSES in others else None)
     table = pd.DataFrame(index=[f"row {row}" for row in range(1, len(array) + 1)])
     for given, column in ({name: name for name in COLUMNS} | PLURALS).items():
-        if given in others:
+        if given in others and (labels or column in ("path", "image_id")):
             values = others[given]
-            if len(values) != len(array):
-                raise DataError(f"{path}: {given} has {len(values):,} entries for {len(array):,} rows of features.")
-            texts = _labels(path, values, names) if column == "label" else _texts(values)
-            table[column] = texts if column in ("path", "image_id") else [text.strip() for text in texts]
+            what, label = f"{path}: {given}", column == "label"
+            texts = _labels(what, values, names, len(array)) if label else _texts(what, values, len(array))
+            table[column] = texts if column == "path" else [normal(text).strip() for text in texts]
     if "label" not in table:
         table["label"] = ""
+    if "split" not in table and not splits:
+        table["split"] = "pool"
     pictures = FileImages(located_files(str(path), table, path.parent)) if "path" in table else None
+    notes = []
+    if pictures is None:
+        notes.append(f"{path} names no images (paths): where images are shown, grey squares stand for them.")
     if "image_id" not in table:
+        if pictures is None:
+            notes.append(f"{path} has no ids: images are called by their numbers, so their order must stay as it is.")
         table["image_id"] = table["path"] if "path" in table else np.arange(len(table)).astype(str)
     _check(path, table)
-    blank = f"{path} names no images (paths): where images are shown, grey squares stand for them."
-    images = StoredFeatures(array, np.arange(len(array)), pictures)
-    return of_table(str(path), table, images, classes or names, [] if pictures else [blank])
+    images = StoredFeatures(array, np.arange(len(array)), pictures, copy)
+    return of_table(str(path), table, images, names, notes)
 
 
-def probs_of(path: Path) -> np.ndarray | None:
-    """(N, C) class probabilities that a file of features holds beside them, or a `.npy` array; None if it has none.
+def probs_of(path: Path) -> tuple[np.ndarray | None, list[str]]:
+    """(N, C) class probabilities in a `.npy` array, or of that name in a file of features, and class names in order.
 
     Raises:
         DataError: the file cannot be read, or they are no array of numbers (N, C).
     """
-    values = _array(path) if path.suffix.lower() == ".npy" else _read(path)[1].get(PROBS)
+    suffix, names = path.suffix.lower(), []
+    if suffix == ".npy":
+        values: Any = _array(path)
+    elif suffix == ".npz":
+        with _opened(path) as archive:
+            values = archive[PROBS] if PROBS in archive.files else None
+            names = _texts(f"{path}: {CLASSES}", archive[CLASSES], None) if CLASSES in archive.files else []
+    else:
+        values = _read(path)[1].get(PROBS)
     if values is None:
-        return None
+        return None, names
     try:
         probs = np.array([np.asarray(row, dtype=np.float64) for row in values])
     except (TypeError, ValueError) as error:
         raise DataError(f"{path}: {PROBS} are no table of numbers ({error}).") from error
     if probs.ndim != 2:
         raise DataError(f"{path}: {PROBS} must be one row of probabilities an image, are {probs.shape}.")
-    return probs
+    return probs, names
 
 
 def _check(path: Path, table: pd.DataFrame) -> None:
@@ -163,50 +189,61 @@ def _check(path: Path, table: pd.DataFrame) -> None:
             raise DataError(f"{path}, {at} ({brief(names[at])}) {problem} that can be used. {LAYOUT}")
 
 
-def _texts(values: Any) -> list[str]:
-    """Entries as text, "" where there is nothing."""
-    return ["" if one is None else one.decode() if isinstance(one, bytes) else str(one) for one in list(values)]
+def _texts(what: str, values: Any, rows: int | None) -> list[str]:
+    """Entries as text, "" where there is nothing; as many as there are rows, if that is given."""
+    if np.ndim(values) != 1 or (rows is not None and len(values) != rows):
+        shape = f"{len(values):,} entries" if np.ndim(values) == 1 else f"the shape {np.shape(values)}"
+        raise DataError(f"{what} has {shape}{f' for {rows:,} rows of features' if rows else ', not one entry each'}.")
+    try:
+        return [
+            "" if one is None or one != one else one.decode() if isinstance(one, bytes) else str(one)
+            for one in list(values)
+        ]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: text is not UTF-8 ({error}). Save it as text, not as bytes.") from error
 
 
-def _labels(path: Path, values: Any, names: Sequence[str] | None) -> list[str]:
+def _labels(what: str, values: Any, names: Sequence[str] | None, rows: int) -> list[str]:
     """Class name of every row, "" where it is not known."""
+    texts = _texts(what, values, rows)
     numbers = pd.Series(list(values))
     if numbers.dtype.kind not in "iuf":
-        return _texts(values)
+        return texts
     array = numbers.fillna(-1).to_numpy()  # labels with gaps, as pandas keeps them
-    if (array != np.round(array)).any():
-        raise DataError(f"{path}: labels are numbers such as {array[array != np.round(array)][0]}; give whole ones.")
+    if (array != np.round(array)).any() or (np.abs(array) > LARGEST).any():
+        odd = array[(array != np.round(array)) | (np.abs(array) > LARGEST)][0]
+        raise DataError(f"{what} are numbers such as {odd}; give whole ones, or names.")
     array = array.astype(np.int64)
     if names is not None and len(array) and array.max() >= len(names):
-        raise DataError(f"{path}: there is a label {array.max()}, and the names of {len(names)} classes.")
+        raise DataError(f"{what}: there is a label {array.max()}, and the names of {len(names)} classes.")
     return ["" if code < 0 else str(code) if names is None else names[code] for code in array.tolist()]
 
 
-def _read(path: Path) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """(N, D) float32 features, and what else the file says of the rows."""
+def _opened(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({error}). {LAYOUT}") from error
+
+
+def _read(path: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The (N, D) float32 features in a file of the cache, and what else the file says of the rows."""
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
-            array = _matrix(path, _array(path))
-            if array.dtype != np.float32 or not array.flags.c_contiguous:
-                return _copied(path, lambda: (len(array), _blocks(array))), {}
-            for start, block in zip(range(0, len(array), BLOCK), _blocks(array), strict=True):
-                _finite(path, block, start)
-            return array, {}
+            return _copied(path, lambda: _blocks(path, _array(path))), {}
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with _opened(path) as archive:
                 if FEATURES not in archive.files:
                     raise DataError(f"{path} has no array {FEATURES} (found: {', '.join(archive.files)}). {LAYOUT}")
-
-                def stored() -> Source:
-                    array = _matrix(path, archive[FEATURES])
-                    return len(array), _blocks(array)
-
                 others = {name.lower(): archive[name] for name in archive.files if name != FEATURES}
-                return _copied(path, stored), others
+                return _copied(path, lambda: _blocks(path, archive[FEATURES])), others
         return _read_parquet(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as features ({error}). {LAYOUT}") from error
+    except PalkitError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        hint = " Give text as text: names.astype(str)." if "pickle" in str(error) else ""
+        raise DataError(f"{path} cannot be read as features ({error}).{hint} {LAYOUT}") from error
 
 
 def _array(path: Path) -> np.ndarray:
@@ -217,18 +254,17 @@ def _array(path: Path) -> np.ndarray:
         raise DataError(f"{path} cannot be read as an array ({error}). {LAYOUT}") from error
 
 
-def _matrix(path: Path, array: np.ndarray) -> np.ndarray:
+def _blocks(path: Path, array: np.ndarray) -> Source:
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
         raise DataError(f"{path}: features must be rows of numbers (N, D), are {array.shape} {array.dtype}. {LAYOUT}")
-    return array
+    return len(array), (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    return (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
-
-
-def _read_parquet(path: Path) -> tuple[np.ndarray, Mapping[str, Any]]:
+def _read_parquet(path: Path) -> tuple[Path, Mapping[str, Any]]:
     with parquet.ParquetFile(path) as file:
+        kind = file.schema_arrow.field(FEATURES).type
+        if not _is_list(kind) or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+            raise DataError(f"{path}: each row of {FEATURES} must be a list of numbers, is {kind}. {LAYOUT}")
         names = [name for name in file.schema_arrow.names if name != FEATURES]
         table = file.read(columns=names, use_threads=False)
 
@@ -244,7 +280,11 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, Mapping[str, Any]]:
         return _copied(path, lambda: (file.metadata.num_rows, blocks())), others
 
 
-def _copied(path: Path, source: Callable[[], Source]) -> np.ndarray:
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _copied(path: Path, source: Callable[[], Source]) -> Path:
     """A copy in the cache, (N, D) float32, made once for a file of this content.
 
     Args:
@@ -271,7 +311,7 @@ def _copied(path: Path, source: Callable[[], Source]) -> np.ndarray:
                 if output is None or not output.size:
                     raise DataError(f"{path} holds no features. {LAYOUT}")
                 output.flush()
-    return _array(copy)
+    return copy
 
 
 def _finite(path: Path, block: np.ndarray, start: int) -> None:

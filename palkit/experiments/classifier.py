@@ -12,7 +12,17 @@ import pandas as pd
 import torch
 
 from palkit.config import ExperimentConfig, config_from_dict, plain
-from palkit.data import DATASETS, IMAGE_SUFFIXES, ArrayImages, FileImages, ImagePool, StoredFeatures, load_dataset
+from palkit.data import (
+    DATASETS,
+    IMAGE_SUFFIXES,
+    ArrayImages,
+    FileImages,
+    ImagePool,
+    StoredFeatures,
+    from_features,
+    holds_features,
+    load_dataset,
+)
 from palkit.data.pool import Images
 from palkit.errors import ConfigError, DataError, brief
 from palkit.experiments.runs import without_checksums
@@ -148,13 +158,18 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
         images = [images]
     if isinstance(images, str | Path):
         name = str(images)
+        if name not in DATASETS and holds_features(name):
+            return from_features(Path(name).expanduser(), labels=False)
         if name not in DATASETS and not name.startswith("hf:") and not os.path.exists(os.path.expanduser(name)):
             raise DataError(f"there is no folder, manifest or image {brief(name)}, nor a data set of that name.")
         return load_dataset(name, unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
     if not len(images):
         raise DataError("there are no images to predict.")
     if features and isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "fiu":
-        found: Images = StoredFeatures(np.ascontiguousarray(images, dtype=np.float32), np.arange(len(images)))
+        found: Images = StoredFeatures(images, np.arange(len(images)))
+        bad = ~np.isfinite(found.array).all(axis=1)
+        if bad.any():
+            raise DataError(f"features of row {bad.argmax()} are not all finite numbers of float32.")
         ids = [str(number) for number in range(len(images))]
     elif isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):

@@ -69,7 +69,9 @@ def next_batch(
     names = [normal(str(name)) for name in pool.ids[learner.rows]]
     codes = pool.labels[learner.rows].tolist()
     stored = {name: pool.class_names[code] for name, code in zip(names, codes, strict=True) if code != UNLABELLED}
-    known = stored | dict(labels or {})
+    known = {name: _named(label, classes) for name, label in (stored | dict(labels or {})).items()}
+    if probs is not None and not classes:
+        raise ConfigError("probs need the names of all classes, in the order of their columns: give classes.")
     strangers = [name for name in known if name not in learner.position]
     if strangers:
         raise DataError(
@@ -90,6 +92,15 @@ def next_batch(
     table = pd.DataFrame(guesses, columns=["predicted", "probability"])
     rows = learner.rows[positions]
     return pd.DataFrame({"id": pool.ids[rows], "row": rows, "rank": range(1, len(rows) + 1)}).join(table)
+
+
+def _named(label: str, classes: Sequence[str]) -> str:
+    """The class that a label means, by its name or its number, if all classes are given."""
+    if not classes or label in classes:
+        return label
+    if label.isdecimal() and int(label) < len(classes):
+        return classes[int(label)]
+    raise ConfigError(f"label {brief(label)} is none of the classes given ({', '.join(classes)}); capitals count.")
 
 
 def _of_pool(probs: np.ndarray, pool: ImagePool, classes: Sequence[str]) -> np.ndarray:

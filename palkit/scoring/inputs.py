@@ -326,8 +326,8 @@ class InputCache:
 
 def _given(images: StoredFeatures, rows: np.ndarray) -> Rows:
     """(n, D) features that a data set holds; in RAM if they are within `memory_limit`, else read when asked for."""
-    file, index = getattr(images.array, "filename", None), torch.from_numpy(images.index[rows])
-    stored = torch.from_numpy(images.array) if file is None else Shards([file])
+    index = torch.from_numpy(images.index[rows])
+    stored = torch.from_numpy(images.array) if images.file is None else Shards([images.file])
     return stored[index] if len(rows) * images.width * 4 <= memory_limit() else View(stored, index)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 import palkit
 from palkit.cli import main
 from palkit.config import config_from_dict
-from palkit.data import load_dataset
+from palkit.data import ImagePool, StoredFeatures, load_dataset
 from palkit.data.features import probs_of
 from palkit.errors import ConfigError, DataError, PalkitError
 from palkit.experiments.experiment import run_directory
@@ -213,6 +213,15 @@ def test_the_explorer_shows_grey_squares_or_the_images_themselves(tmp_path: Path
             lambda parts: parts | {"features": [[1.0] * (2 + n % 2) for n in range(N)]},
             "differ in len",
         ),
+        ("hot.npz", lambda parts: parts | {"labels": np.eye(N)}, r"labels has the shape \(120, 120\) for 120 rows"),
+        ("one.npz", lambda parts: parts | {"labels": np.array(3)}, r"labels has the shape \(\)"),
+        ("word.npz", lambda parts: parts | {"classes": np.array("red")}, r"classes has the shape \(\)"),
+        ("latin.npz", lambda parts: parts | {"labels": np.array(["ü".encode("latin-1")] * N)}, "text is not UTF-8"),
+        ("half.npz", lambda parts: parts | {"labels": np.full(N, 0.5)}, "labels are numbers such as 0.5"),
+        ("far.npz", lambda parts: parts | {"labels": np.full(N, np.inf)}, "labels are numbers such as inf"),
+        ("plain.parquet", lambda parts: parts | {"features": np.zeros(N)}, "must be a list of numbers, is double"),
+        ("looks.npz", lambda parts: parts | {"ids": [*parts["ids"][2:], "\u00e4", "a\u0308"]}, "the id of another row"),
+        ("space.npz", lambda parts: parts | {"ids": [*parts["ids"][1:], " case 001"]}, "the id of another row"),
         ("gap.parquet", lambda parts: parts | {"features": [None, *parts["features"][1:]]}, "differ in length"),
     ],
 )
@@ -234,6 +243,56 @@ def test_damaged_files_are_named(name: str, tmp_path: Path) -> None:
             load_dataset(str(tmp_path / name))
 
 
+def test_features_in_memory_are_what_they_are(tmp_path: Path) -> None:
+    """A part of a mapped file is that part, and not the first rows of the file."""
+    features = arrays()["features"]
+    np.save(tmp_path / "whole.npy", features)
+    mapped = np.load(tmp_path / "whole.npy", mmap_mode="r")
+    for part in (mapped[40:], mapped[:, 1:3], features[::-1], features.astype(np.float64)):
+        labels, split = np.arange(len(part)) % 2, np.repeat(["pool", "val", "test"], len(part) // 3 + 1)[: len(part)]
+        ids = np.arange(len(part)).astype(str)
+        pool = ImagePool("part", StoredFeatures(part, np.arange(len(part))), labels, split, ids, ("a", "b"))
+        cache = setting(config_from_dict({"dataset": "part", **PLAIN}), "cpu", pool=pool).cache
+        np.testing.assert_array_equal(cache.features()[:].numpy(), part.astype(np.float32))
+
+
+def test_a_file_that_is_written_to_changes_no_pool(tmp_path: Path) -> None:
+    parts = arrays()
+    pool = load_dataset(str(write(tmp_path / "live.npy", parts)))
+    np.save(tmp_path / "live.npy", np.zeros((3, D), np.float32))
+    np.testing.assert_array_equal(pool.images.array, parts["features"])
+
+
+def test_labels_of_the_file_count_as_those_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = arrays()
+    some = np.where(np.arange(N) % 3 == 0, parts["labels"], "")
+    known = pd.DataFrame({"id": parts["ids"], "label": some})
+    known[known["label"] != ""].to_csv(tmp_path / "labels.csv", index=False)
+    plain = {name: parts[name] for name in ("features", "ids")}
+    beside = selected(capsys, str(write(tmp_path / "a.npz", plain)), "--labels", str(tmp_path / "labels.csv"))
+    inside = selected(capsys, str(write(tmp_path / "b.npz", plain | {"labels": some})))
+    pd.testing.assert_frame_equal(beside, inside)
+    codes = known.assign(label=known["label"].map({"": "", **{name: str(code) for code, name in enumerate(NAMES)}}))
+    codes[codes["label"] != ""].to_csv(tmp_path / "codes.csv", index=False)
+    by_number = ("--labels", str(tmp_path / "codes.csv"), "--classes", *NAMES)
+    pd.testing.assert_frame_equal(selected(capsys, str(tmp_path / "a.npz"), *by_number), beside)
+    assert main(["select", str(tmp_path / "b.npz"), "--classes", "Blue", "green", "red"]) == 1
+    assert "'blue' is not in the order of classes given" in " ".join(capsys.readouterr().err.split())
+
+
+def test_labels_of_new_features_do_not_matter(tmp_path: Path) -> None:
+    parts = arrays()
+    run = palkit.run(dataset=str(write(tmp_path / "mine.npz", parts)), **PLAIN, device="cpu")
+    model = run.model()
+    one_class = {"features": parts["features"][:9], "labels": np.full(9, "red"), "split": np.full(9, "test")}
+    table = model.predict(write(tmp_path / "new.npz", one_class))
+    expected = model.predict(parts["features"][:9])
+    pd.testing.assert_frame_equal(table, expected)
+    for bad in (np.nan, 1e300):
+        with pytest.raises(DataError, match="row 1 are not all finite"):
+            model.predict(np.array([[0.0] * D, [bad] * D]))
+
+
 def selected(capsys: pytest.CaptureFixture[str], *arguments: str) -> pd.DataFrame:
     """What `palkit select` prints."""
     assert main(["select", *arguments, "--device", "cpu"]) == 0
@@ -247,7 +306,7 @@ def test_select_by_ones_own_model_is_select_of_arrays(tmp_path: Path, capsys: py
     pd.DataFrame({"id": list(known), "label": list(known.values())}).to_csv(tmp_path / "labels.csv", index=False)
     path = write(tmp_path / "mine.npz", {name: parts[name] for name in ("features", "ids")} | {"probs": probs})
     np.save(tmp_path / "probs.npy", probs)
-    np.testing.assert_allclose(probs_of(path), probs)
+    np.testing.assert_allclose(probs_of(path)[0], probs)
     same = ("-n", "7", "--strategy", "entropy", "--classes", *NAMES)
     table = selected(capsys, str(path), "--labels", str(tmp_path / "labels.csv"), *same)
     features, ids = parts["features"], parts["ids"].tolist()
@@ -285,6 +344,10 @@ def test_select_refuses_what_does_not_fit(tmp_path: Path) -> None:
     config = config_from_dict({"dataset": str(tmp_path / "mine.npz"), **PLAIN, "strategy": "margin"})
     with pytest.raises(ConfigError, match=r"probs are 120 rows of 3; .* 2 classes"):
         next_batch(config, pool, "cpu", probs=np.full((N, 3), 1 / 3), classes=("a", "b"))
+    with pytest.raises(ConfigError, match="probs need the names of all classes"):
+        next_batch(config, pool, "cpu", probs=np.full((N, 3), 1 / 3))
+    with pytest.raises(ConfigError, match="label 'Red' is none of the classes given"):
+        next_batch(config, pool, "cpu", labels={"case 001": "Red"}, classes=NAMES)
     with pytest.raises(DataError, match="1 labels are of images that are not in the pool"):
         next_batch(config, pool, "cpu", labels={"nobody": "red"})
     with pytest.raises(ConfigError, match="every image of"):
