@@ -166,8 +166,9 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
     if not len(images):
         raise DataError("there are no images to predict.")
     if features and isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "fiu":
-        found: Images = StoredFeatures(images, np.arange(len(images)))
-        bad = ~np.isfinite(found.array).all(axis=1)
+        stored = StoredFeatures(images, np.arange(len(images)))
+        found: Images = stored
+        bad = ~np.isfinite(stored.array).all(axis=1)
         if bad.any():
             raise DataError(f"features of row {bad.argmax()} are not all finite numbers of float32.")
         ids = [str(number) for number in range(len(images))]

@@ -81,7 +81,7 @@ def _draw_forecast(axes: Axes, forecast: Forecast, measured: pd.DataFrame) -> No
 
 @style.styled
 def test_savings(summary: pd.DataFrame) -> Figure:
-    """Squared width of the intervals of even draws over that of active testing, against the labels.
+    """Labels that even draws need for the width of active testing's intervals, over its own, against these.
 
     Args:
         summary: `palkit.studies.deciding.active_summary` by `band` (of accuracy, as "(0.6, 0.8]") and `labels`.
@@ -93,7 +93,7 @@ def test_savings(summary: pd.DataFrame) -> Figure:
         axes.plot(line["labels"], line["saving"], color=style.SERIES_COLOURS[number % len(style.SERIES_COLOURS)],
                   marker="o", label=f"accuracy {low:g} to {high:g} %")  # fmt: skip
     axes.set_xlabel("test labels")
-    axes.set_ylabel("squared width, even to active")
+    axes.set_ylabel("labels, even to active")
     axes.grid(axis="y")
     style.ticks_at(axes, summary.reset_index()["labels"])
     figure.legend(loc="outside upper left", ncols=2, handlelength=2.2)
