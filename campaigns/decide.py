@@ -4,9 +4,9 @@
     python campaigns/decide.py            # 11 minutes on two cores
 
 Test labels are drawn from the test images of a run, all of whose labels are known: what an estimate says is compared
-with their accuracy. `figures/decide/testing.parquet` has a row per data set, band of accuracy, labels and way ("active",
-"expected", which is even draws with the estimate and interval of active ones, or "even", with Wilson's interval for
-draws without replacement): share of intervals that hold, mean width, mean squared error. `stopping.parquet` has one per
+with their accuracy. `figures/decide/testing.parquet` has a row per data set, band of accuracy, labels and way: share of
+intervals that hold, mean width, mean squared error. Ways are "active"; "expected", even draws with the estimate and
+interval of active ones; "even", with Wilson's interval for draws without replacement. `stopping.parquet` has one per
 run and rule: labels at which the accuracy is first what was wanted, and at which the rule stops, with those spent on
 tests. Rules without a target are compared with the run's best round.
 """
