@@ -76,7 +76,7 @@ def attach(
     feature_std: Tensor,
     seed: int,
 ) -> AdaptedModel:
-    """A model ready to fit: a copy of the backbone with the adapter in it (for a probe nothing of it), and a zero head.
+    """A model ready to fit: a copy of the backbone with the adapter in it (a probe shares it), and a zero head.
 
     Args:
         backbone: frozen; not changed.
@@ -89,18 +89,19 @@ def attach(
         ConfigError: an adapter that does not fit the backbone.
     """
     probe = first_trained_block(config, backbone.depth) == backbone.depth
-    adapted = _without_network(backbone) if probe else copy.deepcopy(backbone)
+    adapted = _frozen(backbone) if probe else copy.deepcopy(backbone)
     with seeded_globally(seed):
         tuner = ADAPTERS[config.name].attach(adapted, config)
         model = AdaptedModel(adapted, config, tuner, classes, feature_mean, feature_std)
     return model.to(feature_mean.device)
 
 
-def _without_network(backbone: Backbone) -> Backbone:
-    """What a probe needs of a backbone: how deep and wide it is."""
-    bare = copy.copy(backbone)
-    bare._modules, bare._buffers = {}, dict(backbone._buffers)
-    return bare
+def _frozen(backbone: Backbone) -> Backbone:
+    """The backbone of a probe: its network is shared, not copied, and no part of what learns or changes precision."""
+    shared = copy.copy(backbone)
+    shared.__dict__.update(backbone._modules)
+    shared._modules, shared._buffers = {}, dict(backbone._buffers)
+    return shared
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
