@@ -28,7 +28,7 @@ def readouts(name: str, sizes: tuple[int, ...]) -> pd.DataFrame:
     pool = pool_of(ExperimentConfig(dataset=name))  # 1,500 images, or all
     pool = without(pool, np.random.default_rng(0).permutation(pool.rows("val"))[VALIDATION:])
     labels = LABELS_PER_CLASS * len(pool.class_names)
-    table, _ = readout_table(pool, BackboneConfig(), sizes, labels=labels, draws=DRAWS)
+    table, _ = readout_table(pool, BackboneConfig(image_size=sizes[0]), sizes, labels=labels, draws=DRAWS)
     return table.drop(columns="cost").assign(dataset=name)
 
 

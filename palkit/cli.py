@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     chosen.add_argument("--labels", type=Path, metavar="CSV", help="what is labelled: columns id and label")
     chosen.add_argument(
-        "--probs", type=Path, metavar="FILE", help="class probabilities of a model of yours: .npy or CSV"
+        "--probs", type=Path, metavar="FILE", help="class probabilities of a model of yours: .npy, or probs in .npz"
     )
     chosen.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all classes, as the columns of probs")
     chosen.add_argument("--strategy", default="badge", help="default: badge")
