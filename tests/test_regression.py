@@ -54,7 +54,8 @@ def test_committed_sweep_is_complete() -> None:
 
 def test_learning_rates_are_those_that_the_search_found() -> None:
     """Of every adapter the rate of highest validation accuracy, of lowest NLL among equals (notebook 07)."""
-    table = pd.read_parquet(REPOSITORY / "figures" / "search" / "rounds.parquet")
+    sweeps = [REPOSITORY / "figures" / name / "rounds.parquet" for name in ("search", "search-more")]
+    table = pd.concat(map(pd.read_parquet, sweeps))
     searched = table[~table["variant"].str.contains(",") & (table["adapter"] != "linear_probe")]
     found = searched.groupby(["adapter", "training.adapter_lr"])[["accuracy", "nll"]].mean().round(6).reset_index()
     best = found.sort_values(["accuracy", "nll"], ascending=[False, True]).groupby("adapter").first()

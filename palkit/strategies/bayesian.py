@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from palkit.errors import ConfigError
 from palkit.strategies.kernels import chunks, draw
 from palkit.strategies.options import Count
-from palkit.strategies.ranking import shannon_entropy
+from palkit.strategies.ranking import shannon_entropy, top
 from palkit.strategies.registry import strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import first_best
@@ -50,6 +51,50 @@ def batchbald(
             return free[torch.tensor(picks, device=free.device)]
         open_rows[picks[-1]] = False
         posterior, weight = condition(posterior, weight, passes[:, free[picks[-1]]].double(), samples, rng)
+
+
+@strategy(
+    "epig",
+    needs={"stochastic_probs"},
+    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
+    style=("#661100", "d"),
+)
+def epig(
+    scores: PoolScores,
+    labelled: LabelledSet,
+    batch_size: int,
+    rng: torch.Generator,
+    target: Tensor | None = None,
+    targets: Count = 100,
+) -> Tensor:
+    """(B,) largest expected predictive information gain: what a row's label tells about the labels of target rows.
+
+    (Bickford Smith et al., AISTATS 2023.) The mutual information of both labels, over the stochastic passes, mean over
+    target rows. Unlike `bald` it does not buy what tells about weights alone, such as rows unlike any that are to be
+    predicted. Costs N * targets * C^2 * T.
+
+    Args:
+        scores, labelled, batch_size, rng: as for every strategy.
+        target: (N,) bool, rows of the kind that predictions are for; None for the unlabelled pool.
+        targets: rows drawn from these, at most.
+    """
+    passes = scores.stochastic_probs
+    assert passes is not None
+    number, size, classes = passes.shape
+    free = labelled.unlabelled(len(scores))
+    if target is not None and (target.shape != (size,) or target.dtype != torch.bool or not target.any()):
+        raise ConfigError(f"epig: target must say true or false of each of the {size} pool rows, and true of some.")
+    aims = free if target is None else target.cpu().nonzero().squeeze(1)
+    aims = aims[torch.randperm(len(aims), generator=rng)[:targets]]
+    aimed = passes[:, aims.to(passes.device)].float()  # (T, M, C)
+    of_aims = shannon_entropy(aimed.mean(0))  # (M,)
+    parts = []
+    for part in chunks(len(free), len(aims) * classes**2):
+        own = passes[:, free[part].to(passes.device)].float()  # (T, n, C)
+        joint = (own.flatten(1).T @ aimed.flatten(1) / number).view(-1, classes, len(aims), classes)  # (n, C, M, C)
+        both = -torch.xlogy(joint, joint).sum((1, 3))  # (n, M)
+        parts.append((shannon_entropy(own.mean(0))[:, None] + of_aims - both).double().mean(1))
+    return top(torch.cat(parts), free, batch_size)
 
 
 def expected_entropy(passes: Tensor, rows: Tensor, posterior: Tensor, weight: Tensor) -> Tensor:

@@ -2,10 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from palkit.errors import ConfigError
-from palkit.strategies.registry import strategy
+from palkit.strategies.heads import logistic
+from palkit.strategies.kernels import View, per_row, unit_length
+from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import LabelledSet, PoolScores, are_classes
+
+CANDIDATES = ("random", "margin", "entropy", "badge", "typiclust", "uherding")
 
 
 @strategy("class_balanced_oracle", cold_start=True, blind=True)
@@ -21,15 +26,9 @@ def class_balanced_oracle(
         scores, labelled, batch_size, rng: as for every strategy.
         labels: (N,) int64 true class of every pool row. Required, so that nobody cheats unawares.
     """
-    classes = scores.probs.shape[1]
-    if labels is None or not are_classes(labels, scores):
-        raise ConfigError(
-            "class_balanced_oracle reads the true labels: pass labels, an int64 tensor with one of the "
-            f"{classes} classes per pool row ({len(scores)})."
-        )
+    truth, classes = _truth("class_balanced_oracle", labels, scores), scores.probs.shape[1]
     free = labelled.unlabelled(len(scores))
     shuffled = free[torch.randperm(len(free), generator=rng)]
-    truth = labels.cpu()
     queues = [shuffled[truth[shuffled] == c].tolist() for c in range(classes)]
     counts = torch.bincount(truth[labelled.positions.cpu()], minlength=classes).tolist()
     picks: list[int] = []
@@ -38,3 +37,43 @@ def class_balanced_oracle(
         picks.append(queues[scarce].pop())
         counts[scarce] += 1
     return torch.tensor(picks)
+
+
+@strategy("best_batch_oracle")
+def best_batch_oracle(
+    scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, labels: Tensor | None = None
+) -> Tensor:
+    """(B,) of the batches that CANDIDATES propose the one that a head learns most from. Cheats: it reads all labels.
+
+    After each batch a logistic head is solved on the features, and judged by the mean over classes of the share of
+    their rows in the pool that it finds. What choosing the strategy anew in every round could be worth: a yardstick,
+    no bound, because the best batch of a round need not lead to the best rounds after it.
+
+    Args:
+        scores, labelled, batch_size, rng: as for every strategy.
+        labels: as of `class_balanced_oracle`.
+    """
+    truth, classes = _truth("best_batch_oracle", labels, scores), scores.probs.shape[1]
+    scale = scores.features.shape[1] ** 0.5  # which suits the penalty
+    rows = View(scores.features, change=lambda some: unit_length(some) * scale)
+
+    def found(batch: Tensor) -> float:
+        known = torch.cat([labelled.positions.cpu(), batch])
+        weight, bias = logistic(rows[known], one_hot(truth[known], classes), torch.ones(len(known)), 1 / len(known))
+        weight, bias = weight.to(rows.device), bias.to(rows.device)
+        predicted = per_row(lambda some: (some @ weight.T + bias).argmax(1), rows).cpu()
+        right, of = torch.bincount(truth, predicted == truth, classes), torch.bincount(truth, minlength=classes)
+        return float((right[of > 0] / of[of > 0]).mean())
+
+    batches = [STRATEGIES[name].function(scores, labelled, batch_size, rng).cpu() for name in CANDIDATES]
+    return max(batches, key=found)
+
+
+def _truth(name: str, labels: Tensor | None, scores: PoolScores) -> Tensor:
+    """(N,) labels, on the CPU."""
+    if labels is None or not are_classes(labels, scores):
+        raise ConfigError(
+            f"{name} reads the true labels: pass labels, an int64 tensor with one of the {scores.probs.shape[1]} "
+            f"classes per pool row ({len(scores)})."
+        )
+    return labels.cpu()

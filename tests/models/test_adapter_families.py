@@ -33,7 +33,8 @@ FAMILIES = {
     "rope_mixed": "vit_small_patch16_rope_mixed_224",
 }
 SEPARATE = {"eva02_separate"}
-METHODS = ("lora", "dora", "ia3", "oft", "layernorm", "bitfit", "vpt", "full")
+METHODS = ("lora", "dora", "ia3", "oft", "hra", "road", "hira", "delora", "miss", "fourierft")
+METHODS += ("layernorm", "bitfit", "vpt", "full")
 
 
 def small_backbone(family: str) -> Backbone:

@@ -22,7 +22,7 @@ from palkit.models.backbones import Backbone, BackboneConfig
 
 LEARNING = [name for name in METHODS if name != "linear_probe"]
 WITH_NORM = {"full", "bitfit", "layernorm"}
-RANDOM_START = {"vpt", "lora", "rslora", "dora", "adalora", "loha", "lokr"}
+RANDOM_START = {"vpt", "lora", "rslora", "dora", "adalora", "loha", "lokr", "hra", "hira", "delora"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,10 @@ def test_rank_1_lora_has_the_papers_parameter_count(name: str, targets: tuple, c
 
 
 def test_names_and_learning_rates() -> None:
-    expected = "linear_probe lora rslora dora pissa adalora vera ia3 loha lokr oft boft bitfit layernorm vpt full"
+    expected = (
+        "linear_probe lora rslora dora pissa adalora vera ia3 loha lokr oft boft hra road hira delora miss fourierft "
+        "bitfit layernorm vpt full"
+    )
     assert set(METHODS) == set(expected.split())
     assert all(method.name == name for name, method in ADAPTERS.items())
     assert ADAPTERS["lora"].adapter_lr == 2e-3
@@ -229,6 +232,7 @@ def test_temperature_divides_the_logits(backbone: Backbone) -> None:
         ({"name": "pissa", "rank": 65}, r"adapter\.rank 65: pissa.*has 64"),
         ({"name": "oft", "rank": 5}, r"adapter\.rank 5: oft.*divide the 64 inputs of 'blocks\.1\.attn\.qkv'"),
         ({"name": "boft", "rank": 1}, r"adapter\.rank 1: boft.*must be at least 2"),
+        ({"name": "hra", "rank": 3}, r"adapter\.rank 3: hra.*even rank"),
     ],
 )
 def test_bad_adapters_are_refused(backbone: Backbone, options: dict, message: str) -> None:

@@ -44,7 +44,7 @@ def choose(
     name: str, pool: PoolScores, labelled: LabelledSet, batch: int, rng: torch.Generator, **options: Any
 ) -> Tensor:
     """`select`, with what a strategy cannot do without."""
-    if name == "class_balanced_oracle":
+    if STRATEGIES[name].is_oracle:
         options["labels"] = pool.probs.argmax(1)
     if name == "bait" and pool.probs.shape[1] > 100:
         options["max_size"] = 1000  # its matrices have C * D rows
@@ -150,7 +150,7 @@ def test_neither_storage_nor_numbering_decides(
     if way in ("renumbered", "both"):
         classes = torch.randperm(c, generator=generator(seed + 6))
     other, moved = stored_otherwise(pool, labelled, rows, classes)
-    truth = {"labels": torch.arange(n) * c // n} if name == "class_balanced_oracle" else {}
+    truth = {"labels": torch.arange(n) * c // n} if STRATEGIES[name].is_oracle else {}
     there = {key: classes.argsort()[value[rows]] for key, value in truth.items()}
     picks = select(name, pool, labelled, 8, generator(seed), balance=balance, **truth)
     assert torch.equal(picks, rows[select(name, other, moved, 8, generator(seed), balance=balance, **there)])
@@ -163,7 +163,7 @@ def test_ties_go_by_lot(name: str) -> None:
     names = Keys.of(map(str, range(n)), map(str, range(c)))
     even = torch.full((n, c), 1 / c)
     pool = PoolScores(torch.ones(n, 3), even, even.expand(5, n, c), names)
-    truth = {"labels": torch.arange(n) * c // n} if name == "class_balanced_oracle" else {}
+    truth = {"labels": torch.arange(n) * c // n} if STRATEGIES[name].is_oracle else {}
     labelled = LabelledSet(torch.tensor([0]), torch.tensor([0]))
     batches = [select(name, pool, labelled, 20, generator(seed), **truth) for seed in range(10)]
     bought = torch.cat(batches)
@@ -286,6 +286,7 @@ def some_problem() -> tuple[PoolScores, LabelledSet]:
         ({"name": "batchbald", "samples": 0}, "samples"),
         ({"name": "bait", "regulariser": 0.0}, "regulariser"),
         ({"name": "class_balanced_oracle"}, "true labels"),
+        ({"name": "best_batch_oracle"}, "true labels"),
         ({"balance": "pcb", "gama": 0.2}, "Did you mean 'gamma'"),
         ({"labelled": LabelledSet(torch.tensor([30]), torch.tensor([0]))}, "position 30 is outside"),
         ({"labelled": LabelledSet(torch.tensor([-1]), torch.tensor([0]))}, "position -1 is outside"),
@@ -488,5 +489,5 @@ def test_the_documented_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -
     assert select("ratio", pool, labelled, 3, generator()).tolist() == expected[:3]
 
 
-def test_only_the_oracle_is_one() -> None:
-    assert [name for name in NAMES if STRATEGIES[name].is_oracle] == ["class_balanced_oracle"]
+def test_only_oracles_are_some() -> None:
+    assert [name for name in NAMES if STRATEGIES[name].is_oracle] == ["best_batch_oracle", "class_balanced_oracle"]

@@ -11,8 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from test_strategies import generator, make_labelled, make_pool
+from torch import Tensor
 
-from palkit.strategies import STRATEGIES, select
+from palkit.errors import ConfigError
+from palkit.strategies import STRATEGIES, oracle, select
 from palkit.strategies.balance import pcb
 from palkit.strategies.scores import LabelledSet, PoolScores
 
@@ -220,3 +222,89 @@ def test_ties_go_to_the_first_row_that_a_strategy_sees() -> None:
     labelled = LabelledSet(torch.tensor([1, 4]), torch.tensor([0, 1]))
     for name in ("least_confidence", "margin", "entropy", "coreset", "featdist"):
         assert direct(name, pool, labelled, 4, generator()) == [0, 2, 3, 5], name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_batch_oracle(seed: int) -> None:
+    """The proposal after which scikit-learn's head, of the same penalty, finds most of the classes' rows."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import recall_score
+
+    n, classes = 120, 3
+    truth = torch.arange(n) % classes
+    centres = torch.randn(classes, 6, generator=generator(seed))
+    features = centres[truth] + 0.7 * torch.randn(n, 6, generator=generator(seed + 1))
+    pool = PoolScores(features, make_pool(n, 6, classes, seed).probs)
+    labelled = LabelledSet(torch.arange(4), truth[:4])
+    x = np.column_stack([(features / features.norm(dim=1, keepdim=True)).double().numpy() * 6**0.5, np.ones(n)])
+
+    def found(batch: list[int]) -> float:
+        rows = [*range(4), *batch]
+        model = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-9, max_iter=10_000).fit(x[rows], truth[rows])
+        return float(recall_score(truth, model.predict(x), average="macro"))
+
+    rng = generator(seed)
+    batches = [direct(name, pool, labelled, 6, rng) for name in oracle.CANDIDATES]
+    picks = direct("best_batch_oracle", pool, labelled, 6, generator(seed), labels=truth)
+    assert picks in batches
+    assert found(picks) == max(map(found, batches)) > min(map(found, batches))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_direct(seed: int) -> None:
+    """Cut by cut, row by row."""
+    pool, labelled, _, probs, free, known = problem(seed)
+    label = dict(zip(known, labelled.labels.tolist(), strict=True))
+    rows, classes = len(probs), probs.shape[1]
+    nearest = []
+    for c in range(classes):
+        order = sorted(range(rows), key=lambda i: -(probs[i][c] - max(np.delete(probs[i], c))))
+        worth = [sum(1 if label[i] == c else -1 for i in order[:cut] if i in label) for cut in range(rows + 1)]
+        cut = worth.index(max(worth))
+        steps = range(max(cut, rows - cut))
+        nearest.append([order[at] for step in steps for at in (cut + step, cut - 1 - step) if 0 <= at < rows])
+    turns = sorted(range(classes), key=lambda c: list(label.values()).count(c))
+    expected: list[int] = []
+    for turn in range(17):
+        row = next(i for i in nearest[turns[turn % classes]] if i in free and i not in expected)
+        expected.append(row)
+    assert direct("direct", pool, labelled, 17, generator()) == expected
+
+
+def test_direct_finds_the_end_of_a_rare_class() -> None:
+    """Of a class that is labelled at the top of its ranking only, labels go where it ends."""
+    preferred = torch.linspace(0.95, 0.05, 100)
+    pool = PoolScores(torch.ones(100, 1), torch.stack([preferred, 1 - preferred], 1))
+    labelled = LabelledSet(torch.tensor([0, 1, 2, 20, 60, 90]), torch.tensor([0, 0, 0, 1, 1, 1]))
+    picks = direct("direct", pool, labelled, 6, generator())
+    assert set(picks) == {3, 4, 5, 19, 18, 21}  # class 0 ends after 2; class 1, from the other end, after 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_epig(seed: int) -> None:
+    """Mutual information of both labels from its definition, mean over all target rows."""
+    pool, labelled, _, _, free, _ = problem(seed)
+    assert pool.stochastic_probs is not None
+    passes = pool.stochastic_probs.double().numpy()
+    number, rows, classes = passes.shape
+    for target in (None, torch.arange(rows) % 7 == 0):
+        score = {}
+        for i in free:
+            total = []
+            for j in free if target is None else target.nonzero().squeeze(1).tolist():
+                gain = 0.0
+                for a in range(classes):
+                    for b in range(classes):
+                        both = sum(passes[t, i, a] * passes[t, j, b] for t in range(number)) / number
+                        gain += both * np.log(both / passes[:, i, a].mean() / passes[:, j, b].mean())
+                total.append(gain)
+            score[i] = np.mean(total)
+        picks = select("epig", pool, labelled, 5, generator(), target=target, targets=1000).tolist()
+        assert picks == largest(score, 5)
+
+
+@pytest.mark.parametrize("target", [torch.ones(3).bool(), torch.zeros(60).bool(), torch.ones(60)])
+def test_epig_refuses_what_is_no_target(target: Tensor) -> None:
+    pool, labelled = make_pool(60, 5, 4, 0), make_labelled(60, 8, 4, 0)
+    with pytest.raises(ConfigError, match="epig: target must say true or false of each of the 60 pool rows"):
+        select("epig", pool, labelled, 5, generator(), target=target)

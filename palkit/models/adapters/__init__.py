@@ -14,7 +14,13 @@ from palkit.models.adapters.registry import ADAPTERS, AdapterConfig, Tuner, firs
 from palkit.models.backbones import Backbone
 from palkit.models.devices import seeded_globally
 
-WITH_DROPOUT = ("lora", "rslora", "dora", "pissa", "adalora", "vera")
+# Methods that drop inputs of their low-rank path, and where peft's layers keep their dropout.
+WITH_DROPOUT = {
+    **dict.fromkeys(("lora", "rslora", "dora", "pissa", "adalora"), "lora_dropout"),
+    "vera": "vera_dropout",
+    "hira": "hira_dropout",
+    "miss": "miss_dropout",
+}
 
 
 class AdaptedModel(nn.Module):
@@ -160,7 +166,7 @@ def adapter_dropout(model: AdaptedModel, rate: float) -> Iterator[None]:
             f"dropout of adapter {model.config.name!r}: it {state}. Methods that can, before merging: "
             f"{', '.join(WITH_DROPOUT)}."
         )
-    drops = [layer.vera_dropout if model.config.name == "vera" else layer.lora_dropout for layer in layers]
+    drops = [getattr(layer, WITH_DROPOUT[model.config.name]) for layer in layers]
     configured = [dict(drop) for drop in drops]
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -146,6 +146,44 @@ def _boft(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, "BOFTConfig", boft_block_size=config.rank))
 
 
+@adapter("hra", adapter_lr=1.6e-2)
+def _hra(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """`rank` Householder reflections of the targets' inputs, in pairs (Yuan et al. 2024, arXiv 2405.17484)."""
+    if config.rank % 2:
+        raise ConfigError(f"adapter.rank {config.rank}: hra starts from pairs of equal reflections; take an even rank.")
+    return Tuner(inject(backbone, config, "HRAConfig", r=config.rank))
+
+
+@adapter("road", adapter_lr=1.6e-2)
+def _road(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """A rotation and a scale of each pair of the targets' outputs (Liao and Monz 2024, arXiv 2409.00119)."""
+    return Tuner(inject(backbone, config, "RoadConfig", group_size=2))
+
+
+@adapter("hira", adapter_lr=3e-2)
+def _hira(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """Hadamard product of the weights with a low-rank update (Huang et al., ICLR 2025)."""
+    return Tuner(inject(backbone, config, "HiraConfig", r=config.rank, hira_dropout=config.dropout))
+
+
+@adapter("delora", adapter_lr=1e-3)
+def _delora(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """Normalised low-rank update of learned strength, at first `alpha` (Bini et al. 2025, arXiv 2503.18225)."""
+    return Tuner(inject(backbone, config, "DeloraConfig", r=config.rank, delora_lambda=config.alpha))
+
+
+@adapter("miss", adapter_lr=2.5e-4)
+def _miss(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """A matrix shared by groups of the targets' inputs (Kang and Yin 2024, arXiv 2409.15371)."""
+    return Tuner(inject(backbone, config, "MissConfig", r=config.rank, miss_dropout=config.dropout))
+
+
+@adapter("fourierft", adapter_lr=1e-1)
+def _fourierft(backbone: Backbone, config: AdapterConfig) -> Tuner:
+    """`rank` times 100 Fourier coefficients of each update (Gao et al. 2024, arXiv 2405.03003)."""
+    return Tuner(inject(backbone, config, "FourierFTConfig", n_frequency=100 * config.rank, init_weights=True))
+
+
 def _adapted_modules(backbone: Backbone, config: AdapterConfig) -> list[tuple[str, nn.Module]]:
     """The adapted blocks, and the final norm if they reach the end, with their names."""
     blocks = adapted_blocks(config, backbone.depth)
