@@ -1,9 +1,15 @@
-"""Tables of `campaigns/decide.py` in short: labels that active testing saves, and how rules for stopping did."""
+"""What active testing saves, how rules for stopping did, and what it costs not to know the best strategy."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+
+from palkit.errors import ConfigError
+from palkit.strategies import get_strategy
+from palkit.studies.statistics.intervals import with_ends
+from palkit.studies.statistics.ranks import block_areas
+from palkit.studies.statistics.tables import sign_of
 
 SHARES = ("holds", "width", "recalls_hold", "calibration_holds")
 
@@ -99,3 +105,38 @@ def untargeted_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) ->
             "worst": ended["lost"].max(),
         }
     )
+
+
+def regrets(
+    rounds: pd.DataFrame, metric: str = "accuracy", baseline: str = "random", auto: str = "auto"
+) -> pd.DataFrame:
+    """What every strategy gains over random choice on each data set, and what it falls short of the best single one.
+
+    The best of several noisy means looks better than it is: the best single strategy of a seed is the one of the
+    highest mean area on the other seeds. `auto` and oracles are no single strategies.
+
+    Args:
+        rounds: the table of rounds; every strategy with every seed, one adapter and budget.
+        metric: column whose area under the budget curve is compared.
+        baseline: strategy over which gains are.
+
+    Returns:
+        A row per data set and strategy: `gain`, `gain_low`, `gain_high`, `regret`, `regret_low`, `regret_high` (points
+        of area, 95 % t intervals over paired seeds), `best` (the single strategy of the highest mean), `n_seeds`.
+
+    Raises:
+        ConfigError: a seed lacks a strategy, or there is one seed alone.
+    """
+    areas = 100 * sign_of(metric) * block_areas(rounds, metric)
+    single = [name for name in map(str, areas) if name != "auto" and not get_strategy(name).is_oracle]
+    rows = []
+    for dataset, runs in areas.groupby("dataset", sort=False):
+        if len(runs) < 2:
+            raise ConfigError(f"{dataset} has one seed; the best strategy of a seed is found on the others.")
+        others = (runs[single].sum() - runs[single]) / (len(runs) - 1)
+        ideal = runs[single].to_numpy()[np.arange(len(runs)), others.to_numpy().argmax(axis=1)]
+        for name in areas.columns.drop(baseline):
+            ends = with_ends("gain", (runs[name] - runs[baseline]).to_numpy()) | with_ends("regret", ideal - runs[name])
+            rows.append({"dataset": dataset, "strategy": name, **ends, "best": runs[single].mean().idxmax()})
+            rows[-1]["n_seeds"] = len(runs)
+    return pd.DataFrame(rows).set_index(["dataset", "strategy"])

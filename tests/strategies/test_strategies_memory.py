@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from palkit.strategies import STRATEGIES, bait, coverage, kernels
 
-HERDING = {"maxherding", "uherding", "probcover", "best_batch_oracle"}  # a kernel matrix has a limit of its own
+HERDING = {"maxherding", "uherding", "probcover", "best_batch_oracle", "auto"}  # a matrix of theirs has its own limit
 
 
 class Largest(TorchDispatchMode):

@@ -308,3 +308,19 @@ def test_epig_refuses_what_is_no_target(target: Tensor) -> None:
     pool, labelled = make_pool(60, 5, 4, 0), make_labelled(60, 8, 4, 0)
     with pytest.raises(ConfigError, match="epig: target must say true or false of each of the 60 pool rows"):
         select("epig", pool, labelled, 5, generator(), target=target)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_auto(seed: int) -> None:
+    """uherding, but that featdist takes turns with it while a class is missing among two labels per class."""
+    pool = problem(seed)[0]
+    classes = pool.probs.shape[1]
+    positions = torch.randperm(len(pool), generator=generator(seed))[: 2 * classes]
+    every, missing = torch.arange(2 * classes) % classes, torch.arange(2 * classes) % (classes - 1)
+    for labels, mixed in ((every, False), (missing, True), (missing[:-1], False)):
+        known = LabelledSet(positions[: len(labels)], labels)
+        one, other = (direct(name, pool, known, 9, generator()) for name in ("uherding", "featdist"))
+        expected: list[int] = []
+        for row in [row for pair in zip(one, other, strict=True) for row in pair] if mixed else one:
+            expected += [row] if row not in expected else []
+        assert direct("auto", pool, known, 9, generator()) == expected[:9], mixed

@@ -1,13 +1,16 @@
-"""Tables of `campaigns/decide.py` in short, by hand; and the committed ones, which hold what is said of them."""
+"""Tables of `decide` and `choice` in short, by hand; and the committed ones, which hold what is said of them."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
+from statistics_helpers import run, table
 
+from palkit.errors import ConfigError
 from palkit.experiments.results import FIGURES
 from palkit.storage.formats import read_table
 from palkit.studies import plots
-from palkit.studies.deciding import active_summary, stopping_summary, untargeted_summary
+from palkit.studies.deciding import active_summary, regrets, stopping_summary, untargeted_summary
 
 
 def model_of(way: str, models: int, **values: float) -> dict:
@@ -89,3 +92,52 @@ def test_savings_have_a_line_per_band() -> None:
         low, high = (round(100 * float(end)) for end in band.strip("(]").split(","))
         drawn = lines[f"accuracy {low} to {high} %"].get_ydata()
         assert np.asarray(drawn) == pytest.approx(summary.loc[band, "saving"].to_numpy())
+
+
+def areas(values: dict[str, list[float]], dataset: str = "a") -> pd.DataFrame:
+    """Flat curves, of these areas by strategy and seed."""
+    return table(
+        *(
+            run([area] * 3, seed=seed, strategy=name, dataset=dataset)
+            for name, seeds in values.items()
+            for seed, area in enumerate(seeds)
+        )
+    )
+
+
+def test_regret_by_hand() -> None:
+    """The best of a seed is that of the others: margin for the first two, badge for the third."""
+    values = {
+        "random": [0.5, 0.5, 0.5],
+        "margin": [0.6, 0.8, 0.8],
+        "badge": [0.9, 0.6, 0.4],
+        "auto": [0.7, 0.7, 0.7],
+        "best_batch_oracle": [1.0, 1.0, 1.0],
+    }
+    found = regrets(pd.concat([areas(values), areas({name: [0.5] * 3 for name in values}, "b")])).loc["a"]
+    against = {"auto": [-0.1, 0.1, -0.3], "best_batch_oracle": [-0.4, -0.2, -0.6], "margin": [0.0, 0.0, -0.4]}
+    for name, differences in against.items():
+        interval = ttest_1samp(differences, 0).confidence_interval()
+        row = found.loc[name]
+        expected = [100 * number for number in (np.mean(differences), interval.low, interval.high)]
+        assert row[["regret", "regret_low", "regret_high"]].tolist() == pytest.approx(expected)
+        assert row["gain"] == pytest.approx(100 * (np.mean(values[name]) - 0.5))
+        assert (row["best"], row["n_seeds"]) == ("margin", 3)
+    assert "random" not in found.index
+
+
+def test_the_best_of_noise_is_no_better_than_noise() -> None:
+    """Ten strategies that are one: none has a regret, though the best of their means is above them all."""
+    rng = np.random.default_rng(0)
+    found = []
+    for dataset in range(40):
+        names = ("random", "auto", "margin", "badge", "entropy", "coreset", "typiclust", "uherding", "bait", "clue")
+        found.append(areas({name: list(0.5 + 0.1 * rng.normal(size=5)) for name in names}, str(dataset)))
+    regret = regrets(pd.concat(found)).xs("auto", level="strategy")
+    assert abs(regret["regret"].mean()) < 3 * regret["regret"].std() / 40**0.5
+    assert ((regret["regret_low"] <= 0) & (regret["regret_high"] >= 0)).mean() >= 0.8
+
+
+def test_one_seed_has_no_others() -> None:
+    with pytest.raises(ConfigError, match="a has one seed"):
+        regrets(areas({"random": [0.5], "margin": [0.6], "auto": [0.6]}))
