@@ -189,6 +189,9 @@ def stochastic_passes(dropout: Dropout | None, options: dict[str, Any]) -> Dropo
 def plain(config: ExperimentConfig) -> dict[str, Any]:
     """The config as JSON values, from which `config_from_dict` makes it again."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    if not config.plugins:  # a run is called the same as before there were any
+    # A run is called the same as before there were any.
+    if not config.plugins:
         del values["plugins"]
+    if not config.training.pseudo_labels:
+        del values["training"]["pseudo_labels"]
     return values

@@ -32,11 +32,13 @@ from palkit.progress import Progress, silent
 from palkit.scoring.scorer import score_pool
 from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.strategies import get_strategy, select
+from palkit.strategies.heads import PseudoLabels, pseudo_labels
 from palkit.strategies.kernels import View, column_moments
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
 STD_FLOOR = 1e-6
+MOST_PSEUDO = 10_000  # rows of a graph of neighbours, whose cost grows with their square: seconds
 SCORES = "scores-"  # prefix of temporary score folders
 
 
@@ -330,7 +332,7 @@ class Learner:
         model = self._attach()
         plain = self.inputs[torch.from_numpy(positions)].to(device).float()
         try:
-            fit(model, inputs, labels, training, seed, progress, plain=plain)
+            fit(model, inputs, labels, training, seed, progress, plain=plain, pseudo=self._pseudo_labels(positions))
         except DivergenceError as error:
             if not (copies := contradictions(plain, labels)):
                 raise
@@ -343,6 +345,18 @@ class Learner:
             temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
             model.temperature.fill_(temperature)
         return model if self.dropout is not None and self.dropout.on == "adapter" else merge(model)
+
+    def _pseudo_labels(self, positions: np.ndarray) -> PseudoLabels | None:
+        """Of the pool, or of MOST_PSEUDO rows of it that the seed draws; None if the config wants none."""
+        if not self.config.training.pseudo_labels:
+            return None
+        labelled = torch.from_numpy(positions)
+        drawn = self.names.rows.argsort()
+        drawn = drawn[~torch.isin(drawn, labelled)][: MOST_PSEUDO - len(labelled)]
+        rows = View(self.frozen, torch.cat([labelled, drawn]))
+        return pseudo_labels(
+            rows, torch.arange(len(labelled)), self.pool_labels[labelled], len(self.here.pool.class_names)
+        )
 
     def _attach(self) -> AdaptedModel:
         device = self.here.backbone.device

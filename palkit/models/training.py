@@ -17,7 +17,7 @@ from palkit.models.devices import Precision, autocast, doubled, seeded_globally
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Checked, Count
 from palkit.strategies.calibration import calibration_loss, calibration_weight, effective_number, softening
-from palkit.strategies.heads import logistic_on_views
+from palkit.strategies.heads import PseudoLabels, logistic_on_views
 
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # float32 overflows soon after
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +42,8 @@ class TrainingConfig(Checked):
             `palkit.strategies.heads`: better and faster, docs/heads.md). A probe is then ready; with an adapter it is
             what both start from.
         head_decay: L2 penalty of a solved head at one label; it falls with the square root of their number.
+        pseudo_labels: weight of the unlabelled pool, over that of the labels, in a solved head: each of its images
+            counts for the classes of its neighbours (`palkit.strategies.heads.pseudo_labels`); 0 leaves it out.
         warmup_epochs: of linear warm-up before cosine decay.
         label_smoothing: mass spread over the other classes.
         class_weights: of the loss: "none", "balanced" (inverse to the class's share of the labels) or
@@ -71,6 +73,7 @@ class TrainingConfig(Checked):
     head_epochs: Annotated[int, Field(ge=0)] = 60
     head: Literal["optimizer", "logistic"] = "optimizer"
     head_decay: Rate = 1.0
+    pseudo_labels: Annotated[float, Field(ge=0, le=100)] = 0.0
     warmup_epochs: Annotated[int, Field(ge=0)] = 1
     label_smoothing: Share = 0.0
     class_weights: Literal["none", "balanced", "effective"] = "none"
@@ -88,6 +91,8 @@ class TrainingConfig(Checked):
         super().__post_init__()
         if self.temperature_folds == 1:
             raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
+        if self.pseudo_labels and self.head != "logistic":
+            raise ConfigError("training.pseudo_labels are for a head that is solved: training.head must be 'logistic'.")
 
 
 @dataclass
@@ -114,6 +119,7 @@ def fit(
     progress: Progress = silent,
     *,
     plain: Tensor | None = None,
+    pseudo: PseudoLabels | None = None,
 ) -> FitReport:
     """Train head and adapter on the labelled set, in place.
 
@@ -125,6 +131,7 @@ def fit(
         seed: of the order of the images, of dropout and of what is held out.
         progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
         plain: (L, ...) the same images as they are; a solved head needs them beside augmented views.
+        pseudo: what a solved head is to learn from beside them.
 
     A first batch may be of one class: the model is fitted, and the next batch is bought all the same.
 
@@ -141,7 +148,7 @@ def fit(
         loop = _Loop(config, labels, learn, weight, report, progress)
         probe = model.start_block == model.backbone.depth
         if config.head == "logistic" and (config.head_epochs or probe):
-            _solve_head(model, inputs, plain, loop, probe)
+            _solve_head(model, inputs, plain, pseudo, loop, probe)
         elif config.head_epochs or probe:
             _fit_head(model, inputs, loop, probe)
         if not probe:
@@ -167,7 +174,9 @@ def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -
     model.head.load_state_dict(head.state_dict())
 
 
-def _solve_head(model: AdaptedModel, inputs: Tensor, plain: Tensor | None, loop: "_Loop", probe: bool) -> None:
+def _solve_head(
+    model: AdaptedModel, inputs: Tensor, plain: Tensor | None, pseudo: PseudoLabels | None, loop: "_Loop", probe: bool
+) -> None:
     """Put the solution of logistic regression on frozen features into the head."""
     config = loop.config
     if probe and (config.early_stopping or config.calibration):
@@ -183,7 +192,13 @@ def _solve_head(model: AdaptedModel, inputs: Tensor, plain: Tensor | None, loop:
     targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
     weights = torch.ones(len(labels)) if loop.weight is None else loop.weight[labels]
     solution = logistic_on_views(
-        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay
+        views.cpu(),
+        images if images is None else images.cpu(),
+        targets.cpu(),
+        weights.cpu(),
+        config.head_decay,
+        pseudo,
+        config.pseudo_labels,
     )
     with torch.no_grad():
         model.head.weight.copy_(solution[0])

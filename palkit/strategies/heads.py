@@ -1,12 +1,19 @@
 """A head that is solved instead of stepped towards: logistic regression on frozen features."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from palkit.strategies.kernels import Rows, View, chunks, square_gaps, unit_length
+
 PLAIN = 0.5  # weight of the images as they are, beside all augmented views of them
 GRADIENT = 1e-8  # largest entry at the solution: weights are then exact to what float32 holds
 STEPS = 10_000
+NEIGHBOURS = 10
+SPREAD = 0.5  # share of its neighbours' labels in a row's own
+STEPS_SPREAD = 30  # 0.5^30 is nothing
 MEMORY = 20  # pairs of L-BFGS; more than SciPy's 10, because a step costs more than what is remembered
 
 
@@ -47,8 +54,68 @@ def logistic(features: Tensor, targets: Tensor, weights: Tensor, decay: float) -
     return solution[:, :-1], solution[:, -1]
 
 
+class PseudoLabels(NamedTuple):
+    """What the labels say of other images of the pool.
+
+    Attributes:
+        features: (M, D) of these, standardised.
+        targets: (M, C) float64, rows sum to 1.
+        weights: (M,) float64, sum to 1.
+    """
+
+    features: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def pseudo_labels(features: Rows, positions: Tensor, labels: Tensor, classes: int) -> PseudoLabels:
+    """Labels spread over a graph of nearest neighbours, as far as they reach.
+
+    Each row is joined to its NEIGHBOURS nearest by the cube of their cosine; labels then flow along the edges, scaled
+    by the degrees of both ends (Zhou et al., Learning with Local and Global Consistency, NeurIPS 2003). A row weighs
+    as much as its likeliest class is likely.
+
+    Args:
+        features: (N, D) standardised.
+        positions: (L,) int64 of the labelled rows.
+        labels: (L,) int64.
+        classes: C.
+    """
+    from scipy.sparse import csr_array, diags_array
+
+    x = View(features, change=unit_length)[:].cpu().double()
+    square, size = x.square().sum(1), len(x)
+    near = min(NEIGHBOURS + 1, size)  # the first is the row itself, or a copy
+    parts = [square_gaps(x[part], square[part], x, square).topk(near, largest=False) for part in chunks(size, size)]
+    gaps, found = (torch.cat(some).flatten() for some in zip(*parts, strict=True))
+    alike = (1 - gaps / 2).clamp(min=0).pow(3)
+    edges = csr_array((alike.numpy(), found.numpy(), np.arange(size + 1) * near), (size, size))
+    edges.setdiag(0)
+    edges = edges + edges.T
+    scale = diags_array(1 / np.sqrt(np.maximum(edges.sum(axis=1), 1e-12)))
+    edges = scale @ edges @ scale
+    known = positions.cpu().numpy()
+    given = np.zeros((size, classes))
+    given[known, labels.cpu().numpy()] = 1
+    spread = given
+    for _ in range(STEPS_SPREAD):
+        spread = SPREAD * (edges @ spread) + (1 - SPREAD) * given
+    total = spread.sum(axis=1)
+    total[known] = 0
+    reached = np.flatnonzero(total > 1e-9)
+    targets = torch.from_numpy(spread[reached] / total[reached, None])
+    weights = targets.amax(1)
+    return PseudoLabels(features[torch.from_numpy(reached).to(features.device)], targets, weights / weights.sum())
+
+
 def logistic_on_views(
-    views: Tensor, plain: Tensor | None, targets: Tensor, weights: Tensor, decay: float
+    views: Tensor,
+    plain: Tensor | None,
+    targets: Tensor,
+    weights: Tensor,
+    decay: float,
+    pseudo: PseudoLabels | None = None,
+    share_of_pseudo: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Logistic regression on augmented views and the images as they are, each half of the weight.
 
@@ -61,6 +128,8 @@ def logistic_on_views(
         targets: (L, C), rows sum to 1.
         weights: (L,) of the images.
         decay: at one label; it falls with the square root of their number.
+        pseudo: other images of the pool; None for none.
+        share_of_pseudo: their weight, over that of the labelled images.
 
     Returns:
         As `logistic`.
@@ -70,4 +139,8 @@ def logistic_on_views(
         rows = torch.cat([rows, plain])
         share = torch.cat([(1 - PLAIN) * share, PLAIN * weights])
     count = len(views) + (plain is not None)
-    return logistic(rows, targets.repeat(count, 1), share, decay / len(targets) ** 0.5)
+    decay, targets = decay / len(targets) ** 0.5, targets.repeat(count, 1).double()
+    if pseudo is not None and len(pseudo.features):
+        share = torch.cat([share / share.sum(), share_of_pseudo * pseudo.weights])
+        rows, targets = torch.cat([rows, pseudo.features.cpu()]), torch.cat([targets, pseudo.targets])
+    return logistic(rows, targets, share, decay)

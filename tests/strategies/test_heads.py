@@ -1,6 +1,7 @@
 """The solved head against its definition, and laws that it must obey."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import AdaptedModel, AdapterConfig, attach
 from palkit.models.backbones import Backbone
 from palkit.models.training import TrainingConfig, cross_fitted_logits, fit
+from palkit.strategies import heads
 from palkit.strategies.heads import logistic, logistic_on_views
 
 SOLVED = TrainingConfig(head="logistic")
@@ -144,3 +146,67 @@ def test_parts_and_one_class_and_refusals(tiny: Backbone) -> None:
     views[0, 3] = float("nan")
     with pytest.raises(DivergenceError, match="not finite"):
         fit(made(tiny), views, labels, SOLVED, 0, plain=plain)
+
+
+def test_pseudo_labels_are_scikit_learns_on_the_same_graph() -> None:
+    """LabelSpreading on the graph from its definition, pair by pair; rows that no label reaches are left out."""
+    from sklearn.semi_supervised import LabelSpreading
+
+    rng = torch.Generator().manual_seed(0)
+    near, far = torch.randn(60, 5, generator=rng) + 1, torch.randn(20, 5, generator=rng) - 30
+    features = torch.cat([near, far])
+    positions, labels = torch.tensor([7, 3, 50, 21]), torch.tensor([0, 2, 2, 0])
+    unit = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    cosine = unit @ unit.T
+    graph = np.zeros((80, 80))
+    for row in range(80):
+        for other in [i for i in np.argsort(-cosine[row]) if i != row][: heads.NEIGHBOURS]:
+            graph[row, other] += max(cosine[row, other], 0) ** 3
+            graph[other, row] += max(cosine[row, other], 0) ** 3
+    given = np.full(80, -1)
+    given[positions] = labels
+    peer = LabelSpreading(kernel=lambda a, b: graph, alpha=heads.SPREAD, max_iter=1000, tol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # rows without a label divide by 0
+        expected = peer.fit(np.zeros((80, 1)), given).label_distributions_
+    found = heads.pseudo_labels(features, positions, labels, 4)
+    reached = [row for row in range(60) if row not in positions]
+    assert torch.equal(found.features, features[reached])
+    np.testing.assert_allclose(found.targets[:, [0, 2]], expected[reached], atol=1e-6)
+    assert (found.targets[:, [1, 3]] == 0).all()
+    np.testing.assert_allclose(found.weights, expected[reached].max(1) / expected[reached].max(1).sum(), atol=1e-6)
+
+
+def test_pseudo_labels_do_not_hang_on_the_order_of_rows() -> None:
+    rng = torch.Generator().manual_seed(0)
+    features, order = torch.randn(50, 5, generator=rng), torch.randperm(50, generator=rng)
+    positions, labels = torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2])
+    one = heads.pseudo_labels(features, positions, labels, 3)
+    other = heads.pseudo_labels(features[order], order.argsort()[positions], labels, 3)
+    back = order[~torch.isin(order, positions)] - 6
+    np.testing.assert_allclose(other.targets, one.targets[back], atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_pseudo_labels_of_a_pool_of_few(size: int) -> None:
+    """A pool that is labelled already has none, and the head is as without."""
+    features = torch.randn(size, 4, generator=torch.Generator().manual_seed(0))
+    found = heads.pseudo_labels(features, torch.arange(size), torch.zeros(size, dtype=torch.int64), 2)
+    assert len(found.features) == 0
+    views, targets = features[None], torch.eye(2)[torch.zeros(size, dtype=torch.int64)]
+    for one, other in zip(
+        heads.logistic_on_views(views, None, targets, torch.ones(size), 1.0, found, 0.5),
+        heads.logistic_on_views(views, None, targets, torch.ones(size), 1.0),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_pseudo_labels_count_as_much_as_they_are_to() -> None:
+    """An image with a sure pseudo-label of weight 1 is worth what the only labelled one is."""
+    features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2)
+    pseudo = heads.PseudoLabels(features[1:], labels[1:].double(), torch.ones(1).double())
+    found = heads.logistic_on_views(features[None, :1], None, labels[:1], torch.ones(1), 1.0, pseudo, 1.0)
+    expected = heads.logistic(features, labels, torch.ones(2), 1.0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
