@@ -352,7 +352,7 @@ class Learner:
             return None
         labelled = torch.from_numpy(positions)
         drawn = self.names.rows.argsort()
-        drawn = drawn[~torch.isin(drawn, labelled)][: MOST_PSEUDO - len(labelled)]
+        drawn = drawn[~torch.isin(drawn, labelled)][: max(MOST_PSEUDO - len(labelled), 0)]
         rows = View(self.frozen, torch.cat([labelled, drawn]))
         return pseudo_labels(
             rows, torch.arange(len(labelled)), self.pool_labels[labelled], len(self.here.pool.class_names)

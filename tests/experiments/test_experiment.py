@@ -484,3 +484,36 @@ def test_copies_with_other_labels_are_what_an_error_names(tmp_path: Path, tiny_r
     values = {"dataset": str(tmp_path), "pool_size": None, "batch_size": 6, "rounds": 1, "training.epochs": 200}
     with pytest.raises(DivergenceError, match=r"6 of the 6 labelled images are copies of one with another label"):
         list(rounds(config_from_dict({**tiny_run, **values, "training.adapter_lr": 0.1, "training.head_lr": 0.1})))
+
+
+def test_pseudo_labels_of_the_pool(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They move a solved head, of a probe and under an adapter, hang on no more rows than a graph may have, and give a
+    run a name of its own; without them it is called as it was before there were any."""
+    values = {**tiny_run, "strategy": "random", "training": {"head": "logistic"}}
+    mine = {**values, "training": {"head": "logistic", "pseudo_labels": 0.5}}
+    assert run_directory(config_from_dict(values)).run != run_directory(config_from_dict(mine)).run
+    assert "pseudo_labels" not in plain(config_from_dict(values))["training"]
+    assert config_from_dict(plain(config_from_dict(mine))) == config_from_dict(mine)
+    for adapter in ("linear_probe", "lora"):
+        one, other = (
+            list(rounds(config_from_dict({**some, "adapter": {"name": adapter, "start_block": 2}})))
+            for some in (values, mine)
+        )
+        assert [round_.bought for round_ in one] == [round_.bought for round_ in other]
+        assert all(a.metrics["nll"] != b.metrics["nll"] for a, b in zip(one, other, strict=True))
+    seen = []
+    original = experiment.pseudo_labels
+
+    def spied(rows: Any, *rest: Any) -> Any:
+        seen.append(len(rows))
+        return original(rows, *rest)
+
+    monkeypatch.setattr(experiment, "pseudo_labels", spied)
+    monkeypatch.setattr(experiment, "MOST_PSEUDO", 25)
+    list(rounds(config_from_dict({**mine, "adapter": "linear_probe", "seed": 9})))
+    assert seen == [25, 25, 30], "all labelled rows, and others up to as many"
+
+
+def test_pseudo_labels_need_a_solved_head(tiny_run: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"training\.pseudo_labels .* training\.head must be 'logistic'"):
+        config_from_dict({**tiny_run, "training": {"pseudo_labels": 0.5}})
