@@ -68,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
     predict.add_argument("images", help="folder, manifest or name of a data set")
     predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
+    exported = command(_export, "a fitted model and its labels as a folder that timm loads and the hub shows")
+    exported.add_argument("model", type=Path, help="folder of a run (or its hash) or a session")
+    exported.add_argument("out", type=Path, metavar="FOLDER", help="folder to write")
     doctor = command(_doctor, "what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
     embed = command(_embed, "compute the frozen inputs of a config's runs, here or on a Ray cluster")
@@ -315,6 +318,26 @@ def _predict(options: argparse.Namespace) -> int:
     for name, count in table["predicted"].value_counts().items():
         say(f"{name}: {count} images")
     say(f"predictions: {options.out}, {len(table)} images")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from palkit.experiments.export import export_model
+    from palkit.experiments.runs import RunDirectory
+    from palkit.labelling.session import found_run, load_model, stored_session
+
+    session, folder = stored_session(options.model), found_run(options.model)
+    if session is None:
+        model, run = load_model(folder), RunDirectory(folder.parent.name, folder.name)
+        last = run.rounds()[-1]
+        bought = run.selections()
+        labels = bought.loc[bought["round"] <= last.number, ["id", "label", "round"]]
+        labels = labels.assign(label=[model.class_names[code] for code in labels["label"]])
+        metrics = dict(last.metrics)
+    else:
+        model, labels = session.model(), session.label_table()
+        metrics = session.rounds()[-1].metrics
+    say(f"model and {len(labels)} labels: {export_model(model, options.out, labels, metrics)}")
     return 0
 
 

@@ -84,15 +84,25 @@ def load_model(folder: Path | str, device: str | None = None) -> Classifier:
     >>> load_model(run.model().save(tempfile.mkdtemp())).class_names[:3]
     ('0', '1', '2')
     """
-    if not Path(folder).exists() and len(found := [*runs_dir().glob(f"*/{Path(folder).name}")]) == 1:
-        folder = found[0]
+    session = stored_session(folder, device)
+    return classifier.load_model(found_run(folder), device) if session is None else session.model()
+
+
+def found_run(folder: Path | str) -> Path:
+    """The folder, or that of the run of which it is the hash alone."""
+    found = [] if Path(folder).exists() else [*runs_dir().glob(f"*/{Path(folder).name}")]
+    return found[0] if len(found) == 1 else Path(folder)
+
+
+def stored_session(folder: Path | str, device: str | None = None) -> "Session | None":
+    """The labelling session in a folder, for whoever only looks at it; None if there is none."""
     file = SessionFile(Path(folder) / "session.json")
     if not file.path.exists():
-        return classifier.load_model(folder, device)
+        return None
     state = file.read()
     fields = without_checksums(state.rounds[-1].config) if state.rounds else {}
     config = config_from_dict({**fields, "dataset": state.dataset})
-    return Session(config, "predict", folder=folder, device=device).model()
+    return Session(config, "predict", folder=folder, device=device)
 
 
 class Session(Answers):
