@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     chosen.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all classes, as the columns of probs")
     chosen.add_argument("--strategy", default="badge", help="default: badge")
     chosen.add_argument("-n", "--number", type=int, default=10, help="of images (default: 10)")
+    chosen.add_argument("--per-group", type=int, metavar="N", help="of one group (patient, slide), at most")
     chosen.add_argument("--seed", type=int, default=0)
     chosen.add_argument("--out", type=Path, metavar="CSV", help="table to write instead of showing it")
     run = command(_run, "one active-learning run, e.g. run strategy=badge adapter.name=lora seed=1")
@@ -257,8 +258,11 @@ def _select(options: argparse.Namespace) -> int:
     from palkit.strategies import get_strategy
 
     first = options.strategy if get_strategy(options.strategy).cold_start else "typiclust"
-    names = {"dataset": options.dataset, "strategy": options.strategy, "initial": first, "adapter": "linear_probe"}
-    config = config_from_dict(names | {"batch_size": options.number, "seed": options.seed, "pool_size": None})
+    names: dict[str, Any] = {"dataset": options.dataset, "strategy": options.strategy, "initial": first}
+    names |= {"adapter": "linear_probe"}
+    bound = {} if options.per_group is None else {"per_group": options.per_group}
+    names |= {"batch_size": options.number, "seed": options.seed, "pool_size": None, "strategy_options": bound}
+    config = config_from_dict(names)
     own, classes = Path(options.dataset).expanduser(), options.classes
     if holds_features(options.dataset):
         pool = from_features(own, classes or None, splits=False)

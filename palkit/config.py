@@ -35,7 +35,7 @@ class ExperimentConfig(Checked):
             there are fewer.
         backbone, adapter, training, scoring: see there.
         strategy: which images to buy.
-        strategy_options: keyword options of the strategy, `subsample`, and, for a strategy that needs
+        strategy_options: keyword options of the strategy, `subsample`, `per_group`, and, for a strategy that needs
             stochastic passes, `passes`, `dropout_rate` and `dropout_on` instead of its own.
         balance: None or "pcb".
         initial: cold-start strategy that buys the first batch.

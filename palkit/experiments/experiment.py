@@ -32,6 +32,7 @@ from palkit.progress import Progress, silent
 from palkit.scoring.scorer import score_pool
 from palkit.storage.files import cache_dir, locked, owned, remove_orphans, storing
 from palkit.strategies import get_strategy, select
+from palkit.strategies.balance import group_numbers
 from palkit.strategies.heads import PseudoLabels, pseudo_labels
 from palkit.strategies.kernels import View, column_moments
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
@@ -237,6 +238,8 @@ class Learner:
             Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
             for rows in (self.pool_rows, eval_rows)
         )
+        groups = here.pool.groups
+        self.groups = None if groups is None else group_numbers(groups[self.pool_rows])
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
@@ -296,6 +299,7 @@ class Learner:
         """
         bought = torch.from_numpy(positions)
         labels = self.pool_labels[bought]
+        given = dict(self.truth_for(strategy) if options is None else options)
         picks = select(
             strategy,
             scores,
@@ -303,7 +307,9 @@ class Learner:
             batch_size,
             self._generator(purpose, number),
             balance=balance,
-            **(self.truth_for(strategy) if options is None else options),
+            per_group=given.pop("per_group", self.options.get("per_group")),  # of the first batch, too
+            groups=self.groups if self.groups is None or rows is None else self.groups[rows],
+            **given,
         )
         return (picks if rows is None else rows[picks]).numpy()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from palkit.errors import ConfigError, brief
+from palkit.strategies.balance import group_numbers
 from palkit.strategies.registry import STRATEGIES, get_strategy
 from palkit.strategies.registry import select as select_positions
 from palkit.strategies.scores import LabelledSet, PoolScores
@@ -33,6 +34,8 @@ def select(
     stochastic_probs: Array | None = None,
     balance: str | None = None,
     subsample: int | None = None,
+    groups: Sequence[str] | None = None,
+    per_group: int | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Images whose labels to buy next, chosen from features and probabilities of any model.
@@ -51,6 +54,8 @@ def select(
         stochastic_probs: (T, N, C), for strategies that compare passes with dropout, such as bald.
         balance: "pcb" to even out classes, or None.
         subsample: rows shown to the strategy at most, or None for all.
+        groups: (N,) what each image is of, such as a patient; "" for one that stands for itself.
+        per_group: images of a group in the batch, at most, while there are others; None for no bound.
         options: of the strategy, e.g. `reference="class_mean"` of featdist.
 
     Returns:
@@ -99,6 +104,8 @@ def select(
         generator,
         balance=balance,
         subsample=subsample,
+        per_group=per_group,
+        groups=None if groups is None else group_numbers(groups),
         **options,
     ).numpy()
     return picks if ids is None else np.asarray(ids)[picks]

@@ -1,9 +1,10 @@
-"""Wrappers that even out the classes of a batch, around any strategy."""
+"""Wrappers that even out the classes, or bound the groups, of a batch, around any strategy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,42 @@ def pcb(
         counts[predicted[batch[-1]]] += 1
         order = torch.cat([order[:place], order[place + 1 :]])
     return candidates[torch.tensor(batch)]
+
+
+def group_numbers(groups: Sequence[str] | np.ndarray) -> Tensor:
+    """(N,) int64 number of each name, -1 for "", an image that stands for itself.
+
+    >>> group_numbers(["ann", "", "bob", "ann"]).tolist()
+    [1, -1, 2, 1]
+    """
+    names = np.asarray(groups, dtype=str)
+    return torch.from_numpy(np.where(names == "", -1, np.unique(names, return_inverse=True)[1]))
+
+
+def spread_over_groups(propose: Propose, groups: Tensor, batch_size: int, per_group: int, most: int) -> Tensor:
+    """(B,) rows of a strategy, no more than so many of a group while there are others.
+
+    The strategy is asked for more and more candidates until enough of them are within the bound; where there are none
+    left, those beyond it follow.
+
+    Args:
+        propose: the strategy, as a function of the number of candidates wanted.
+        groups: (N,) int64, below 0 for a row that stands for itself.
+        batch_size: B.
+        per_group: at least 1.
+        most: candidates that there are.
+    """
+    wanted = batch_size
+    while True:
+        candidates = propose(wanted)
+        counts: dict[int, int] = {}
+        within = torch.ones(len(candidates), dtype=torch.bool)
+        for place, group in enumerate(groups[candidates].tolist()):
+            counts[group] = counts.get(group, 0) + 1
+            within[place] = group < 0 or counts[group] <= per_group
+        if within.sum() >= batch_size or wanted >= most:
+            return torch.cat([candidates[within], candidates[~within]])[:batch_size]
+        wanted = min(2 * wanted, most)
 
 
 BALANCES: dict[str, Callable[..., Tensor]] = {"pcb": pcb}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, PalkitError, brief, unknown_name
 from palkit.storage.plugins import is_registered, refuse_taken
-from palkit.strategies.balance import BALANCES
+from palkit.strategies.balance import BALANCES, spread_over_groups
 from palkit.strategies.kernels import Rows, View, chunks
 from palkit.strategies.options import Count, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
@@ -125,6 +125,8 @@ def select(
     *,
     balance: str | None = None,
     subsample: int | None = None,
+    per_group: int | None = None,
+    groups: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Choose the pool rows whose labels to buy next.
@@ -141,6 +143,9 @@ def select(
         balance: a wrapper around the strategy that evens out classes, see `balance.BALANCES`, or None.
         subsample: show the strategy only this many unlabelled rows, drawn uniformly (at least the batch),
             beside all labelled ones: a bound on time and memory for any strategy. None for all rows.
+        per_group: rows of one group (a patient, a slide, a camera) in a batch, at most, while others are left; what
+            the strategy likes next fills it up. None for no bound.
+        groups: (N,) int64 of each row, below 0 for a row that stands for itself; needed for `per_group`.
         options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`.
 
     Returns:
@@ -156,6 +161,12 @@ def select(
     wrapper = BALANCES[balance] if balance else None
     check("batch_size", batch_size, Count)
     check("subsample", subsample, Count | None)
+    check("per_group", per_group, Count | None)
+    if per_group is not None and (groups is None or groups.shape != (len(scores),)):
+        raise ConfigError(
+            "per_group: nothing says which images are of one group. Give groups; of a data set they are the column "
+            "`group` of its manifest or file of features."
+        )
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
@@ -191,11 +202,16 @@ def select(
             raise PalkitError(f"strategy {name!r} must return a tensor of positions, got {type(found).__name__}.")
         return found.cpu()
 
-    if wrapper is None:
-        picks = propose(size)
-    else:
+    def wrapped(n: int) -> Tensor:
+        if wrapper is None:
+            return propose(n)
         wrapping_options = {key: value for key, value in options.items() if key in wrapping}
-        picks = wrapper(propose, scores, labelled, size, rng, **wrapping_options)
+        return wrapper(propose, scores, labelled, n, rng, **wrapping_options)
+
+    if per_group is None or groups is None:
+        picks = wrapped(size)
+    else:
+        picks = spread_over_groups(wrapped, groups.cpu()[shown], size, per_group, len(unlabelled))
     _check_picks(name, picks, size, unlabelled)
     return shown[picks]
 
@@ -243,7 +259,7 @@ def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, A
     if balance is not None and balance not in tuple(BALANCES):
         raise unknown_name("balance", balance, BALANCES)
     own, wrapping = _hints(chosen.function, 4), _hints(BALANCES[balance], 5) if balance else {}
-    known = {"subsample": Count | None, **own, **wrapping}
+    known = {"subsample": Count | None, "per_group": Count | None, **own, **wrapping}
     what = f"option of strategy {chosen.name!r}" + (f" with balance {balance!r}" if balance else "")
     for option, value in options.items():
         if option not in known:

@@ -358,3 +358,30 @@ def test_select_refuses_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("id,class\na,red\n")
     with pytest.raises(PalkitError, match="needs the columns id and label"):
         read_labels(tmp_path / "none.csv")
+
+
+def test_no_patient_fills_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two thirds are of one patient: in a run, its first batch included, in a session, and by command."""
+    parts = arrays()
+    patient = np.where(np.arange(N) % 3 > 0, "ann", np.array([f"p{number // 9}" for number in range(N)]))
+    parts["split"] = np.full(N, "train")
+    of = dict(zip(parts["ids"], patient, strict=True))
+    bound = {"strategy_options": {"per_group": 1}, "strategy": "margin"}
+    tested = {**parts, "split": np.where(patient == "p0", "test", "train"), "groups": patient}
+    run = palkit.run(dataset=str(write(tmp_path / "tested.npz", tested)), **PLAIN, **bound, device="cpu")
+    assert len(list(run)) == 3
+    for _, batch in run.directory.selections().groupby("round"):
+        assert batch["id"].map(of).is_unique
+    unknown = {name: values for name, values in parts.items() if name in ("features", "ids")}
+    mine = write(tmp_path / "unknown.npz", {**unknown, "groups": patient})
+    session = palkit.open_session(str(mine), "ana", classes=NAMES, folder=tmp_path / "labels", batch_size=6, **bound)
+    truth = dict(zip(parts["ids"], parts["labels"], strict=True))
+    for _ in range(3):
+        batch = session.propose()["id"]
+        assert batch.map(of).is_unique
+        session.label(batch, [truth[name] for name in batch])
+        session.fit()
+    table = selected(capsys, str(mine), "-n", "8", "--per-group", "1")
+    assert table["id"].map(of).is_unique
+    assert main(["select", str(write(tmp_path / "none.npz", unknown)), "--per-group", "1", "--device", "cpu"]) == 1
+    assert "nothing says which images are of one group" in capsys.readouterr().err.replace("\n", " ")

@@ -126,3 +126,14 @@ def test_more_of_what_cannot_be_used(changes: dict[str, Any], message: str, arra
     values = {"strategy": "margin", "labelled": LABELLED, "batch_size": 3, **arrays, **changes}
     with pytest.raises(ConfigError, match=message):
         palkit.select(**values)
+
+
+def test_groups_by_name(arrays: dict[str, Any]) -> None:
+    """Patients and images that are of none; numbers that mean the same give the same."""
+    names = ["ann"] * 20 + [""] * (N - 20)
+    picks = palkit.select("entropy", labelled=LABELLED, batch_size=8, groups=names, per_group=1, **arrays)
+    assert sum(row < 20 for row in picks) <= 1
+    others = palkit.select(
+        "entropy", labelled=LABELLED, batch_size=8, groups=["b" if one else "" for one in names], per_group=1, **arrays
+    )
+    assert picks.tolist() == others.tolist()

@@ -268,7 +268,7 @@ def some_problem() -> tuple[PoolScores, LabelledSet]:
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 2.5}, "batch_size"),
         ({"batch_size": True}, "batch_size"),
-        ({"gamma": 0.2}, "unknown option of strategy 'entropy' 'gamma'.* Valid names: subsample"),
+        ({"gamma": 0.2}, "unknown option of strategy 'entropy' 'gamma'.* Valid names: per_group, subsample"),
         ({"name": "featdist", "referense": "nearest"}, "Did you mean 'reference'.*unseen_share"),
         ({"name": "featdist", "reference": "mean"}, "class_mean"),
         ({"name": "featdist", "unseen_share": 2}, "unseen_share"),
@@ -438,6 +438,42 @@ def test_subsample_shows_a_strategy_part_of_the_pool(name: str) -> None:
     assert len(seen) > 20
     plain = choose(name, pool, labelled, 4, generator())
     assert torch.equal(plain, choose(name, pool, labelled, 4, generator(), subsample=1000))
+
+
+@pytest.mark.parametrize("balance", [None, "pcb"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_group_does_not_fill_a_batch(name: str, balance: str | None) -> None:
+    """Half of the rows are of one patient, of whom two are bought; the others are of pairs or stand for themselves."""
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    groups = torch.tensor([0] * 30 + [1 + number // 2 for number in range(20)] + [-1] * 10)
+    for seed in range(5):
+        picks = choose(name, pool, labelled, 12, generator(seed), balance=balance, per_group=2, groups=groups)
+        check_contract(picks, pool, labelled, 12)
+        counts = groups[picks][groups[picks] >= 0].bincount()
+        assert counts.max() <= 2, (name, counts)
+
+
+def test_a_bound_keeps_the_order_of_what_is_liked() -> None:
+    """Margin's own ranking, with the third of a group and later left out; all of them follow where nothing else is."""
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    groups = torch.arange(60) % 4
+    ranking = choose("margin", pool, labelled, 54, generator()).tolist()
+    nth = {row: [one for one in ranking if one % 4 == row % 4].index(row) for row in ranking}
+    expected = [row for row in ranking if nth[row] < 3] + [row for row in ranking if nth[row] >= 3]
+    for size in (1, 5, 12, 20, 54):
+        picks = choose("margin", pool, labelled, size, generator(), per_group=3, groups=groups)
+        assert picks.tolist()[:12] == expected[:size][:12]
+        check_contract(picks, pool, labelled, size)
+    assert choose("margin", pool, labelled, 54, generator(), per_group=3, groups=groups).tolist() == expected
+
+
+@pytest.mark.parametrize("groups", [None, torch.zeros(59).long()])
+def test_a_bound_needs_groups(groups: Tensor | None) -> None:
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    with pytest.raises(ConfigError, match="per_group: nothing says which images"):
+        select("margin", pool, labelled, 5, generator(), per_group=2, groups=groups)
+    with pytest.raises(ConfigError, match="per_group is 0"):
+        select("margin", pool, labelled, 5, generator(), per_group=0, groups=torch.zeros(60).long())
 
 
 def test_subsample_hides_the_rest() -> None:
