@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--probs", type=Path, metavar="FILE", help="class probabilities of a model of yours: .npy, or probs in .npz"
     )
     chosen.add_argument("--classes", nargs="+", default=[], metavar="NAME", help="all classes, as the columns of probs")
-    chosen.add_argument("--strategy", default="badge", help="default: badge")
+    chosen.add_argument("--strategy", default="auto", help="default: auto")
     chosen.add_argument("-n", "--number", type=int, default=10, help="of images (default: 10)")
     chosen.add_argument("--per-group", type=int, metavar="N", help="of one group (patient, slide), at most")
     chosen.add_argument("--seed", type=int, default=0)

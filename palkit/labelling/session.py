@@ -61,7 +61,7 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
         if name.partition(".")[0] not in known:
             raise unknown_name("field of a session", name, known)
     ours = {name: fields.pop(name) for name in OURS if name in fields}
-    defaults: dict[str, Any] = {"pool_size": None, "strategy": "badge", "initial": "centroid"}
+    defaults: dict[str, Any] = {"pool_size": None, "strategy": "auto", "initial": "centroid"}
     if holds_features(dataset):
         defaults["adapter"] = "linear_probe"
     return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)

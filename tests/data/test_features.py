@@ -332,7 +332,8 @@ def test_select_without_a_model_fits_one_or_begins(tmp_path: Path, capsys: pytes
     assert not set(written["id"]) & set(parts["ids"][some != ""])
     assert set(written["predicted"]) <= set(NAMES)
     nothing = write(tmp_path / "new.npz", {"features": parts["features"]})
-    assert main(["select", str(nothing), "-n", "4"]) == 0
+    assert len(selected(capsys, str(nothing), "-n", "4")) == 4
+    assert main(["select", str(nothing), "-n", "4", "--strategy", "margin"]) == 0
     told = capsys.readouterr()
     assert "so typiclust chose" in told.err
     assert len(told.out.splitlines()) == 5

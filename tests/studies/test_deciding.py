@@ -138,6 +138,17 @@ def test_the_best_of_noise_is_no_better_than_noise() -> None:
     assert ((regret["regret_low"] <= 0) & (regret["regret_high"] >= 0)).mean() >= 0.8
 
 
+def test_strips_show_every_data_set_and_the_mean() -> None:
+    values = {"random": [0.5, 0.4], "margin": [0.6, 0.7], "auto": [0.5, 0.6]}
+    table = regrets(pd.concat([areas(values), areas({**values, "auto": [0.6, 0.7]}, "b")]))
+    (axes,) = plots.regret_strips(table).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["auto", "margin"]
+    _, points, mean, others, _ = axes.lines
+    assert sorted(points.get_xdata()) == pytest.approx([0, 10])
+    assert list(mean.get_xdata()) == pytest.approx([5, 5])
+    assert list(others.get_xdata()) == pytest.approx([0, 0])
+
+
 def test_one_seed_has_no_others() -> None:
     with pytest.raises(ConfigError, match="a has one seed"):
         regrets(areas({"random": [0.5], "margin": [0.6], "auto": [0.6]}))

@@ -7,7 +7,7 @@ own panel or its own filling, so that figures stay readable without colour.
 """
 
 from palkit.studies.plots.calibration import calibration_curves, reliability_diagrams
-from palkit.studies.plots.comparison import class_recalls, critical_difference
+from palkit.studies.plots.comparison import class_recalls, critical_difference, regret_strips
 from palkit.studies.plots.costs import cost_areas, cost_quality
 from palkit.studies.plots.labelling import session_curve, test_savings
 from palkit.studies.plots.pool import class_counts, confusion, depth_curves, image_grid, projection
@@ -37,7 +37,7 @@ __all__ = [
     "area_under_curves", "budget_curves", "calibration_curves", "class_counts", "class_recalls",
     "configuration_columns", "configuration_name", "confusion", "cost_areas", "cost_quality", "critical_difference",
     "depth_curves", "entitle", "gain_curves", "image_grid", "iqm_budget_curves", "label_savings", "overlaps",
-    "pairwise", "pick_maps", "pick_strips", "picks_by_class", "projection", "reliability_diagrams", "round_costs",
-    "run_digest", "save_figure", "selection_times", "session_curve", "strategy_style", "table_files",
+    "pairwise", "pick_maps", "pick_strips", "picks_by_class", "projection", "regret_strips", "reliability_diagrams",
+    "round_costs", "run_digest", "save_figure", "selection_times", "session_curve", "strategy_style", "table_files",
     "test_savings", "wide_areas",
 ]  # fmt: skip

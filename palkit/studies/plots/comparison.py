@@ -60,6 +60,27 @@ def critical_difference(ranking: Ranking) -> Figure:
     return figure
 
 
+@style.styled
+def regret_strips(table: pd.DataFrame) -> Figure:
+    """What every strategy falls short of the best single one: a point per data set, the mean as a bar.
+
+    Args:
+        table: of `palkit.studies.deciding.regrets`.
+    """
+    regret = table["regret"].unstack("dataset")
+    order = regret.mean(axis=1).sort_values(ascending=False).index
+    figure, axes = style.one_panel(0.75 * style.WIDTH, 0.9 + 0.26 * len(order))
+    axes.axvline(0, color=style.INK, linewidth=0.8)
+    for row, name in enumerate(order):
+        colour, marker = style.strategy_style(_strategy_of(str(name)))
+        axes.plot(regret.loc[name], [row] * regret.shape[1], linestyle="", marker=marker, color=colour, alpha=0.7)
+        axes.plot([regret.loc[name].mean()] * 2, [row - 0.35, row + 0.35], color=style.INK, linewidth=1.5)
+    style.name_ticks(axes, "y", [style.title_of(str(name)) for name in order])
+    axes.set_xlabel(f"points of area below the best single strategy, {counted(regret.shape[1], 'data set')}")
+    axes.grid(axis="x")
+    return figure
+
+
 def _strategy_of(treatment: str) -> str:
     """The strategy in the name of a treatment, which may name an adapter or a balance too."""
     parts = treatment.split(" + ")
