@@ -326,21 +326,23 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    import pandas as pd
+
     from palkit.experiments.export import export_model
-    from palkit.experiments.runs import RunDirectory
     from palkit.labelling.session import found_run, load_model, stored_session
+    from palkit.storage.formats import read_table
 
     session, folder = stored_session(options.model), found_run(options.model)
-    if session is None:
-        model, run = load_model(folder), RunDirectory(folder.parent.name, folder.name)
-        last = run.rounds()[-1]
-        bought = run.selections()
-        labels = bought.loc[bought["round"] <= last.number, ["id", "label", "round"]]
-        labels = labels.assign(label=[model.class_names[code] for code in labels["label"]])
-        metrics = dict(last.metrics)
-    else:
-        model, labels = session.model(), session.label_table()
+    model = load_model(folder) if session is None else session.model()
+    labels, metrics = pd.DataFrame(columns=["id", "label"]), {}
+    if session is not None:
+        labels = pd.DataFrame(session.training_labels().items(), columns=labels.columns)
         metrics = session.rounds()[-1].metrics
+    elif (folder / "rounds.parquet").exists():  # which a model that was saved elsewhere has not
+        last, bought = read_table(folder / "rounds.parquet").iloc[-1], read_table(folder / "selections.parquet")
+        labels = bought.loc[bought["round"] <= last["round"], ["id", "label", "round"]]
+        labels["label"] = [model.class_names[code] for code in labels["label"]]
+        metrics = {str(name): float(value) for name, value in last.items()}
     say(f"model and {len(labels)} labels: {export_model(model, options.out, labels, metrics)}")
     return 0
 

@@ -112,6 +112,12 @@ def test_a_run_by_command(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     assert [truth[image] for image in labels["id"]] == labels["label"].tolist()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"accuracy {last.metrics['accuracy']:.3f}" in card
+    saved = load_model(folder).save(tmp_path / "elsewhere")
+    assert main(["export", str(saved), str(tmp_path / "again")]) == 0
+    assert "from 0 labels" in (tmp_path / "again" / "README.md").read_text()
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "out" / "model.safetensors"
+    ).read_bytes()
     config_file = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config_file["label_names"] == list(load_model(folder).class_names)
 
