@@ -29,6 +29,8 @@ from palkit.labelling.labels import (
 )
 from palkit.storage.checks import checked, normal
 
+NONE = "none of these"  # class of images that belong to no other
+
 
 class Answers:
     """A log of answers to one pool, and what stands in it; every answer is on the disk before the call returns.
@@ -108,6 +110,15 @@ class Answers:
     def unsure(self, ids: str | Sequence[str]) -> None:
         """Record that no label can be given; the images are not proposed again."""
         self._answer("unsure", ids)
+
+    def none_of_these(self, ids: str | Sequence[str]) -> None:
+        """Record that images are of none of the classes, as the class NONE, which is added when it is first used.
+
+        The model learns to know them, and what it takes for one is not proposed any more (`Session.propose`).
+        """
+        if NONE not in self.class_names:
+            self.add_class(NONE)
+        self.label(ids, [NONE] * len(_listed("ids", ids)))
 
     def skip(self, ids: str | Sequence[str]) -> None:
         """Leave images for later: they may be proposed again after the next fit."""

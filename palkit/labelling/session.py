@@ -21,7 +21,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
-from palkit.labelling.answers import Answers
+from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import now
 from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
@@ -229,7 +229,8 @@ class Session(Answers):
 
         Returns:
             Columns id, row (of the pool), rank, predicted (class name, "" before the first fit), probability (of it),
-            purpose ("train" or "held out"). Empty if the budget is spent or nothing is left.
+            purpose ("train" or "held out"). Empty if the budget is spent or nothing is left. Images that the model
+            takes for `NONE` are not proposed.
 
         Raises:
             ConfigError: a batch size below 1.
@@ -301,6 +302,9 @@ class Session(Answers):
         since = rounds[-1].events if rounds else 0
         lately = {name for (name, _), place in skips.items() if place >= since}
         refused = {*answers.loc[answers["answer"] != "skip", "id"], *lately, *self.held_out}
+        if fit is not None and NONE in fit.class_names:
+            foreign = fit.scores.probs[:, fit.class_names.index(NONE)] > 0.5
+            refused |= {name for name, position in self.learner.position.items() if foreign[position]}
         positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
         moment, events = now(), len(self.log.events())
         proposed = []

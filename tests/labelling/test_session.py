@@ -15,6 +15,7 @@ from palkit.config import config_from_dict
 from palkit.data import UNLABELLED, load_dataset
 from palkit.errors import ConfigError, DataError
 from palkit.experiments.experiment import rounds
+from palkit.labelling.answers import NONE
 from palkit.labelling.records import record
 from palkit.labelling.session import Session, open_session
 from palkit.labelling.session_file import SessionState
@@ -388,3 +389,22 @@ def test_other_classes_than_those_labelled_so_far_are_remarked_on(tmp_path: Path
         UserWarning, match="none of the classes given .*tumor.* is among those that were labelled so far"
     ):
         open_session("digits", "ana", classes=("tumor",), **own)
+
+
+def test_none_of_these(config: dict[str, Any], slides: Path) -> None:
+    """The class is there once it is used; what the model takes for it is not proposed, whatever else is left."""
+    sure = {"head": "logistic", "head_decay": 0.001, "augmentation": "none"}
+    config |= {"classes": CLASSES[:2], "strategy": "random", "batch_size": 9, "pool_size": None, "training": sure}
+    session = open_session(str(slides), "ana", **config)
+    ids = session.propose()["id"].tolist()
+    assert NONE not in session.class_names
+    session.none_of_these([name for name in ids if colour(name) == "blue"])
+    assert NONE in session.class_names
+    proper = [name for name in ids if colour(name) != "blue"]
+    session.label(proper, [colour(name) for name in proper])
+    session.fit()
+    table = session.model().predict(str(slides)).set_index("id")[f"p({NONE})"]
+    left = [name for name in session.row_of if name not in ids]
+    foreign = {name for name in left if table[name] > 0.5}
+    assert {colour(name) for name in foreign} == {"blue"}
+    assert set(session.propose(100)["id"]) == set(left) - foreign
