@@ -6,7 +6,7 @@ What a command needs is imported when it runs: torch and the rest take seconds, 
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("images", help="folder, manifest or name of a data set")
     predict.add_argument("out", type=Path, help="table to write, .csv or .parquet")
     exported = command(_export, "a fitted model and its labels as a folder that timm loads and the hub shows")
-    exported.add_argument("model", type=Path, help="folder of a run (or its hash) or a session")
-    exported.add_argument("out", type=Path, metavar="FOLDER", help="folder to write")
+    exported.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
+    exported.add_argument("out", type=Path, metavar="FOLDER", help="folder to make")
     doctor = command(_doctor, "what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
     embed = command(_embed, "compute the frozen inputs of a config's runs, here or on a Ray cluster")
@@ -328,22 +328,25 @@ def _predict(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     import pandas as pd
 
-    from palkit.experiments.export import export_model
+    from palkit.experiments.export import empty_folder, export_model
     from palkit.labelling.session import found_run, load_model, stored_session
     from palkit.storage.formats import read_table
 
+    empty_folder(options.out)  # before anything is computed
     session, folder = stored_session(options.model), found_run(options.model)
     model = load_model(folder) if session is None else session.model()
-    labels, metrics = pd.DataFrame(columns=["id", "label"]), {}
+    labels: pd.DataFrame | None = None
+    metrics: Mapping[str, float] = {}
     if session is not None:
-        labels = pd.DataFrame(session.training_labels().items(), columns=labels.columns)
-        metrics = session.rounds()[-1].metrics
+        last = session.rounds()[-1]
+        labels, metrics = pd.DataFrame({"id": last.ids, "label": last.labels}), last.metrics
     elif (folder / "rounds.parquet").exists():  # which a model that was saved elsewhere has not
-        last, bought = read_table(folder / "rounds.parquet").iloc[-1], read_table(folder / "selections.parquet")
-        labels = bought.loc[bought["round"] <= last["round"], ["id", "label", "round"]]
+        end, bought = read_table(folder / "rounds.parquet").iloc[-1], read_table(folder / "selections.parquet")
+        labels = bought.loc[bought["round"] <= end["round"], ["id", "label", "round"]]
         labels["label"] = [model.class_names[code] for code in labels["label"]]
-        metrics = {str(name): float(value) for name, value in last.items()}
-    say(f"model and {len(labels)} labels: {export_model(model, options.out, labels, metrics)}")
+        metrics = {str(name): float(value) for name, value in end.items()}
+    made = export_model(model, options.out, labels, metrics)
+    say(f"model and {'no' if labels is None else len(labels)} labels: {made}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """A fitted model as a folder that timm alone loads, and the Hugging Face hub shows; nothing is sent anywhere."""
 
 import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.models.adapters import AdaptedModel, merge
 from palkit.models.adapters.qkv import SplitQKV
 from palkit.models.backbones import EMBEDDED, EMBEDDED_ARCHITECTURE, Backbone
-from palkit.storage.files import write_text
+from palkit.storage.files import storing, write_text
 from palkit.storage.formats import write_table
 
 POOLS = {"mean": "avg", "cls": "token"}  # timm's names
@@ -26,11 +28,8 @@ tags:
 - active-learning
 - palkit
 license: other
-configs:
-- config_name: labels
-  data_files: labels.parquet
 ---
-# {classes} classes from {labels} labels
+# {classes} classes
 
 {architecture}, {blocks} blocks, images of {size} pixels; fitted with {adapter} by palkit. Weights of the backbone are
 those of {backbone}, whose licence holds for these too. The images are not in this folder.
@@ -38,13 +37,13 @@ those of {backbone}, whose licence holds for these too. The images are not in th
 ```python
 import timm
 
-model = timm.create_model("local-dir:{folder}", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()  # or "hf-hub:OWNER/NAME"
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 model(transform(image)[None]).softmax(1)  # classes: model.pretrained_cfg["label_names"]
 ```
 
 - Classes: {names}.
-- `labels.parquet`: {labels} labels, chosen by {strategy}.
+- Labels: {labels}.
 - Measured on held-out images at the end: {metrics}.
 
 Labels were chosen by a strategy, not drawn at random: their shares are not those of the pool, and what is measured on
@@ -52,7 +51,9 @@ them says nothing about other images. Nobody has tested the model on other data 
 """
 
 
-def export_model(model: Classifier, folder: Path | str, labels: pd.DataFrame, metrics: dict[str, float]) -> Path:
+def export_model(
+    model: Classifier, folder: Path | str, labels: pd.DataFrame | None, metrics: Mapping[str, float]
+) -> Path:
     """Write weights (safetensors), timm's config, labels and a model card.
 
     Adapter, feature statistics and temperature are folded into the weights, and the folder is loaded again and compared
@@ -60,8 +61,8 @@ def export_model(model: Classifier, folder: Path | str, labels: pd.DataFrame, me
 
     Args:
         model: of a run or a session.
-        folder: is made if it does not exist; what an earlier export wrote there is replaced.
-        labels: that it was fitted to, with the columns id and label.
+        folder: to make, see `empty_folder`.
+        labels: that it was fitted to, with the columns id and label; None where they are not known.
         metrics: of its last round; empty where nothing was measured.
 
     Returns:
@@ -73,7 +74,7 @@ def export_model(model: Classifier, folder: Path | str, labels: pd.DataFrame, me
     import timm
     from timm.models import Eva
 
-    config, backbone, folder = model.config.backbone, model.backbone, Path(folder)
+    config, backbone, folder = model.config.backbone, model.backbone, empty_folder(folder)
     name = EMBEDDED_ARCHITECTURE if config.name == EMBEDDED else config.name
     for what, unfit in {
         "a model of stored features": not backbone.depth,
@@ -118,22 +119,38 @@ def export_model(model: Classifier, folder: Path | str, labels: pd.DataFrame, me
         },
     )
     _check_equal(fitted, timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval(), name)
-    write_table(labels, folder / "labels.parquet")
+    told = "not stored with the model"
+    if labels is not None:
+        write_table(labels, folder / "labels.parquet")
+        told = f"{len(labels)} in `labels.parquet`, chosen by {model.config.strategy}"
     shown = [f"{key} {metrics[key]:.3f}" for key in ("accuracy", "balanced_accuracy", "nll") if key in metrics]
     text = CARD.format(
         classes=len(model.class_names),
-        labels=len(labels),
+        labels=told,
         architecture=name,
         blocks=backbone.depth,
         size=config.image_size,
         adapter=model.config.adapter.name,
         backbone=config.name,
-        folder=folder.resolve(),
-        names=", ".join(model.class_names),
-        strategy=model.config.strategy,
+        names=", ".join(f"`{json.dumps(name, ensure_ascii=False)}`" for name in model.class_names),
         metrics=", ".join(shown) or "nothing",
     )
     write_text(folder / "README.md", text)
+    return folder
+
+
+def empty_folder(folder: Path | str) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        ConfigError: there is something in it, which nobody may want to lose.
+        StorageError: it cannot be made.
+    """
+    folder = Path(folder)
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty. Name a folder that is not there yet.")
     return folder
 
 

@@ -104,9 +104,9 @@ def select(
         generator,
         balance=balance,
         subsample=subsample,
-        per_group=per_group,
+        per_group=None if per_group is None else _integer("per_group", per_group),
         groups=None if groups is None else group_numbers(groups),
-        **options,
+        **{key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in options.items()},
     ).numpy()
     return picks if ids is None else np.asarray(ids)[picks]
 

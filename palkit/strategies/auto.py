@@ -27,4 +27,6 @@ def auto(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.
     if len(labelled) < SEARCH * classes or len(labelled.labels.unique()) == classes:
         return picks
     turns = torch.stack([picks, featdist(scores, labelled, batch_size, rng)], 1)
+    if len(labelled) % 2:  # else one that buys image by image would never look
+        turns = turns.flip(1)
     return torch.tensor(list(dict.fromkeys(turns.flatten().tolist()))[:batch_size])

@@ -1,7 +1,8 @@
 """Wrappers that even out the classes, or bound the groups, of a batch, around any strategy."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Annotated
 
 import numpy as np
@@ -52,40 +53,57 @@ def pcb(
     return candidates[torch.tensor(batch)]
 
 
-def group_numbers(groups: Sequence[str] | np.ndarray) -> Tensor:
-    """(N,) int64 number of each name, -1 for "", an image that stands for itself.
+def group_numbers(groups: Iterable[object]) -> Tensor:
+    """(N,) int64 number of each name; -1 for "", None and NaN, images that stand each for itself.
 
-    >>> group_numbers(["ann", "", "bob", "ann"]).tolist()
-    [1, -1, 2, 1]
+    >>> group_numbers(["ann", "", "bob", "ann", None]).tolist()
+    [1, -1, 2, 1, -1]
     """
-    names = np.asarray(groups, dtype=str)
+    # NaN alone is not itself.
+    names = np.array(["" if one is None or one != one else str(one) for one in groups], dtype=object)
     return torch.from_numpy(np.where(names == "", -1, np.unique(names, return_inverse=True)[1]))
 
 
-def spread_over_groups(propose: Propose, groups: Tensor, batch_size: int, per_group: int, most: int) -> Tensor:
+def spread_over_groups(
+    batch: Callable[[Tensor, LabelledSet, int], Tensor],
+    shown: Tensor,
+    labelled: LabelledSet,
+    predicted: Tensor,
+    groups: Tensor,
+    batch_size: int,
+    per_group: int,
+) -> Tensor:
     """(B,) rows of a strategy, no more than so many of a group while there are others.
 
-    The strategy is asked for more and more candidates until enough of them are within the bound; where there are none
-    left, those beyond it follow.
+    What it takes beyond the bound is left out, and it is asked again for as many among the rows of other groups, with
+    those taken as if they were labelled with their predicted class. Where all groups are full the bound rises by one.
 
     Args:
-        propose: the strategy, as a function of the number of candidates wanted.
+        batch: the strategy, as a function of the rows that it may see, the labelled set and the number wanted.
+        shown: (M,) rows of the pool, all labelled ones among them.
+        labelled: as for every strategy.
+        predicted: (N,) class of each row of the pool.
         groups: (N,) int64, below 0 for a row that stands for itself.
-        batch_size: B.
+        batch_size: B, no more than there are unlabelled rows among those shown.
         per_group: at least 1.
-        most: candidates that there are.
     """
-    wanted = batch_size
-    while True:
-        candidates = propose(wanted)
-        counts: dict[int, int] = {}
-        within = torch.ones(len(candidates), dtype=torch.bool)
-        for place, group in enumerate(groups[candidates].tolist()):
-            counts[group] = counts.get(group, 0) + 1
-            within[place] = group < 0 or counts[group] <= per_group
-        if within.sum() >= batch_size or wanted >= most:
-            return torch.cat([candidates[within], candidates[~within]])[:batch_size]
-        wanted = min(2 * wanted, most)
+    taken, counts, bound = torch.empty(0, dtype=torch.int64), Counter[int](), per_group
+    while len(taken) < batch_size:
+        known = LabelledSet(
+            torch.cat([labelled.positions.cpu(), taken]), torch.cat([labelled.labels.cpu(), predicted.cpu()[taken]])
+        )
+        full = torch.tensor([group for group, count in counts.items() if group >= 0 and count >= bound])
+        rows = shown[~torch.isin(groups[shown], full) | torch.isin(shown, known.positions)]
+        left = len(rows) - len(known)
+        if not left:
+            bound += 1
+            continue
+        for row in batch(rows, known, min(batch_size - len(taken), left)).tolist():
+            group = int(groups[row])
+            if group < 0 or counts[group] < bound:
+                counts[group] += 1
+                taken = torch.cat([taken, torch.tensor([row])])
+    return taken
 
 
 BALANCES: dict[str, Callable[..., Tensor]] = {"pcb": pcb}

@@ -162,11 +162,13 @@ def select(
     check("batch_size", batch_size, Count)
     check("subsample", subsample, Count | None)
     check("per_group", per_group, Count | None)
-    if per_group is not None and (groups is None or groups.shape != (len(scores),)):
+    if per_group is not None and groups is None:
         raise ConfigError(
             "per_group: nothing says which images are of one group. Give groups; of a data set they are the column "
             "`group` of its manifest or file of features."
         )
+    if groups is not None and groups.shape != (len(scores),):
+        raise ConfigError(f"groups are {tuple(groups.shape)} for a pool of {len(scores)} rows; give one for each.")
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
@@ -192,28 +194,29 @@ def select(
         scores = replace(scores, stochastic_probs=None)
     if chosen.blind:
         scores = replace(scores, features=View(scores.features))  # which is never read: nothing is copied
-    scores, labelled, options = _arranged(scores, labelled, options, keys, shown)
-    unlabelled = labelled.unlabelled(len(scores))
-    own_options = {key: value for key, value in options.items() if key in own}
 
-    def propose(n: int) -> Tensor:
-        found = chosen.function(scores, labelled, n, rng, **own_options)
-        if not isinstance(found, Tensor):
-            raise PalkitError(f"strategy {name!r} must return a tensor of positions, got {type(found).__name__}.")
-        return found.cpu()
+    def batch(shown: Tensor, labelled: LabelledSet, n: int) -> Tensor:
+        """(n,) picks of the pool among the rows that are shown, all labelled ones of which are."""
+        part, known, given = _arranged(scores, labelled, options, keys, shown)
 
-    def wrapped(n: int) -> Tensor:
+        def propose(n: int) -> Tensor:
+            own_options = {key: value for key, value in given.items() if key in own}
+            found = chosen.function(part, known, n, rng, **own_options)
+            if not isinstance(found, Tensor):
+                raise PalkitError(f"strategy {name!r} must return a tensor of positions, got {type(found).__name__}.")
+            return found.cpu()
+
         if wrapper is None:
-            return propose(n)
-        wrapping_options = {key: value for key, value in options.items() if key in wrapping}
-        return wrapper(propose, scores, labelled, n, rng, **wrapping_options)
+            picks = propose(n)
+        else:
+            wrapping_options = {key: value for key, value in given.items() if key in wrapping}
+            picks = wrapper(propose, part, known, n, rng, **wrapping_options)
+        _check_picks(name, picks, n, known.unlabelled(len(part)))
+        return shown[picks]
 
     if per_group is None or groups is None:
-        picks = wrapped(size)
-    else:
-        picks = spread_over_groups(wrapped, groups.cpu()[shown], size, per_group, len(unlabelled))
-    _check_picks(name, picks, size, unlabelled)
-    return shown[picks]
+        return batch(shown, labelled, size)
+    return spread_over_groups(batch, shown, labelled, scores.predicted, groups.cpu(), size, per_group)
 
 
 def _arranged(

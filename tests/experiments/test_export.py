@@ -114,7 +114,8 @@ def test_a_run_by_command(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     assert f"accuracy {last.metrics['accuracy']:.3f}" in card
     saved = load_model(folder).save(tmp_path / "elsewhere")
     assert main(["export", str(saved), str(tmp_path / "again")]) == 0
-    assert "from 0 labels" in (tmp_path / "again" / "README.md").read_text()
+    assert "Labels: not stored with the model" in (tmp_path / "again" / "README.md").read_text()
+    assert not (tmp_path / "again" / "labels.parquet").exists()
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "out" / "model.safetensors"
     ).read_bytes()
@@ -133,7 +134,34 @@ def test_a_session_by_command(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     names = session.propose(12)["id"].tolist()
     session.label(names, [["0", "1"][number % 2] for number in range(len(names))])
     session.fit()
+    later = session.propose(3)["id"].tolist()
+    session.label(later, ["0"] * len(later))
     assert main(["export", str(tmp_path / "session"), str(tmp_path / "out")]) == 0
     labels = pd.read_parquet(tmp_path / "out" / "labels.parquet")
-    assert set(labels["id"]) == set(names)
+    assert labels["id"].tolist() == names, "what was labelled after the last fit has taught the model nothing"
     assert np.isin(labels["label"], ["0", "1"]).all()
+
+
+def test_names_that_mean_something_in_markdown(tiny: Backbone, tmp_path: Path) -> None:
+    strange = ("a, b", "- x\n---\ny: [", 'quote "')
+    classifier = classifier_of(tiny, {"name": "linear_probe"})
+    classifier.class_names = strange
+    folder = export_model(classifier, tmp_path / "out", LABELS, {})
+    card = (folder / "README.md").read_text()
+    assert r'Classes: `"a, b"`, `"- x\n---\ny: ["`, `"quote \""`.' in card
+    assert str(tmp_path) not in card
+    assert json.loads((folder / "config.json").read_text())["label_names"] == list(strange)
+
+
+@pytest.mark.parametrize("place", ["mine", "file", "file/below"])
+def test_a_folder_with_something_in_it_is_left_alone(
+    tiny: Backbone, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my notes")
+    (tmp_path / "file").write_text("")
+    saved = classifier_of(tiny, {"name": "linear_probe"}).save(tmp_path / "saved")
+    assert main(["export", str(saved), str(tmp_path / place)]) == 1
+    assert (tmp_path / "mine" / "README.md").read_text() == "my notes"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "is not empty" in told if place == "mine" else "cannot be written" in told

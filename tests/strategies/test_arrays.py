@@ -131,8 +131,12 @@ def test_more_of_what_cannot_be_used(changes: dict[str, Any], message: str, arra
 def test_groups_by_name(arrays: dict[str, Any]) -> None:
     """Patients and images that are of none; numbers that mean the same give the same."""
     names = ["ann"] * 20 + [""] * (N - 20)
-    picks = palkit.select("entropy", labelled=LABELLED, batch_size=8, groups=names, per_group=1, **arrays)
+    picks = palkit.select("entropy", labelled=LABELLED, batch_size=8, groups=names, per_group=np.int64(1), **arrays)
     assert sum(row < 20 for row in picks) <= 1
+    for missing in (None, float("nan")):
+        some = [name or missing for name in names]
+        again = palkit.select("entropy", labelled=LABELLED, batch_size=8, groups=some, per_group=1, **arrays)
+        assert again.tolist() == picks.tolist()
     others = palkit.select(
         "entropy", labelled=LABELLED, batch_size=8, groups=["b" if one else "" for one in names], per_group=1, **arrays
     )
