@@ -165,7 +165,13 @@ def _build(kind: type, values: Mapping[Any, Any], prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in kinds:
-            raise unknown_name("config field", f"{prefix}{name}", [prefix + one for one in kinds])
+            dotted = [
+                f"{one}.{field.name}"
+                for one, part in kinds.items()
+                if dataclasses.is_dataclass(part)
+                for field in dataclasses.fields(part)
+            ]
+            raise unknown_name("config field", f"{prefix}{name}", [prefix + one for one in kinds], dotted)
         part = kinds[name]
         if isinstance(part, type) and dataclasses.is_dataclass(part):
             if isinstance(value, str) and hasattr(part, "name"):

@@ -103,19 +103,20 @@ def _other_script(name: str, other: str) -> str:
     return f"the letter {first}, which is {second} there"
 
 
-def unknown_name(kind: str, name: object, valid: Iterable[str]) -> ConfigError:
+def unknown_name(kind: str, name: object, valid: Iterable[str], further: Iterable[str] = ()) -> ConfigError:
     """Error for a name that is not registered, listing the valid ones and the nearest.
 
     Args:
         kind: what is named, e.g. `"strategy"`.
         name: the value given.
         valid: the names that exist.
+        further: more of them, which may have been meant and are too many to list.
     """
     names = sorted(valid)
     given = name if isinstance(name, str) else brief(name)
     hidden = ((other, hidden_difference(given, other)) for other in names)
     twin, difference = next(((other, why) for other, why in hidden if why), ("", ""))
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    near = get_close_matches(given, [*names, *further], n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     if twin:
         hint = f" It differs from {twin!r} in {difference}."

@@ -59,6 +59,7 @@ def test_defaults_are_the_papers() -> None:
         "bait": {"regulariser": 1.0, "max_size": 4096, "max_rank": 10},
         "batchbald": {"samples": 1000},
         "cluster_margin": {"factor": 10, "clusters": None},
+        "epig": {"target": None, "targets": 100},
         "falcun": {"exponent": 10.0},
         "featdist": {"reference": "nearest", "space": "logits", "unseen_share": 0.0},
         "maxherding": {"bandwidth": 1.0, "max_rows": 35_000},
@@ -77,6 +78,7 @@ def test_defaults_are_the_papers() -> None:
         "bald": half,
         "power_bald": half,
         "batchbald": half,
+        "epig": half,
         "dropquery": Dropout(passes=3, rate=0.75),
     }
 
