@@ -238,8 +238,6 @@ class Learner:
             Keys.of(here.pool.ids[rows], here.pool.class_names).under(config.seed)
             for rows in (self.pool_rows, eval_rows)
         )
-        groups = here.pool.groups
-        self.groups = None if groups is None else group_numbers(groups[self.pool_rows])
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
         strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
@@ -300,6 +298,7 @@ class Learner:
         bought = torch.from_numpy(positions)
         labels = self.pool_labels[bought]
         given = dict(self.truth_for(strategy) if options is None else options)
+        bound = given.pop("per_group", self.options.get("per_group"))  # of the first batch, too
         picks = select(
             strategy,
             scores,
@@ -307,11 +306,19 @@ class Learner:
             batch_size,
             self._generator(purpose, number),
             balance=balance,
-            per_group=given.pop("per_group", self.options.get("per_group")),  # of the first batch, too
-            groups=self.groups if self.groups is None or rows is None else self.groups[rows],
+            per_group=bound,
+            groups=None if bound is None else self._groups(rows),
             **given,
         )
         return (picks if rows is None else rows[picks]).numpy()
+
+    def _groups(self, rows: Tensor | None) -> Tensor | None:
+        """Numbers of the groups of some pool positions, or of all; None if the data set has none."""
+        groups = self.here.pool.groups
+        if groups is None:
+            return None
+        numbers = group_numbers(groups[self.pool_rows])
+        return numbers if rows is None else numbers[rows]
 
     def relabel(self, pool: ImagePool) -> None:
         """Go on with other labels of the same images, or other classes."""
@@ -360,9 +367,9 @@ class Learner:
         drawn = self.names.rows.argsort()
         drawn = drawn[~torch.isin(drawn, labelled)][: max(MOST_PSEUDO - len(labelled), 0)]
         rows = View(self.frozen, torch.cat([labelled, drawn]))
-        return pseudo_labels(
-            rows, torch.arange(len(labelled)), self.pool_labels[labelled], len(self.here.pool.class_names)
-        )
+        classes = len(self.here.pool.class_names)
+        found = pseudo_labels(rows, torch.arange(len(labelled)), self.pool_labels[labelled], classes)
+        return found._replace(weights=self.config.training.pseudo_labels * found.weights)
 
     def _attach(self) -> AdaptedModel:
         device = self.here.backbone.device

@@ -198,7 +198,6 @@ def _solve_head(
         weights.cpu(),
         config.head_decay,
         pseudo,
-        config.pseudo_labels,
     )
     with torch.no_grad():
         model.head.weight.copy_(solution[0])

@@ -87,11 +87,12 @@ def spread_over_groups(
         batch_size: B, no more than there are unlabelled rows among those shown.
         per_group: at least 1.
     """
-    taken, counts, bound = torch.empty(0, dtype=torch.int64), Counter[int](), per_group
+    positions, labels, predicted = labelled.positions.cpu(), labelled.labels.cpu(), predicted.cpu()
+    taken: list[int] = []
+    counts, bound = Counter[int](), per_group
     while len(taken) < batch_size:
-        known = LabelledSet(
-            torch.cat([labelled.positions.cpu(), taken]), torch.cat([labelled.labels.cpu(), predicted.cpu()[taken]])
-        )
+        fresh = torch.tensor(taken, dtype=torch.int64)
+        known = LabelledSet(torch.cat([positions, fresh]), torch.cat([labels, predicted[fresh]]))
         full = torch.tensor([group for group, count in counts.items() if group >= 0 and count >= bound])
         rows = shown[~torch.isin(groups[shown], full) | torch.isin(shown, known.positions)]
         left = len(rows) - len(known)
@@ -102,8 +103,8 @@ def spread_over_groups(
             group = int(groups[row])
             if group < 0 or counts[group] < bound:
                 counts[group] += 1
-                taken = torch.cat([taken, torch.tensor([row])])
-    return taken
+                taken.append(row)
+    return torch.tensor(taken)
 
 
 BALANCES: dict[str, Callable[..., Tensor]] = {"pcb": pcb}

@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from palkit.errors import DataNotice
 from palkit.strategies.calibration import fit_temperature
-from palkit.strategies.heads import logistic
+from palkit.strategies.heads import even_rows, logistic
 from palkit.strategies.kernels import View, chunks, nearest, per_row, square_gaps, unit_length
 from palkit.strategies.kmeans import kmeans
 from palkit.strategies.options import Count, Inside, Positive
@@ -208,13 +208,10 @@ def held_out_temperature(scores: PoolScores, labelled: LabelledSet, rng: torch.G
     if not 0 < size < len(labelled):
         return 1.0
 
-    def rows(positions: Tensor) -> Tensor:
-        """(n, D) float64 rows of norm sqrt(D), which suits the penalty."""
-        return View(scores.features, positions, unit_length)[:].double().cpu() * scores.features.shape[1] ** 0.5
-
     free = labelled.unlabelled(len(scores))[:LEAD_ROWS]
-    axes = torch.linalg.qr(rows(labelled.positions).T).Q  # the weights lie in the span of the labelled rows
-    others, own = rows(free) @ axes, rows(labelled.positions) @ axes
+    others, own = (even_rows(scores.features, positions)[:].cpu() for positions in (free, labelled.positions))
+    axes = torch.linalg.qr(own.T).Q  # the weights lie in the span of the labelled rows
+    others, own = others @ axes, own @ axes
     labels = labelled.labels.cpu()
     targets = one_hot(labels, scores.probs.shape[1])
     pool_lead = lead(View(scores.probs, free)[:].double().cpu().log().clamp(min=-100))

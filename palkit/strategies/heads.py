@@ -54,13 +54,19 @@ def logistic(features: Tensor, targets: Tensor, weights: Tensor, decay: float) -
     return solution[:, :-1], solution[:, -1]
 
 
+def even_rows(features: Rows, positions: Tensor | None = None) -> View:
+    """(n, D) float64 rows of norm sqrt(D), which suits the penalty of `logistic`, of any features (N, D)."""
+    scale = features.shape[1] ** 0.5
+    return View(features, positions, lambda some: unit_length(some).double() * scale)
+
+
 class PseudoLabels(NamedTuple):
     """What the labels say of other images of the pool.
 
     Attributes:
         features: (M, D) of these, standardised.
         targets: (M, C) float64, rows sum to 1.
-        weights: (M,) float64, sum to 1.
+        weights: (M,) float64, of which 1 is that of all labelled images.
     """
 
     features: Tensor
@@ -73,7 +79,7 @@ def pseudo_labels(features: Rows, positions: Tensor, labels: Tensor, classes: in
 
     Each row is joined to its NEIGHBOURS nearest by the cube of their cosine; labels then flow along the edges, scaled
     by the degrees of both ends (Zhou et al., Learning with Local and Global Consistency, NeurIPS 2003). A row weighs
-    as much as its likeliest class is likely.
+    as much as its likeliest class is likely, all together 1.
 
     Args:
         features: (N, D) standardised.
@@ -115,7 +121,6 @@ def logistic_on_views(
     weights: Tensor,
     decay: float,
     pseudo: PseudoLabels | None = None,
-    share_of_pseudo: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Logistic regression on augmented views and the images as they are, each half of the weight.
 
@@ -129,7 +134,6 @@ def logistic_on_views(
         weights: (L,) of the images.
         decay: at one label; it falls with the square root of their number.
         pseudo: other images of the pool; None for none.
-        share_of_pseudo: their weight, over that of the labelled images.
 
     Returns:
         As `logistic`.
@@ -141,6 +145,6 @@ def logistic_on_views(
     count = len(views) + (plain is not None)
     decay, targets = decay / len(targets) ** 0.5, targets.repeat(count, 1).double()
     if pseudo is not None and len(pseudo.features):
-        share = torch.cat([share / share.sum(), share_of_pseudo * pseudo.weights])
+        share = torch.cat([share / share.sum(), pseudo.weights])
         rows, targets = torch.cat([rows, pseudo.features.cpu()]), torch.cat([targets, pseudo.targets])
     return logistic(rows, targets, share, decay)

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from palkit.errors import ConfigError
-from palkit.strategies.heads import logistic
-from palkit.strategies.kernels import View, per_row, unit_length
+from palkit.strategies.heads import even_rows, logistic
+from palkit.strategies.kernels import per_row
 from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import LabelledSet, PoolScores, are_classes
 
@@ -54,8 +54,7 @@ def best_batch_oracle(
         labels: as of `class_balanced_oracle`.
     """
     truth, classes = _truth("best_batch_oracle", labels, scores), scores.probs.shape[1]
-    scale = scores.features.shape[1] ** 0.5  # which suits the penalty
-    rows = View(scores.features, change=lambda some: unit_length(some) * scale)
+    rows = even_rows(scores.features)
 
     def found(batch: Tensor) -> float:
         known = torch.cat([labelled.positions.cpu(), batch])

@@ -26,7 +26,14 @@ def direct(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torc
     free = torch.ones(number, dtype=torch.bool)
     free[known] = False
     few = torch.bincount(labels, minlength=classes).argsort(stable=True).tolist()
-    queues = [iter(_from_threshold(scores.probs, c, known, labels)) for c in few]
+    best = scores.probs.topk(min(2, classes))
+
+    def lead(one: int) -> Tensor:
+        """(N,) by how much a class is preferred to the best of the others, or to nothing if it is the only one."""
+        others = torch.where(best.indices[:, 0] == one, best.values[:, 1:].sum(1), best.values[:, 0])
+        return scores.probs[:, one] - others
+
+    queues = [iter(_from_threshold(lead(c), labels == c, known)) for c in few]
     picks: list[int] = []
     while len(picks) < batch_size:
         for queue in queues[: batch_size - len(picks)]:
@@ -35,15 +42,19 @@ def direct(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torc
     return torch.tensor(picks)
 
 
-def _from_threshold(probs: Tensor, one: int, known: Tensor, labels: Tensor) -> list[int]:
-    """Rows (N,) in the order of their distance in rank from the threshold of a class."""
-    others = probs.clone()
-    others[:, one] = 0
-    order = settled(probs[:, one] - others.amax(1)).sort(descending=True, stable=True).indices.cpu()
+def _from_threshold(lead: Tensor, own: Tensor, known: Tensor) -> list[int]:
+    """Rows in the order of their distance in rank from the threshold of a class.
+
+    Args:
+        lead: (N,) of the class.
+        own: (L,) bool, whether each label is of it.
+        known: (L,) labelled positions.
+    """
+    order = settled(lead).sort(descending=True, stable=True).indices.cpu()
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     excess = torch.zeros(len(order) + 1, dtype=torch.int64)  # labelled rows of the class above a cut, less the others
-    excess[rank[known] + 1] = 2 * (labels == one).long() - 1
+    excess[rank[known] + 1] = 2 * own.long() - 1
     cut = int(excess.cumsum(0).argmax())
     away = torch.arange(len(order)) - cut
     return order[torch.where(away < 0, -2 * away - 1, 2 * away).argsort()].tolist()

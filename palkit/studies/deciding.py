@@ -107,9 +107,7 @@ def untargeted_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) ->
     )
 
 
-def regrets(
-    rounds: pd.DataFrame, metric: str = "accuracy", baseline: str = "random", auto: str = "auto"
-) -> pd.DataFrame:
+def regrets(rounds: pd.DataFrame, metric: str = "accuracy", baseline: str = "random") -> pd.DataFrame:
     """What every strategy gains over random choice on each data set, and what it falls short of the best single one.
 
     The best of several noisy means looks better than it is: the best single strategy of a seed is the one of the

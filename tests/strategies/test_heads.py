@@ -195,7 +195,7 @@ def test_pseudo_labels_of_a_pool_of_few(size: int) -> None:
     assert len(found.features) == 0
     views, targets = features[None], torch.eye(2)[torch.zeros(size, dtype=torch.int64)]
     for one, other in zip(
-        heads.logistic_on_views(views, None, targets, torch.ones(size), 1.0, found, 0.5),
+        heads.logistic_on_views(views, None, targets, torch.ones(size), 1.0, found),
         heads.logistic_on_views(views, None, targets, torch.ones(size), 1.0),
         strict=True,
     ):
@@ -206,7 +206,7 @@ def test_pseudo_labels_count_as_much_as_they_are_to() -> None:
     """An image with a sure pseudo-label of weight 1 is worth what the only labelled one is."""
     features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.eye(2)
     pseudo = heads.PseudoLabels(features[1:], labels[1:].double(), torch.ones(1).double())
-    found = heads.logistic_on_views(features[None, :1], None, labels[:1], torch.ones(1), 1.0, pseudo, 1.0)
+    found = heads.logistic_on_views(features[None, :1], None, labels[:1], torch.ones(1), 1.0, pseudo)
     expected = heads.logistic(features, labels, torch.ones(2), 1.0)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
