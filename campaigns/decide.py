@@ -13,7 +13,7 @@ tests. Rules without a target are compared with the run's best round.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import joblib
@@ -22,27 +22,18 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from palkit.experiments.results import FIGURES
-from palkit.experiments.sweep import load_sweep, plan
-from palkit.labelling.extrapolation import forecast
-from palkit.labelling.session_tests import wanted_tests
-from palkit.labelling.stopping import (
-    accuracy_at_least,
-    accuracy_flat,
-    little_to_gain,
-    predictions_settled,
-    sure_enough,
-)
+from palkit.experiments.sweep import Stop, load_sweep, plan
+from palkit.labelling.stopping import accuracy_flat, predictions_settled, sure_enough
 from palkit.labelling.testing import (
     Draws,
     Measured,
-    draw_tests,
-    error_terms,
     measured_accuracy,
     measured_calibration,
     measured_recalls,
 )
 from palkit.storage.formats import write_table
 from palkit.strategies.ties import keys_of
+from palkit.studies.deciding import Predictions, drawn, rules_of, stop_row, tests_of
 
 ROUNDS = (0, 4, 17)  # whose models are tested
 LABELS = (25, 50, 100, 200)
@@ -50,59 +41,29 @@ DRAWS = 8  # repetitions
 BANDS = (0, 0.6, 0.8, 0.9, 1)
 TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 SHARES = (0.5, 0.75)
-BATCH = 25  # test labels between two looks
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Predictions of all rounds of a run on its test images.
+    """A run of the sweep.
 
     Attributes:
-        dataset, strategy, seed: of the run.
-        labels: (R,) of each round.
-        confidence: (R, N).
-        predicted: (R, N).
-        truth: (N,).
+        dataset, strategy: of it.
+        run: predictions of all its rounds.
     """
 
     dataset: str
     strategy: str
-    seed: int
-    labels: NDArray
-    confidence: NDArray
-    predicted: NDArray
-    truth: NDArray
-
-    @property
-    def wrong(self) -> NDArray:
-        """(R, N) whether each prediction is."""
-        return self.predicted != self.truth
+    run: Predictions
 
 
 def stored_runs() -> Iterator[Stored]:
     """All complete runs."""
     for task in plan(load_sweep("decide")):
         if task.is_complete and task.config is not None:
-            table = task.directory.predictions(18)
-            rounds = [part for _, part in pd.concat(table).groupby("round")]
-            yield Stored(
-                str(task.config.dataset),
-                task.config.strategy,
-                task.config.seed,
-                task.directory.table()["labels"].to_numpy(),
-                np.stack([part["confidence"] for part in rounds]).astype(float),
-                np.stack([part["predicted"] for part in rounds]),
-                rounds[0]["label"].to_numpy(),
-            )
-
-
-def drawn(confidence: NDArray, wrong: NDArray, before: Draws, number: int, seed: int) -> Draws:
-    """So many draws in all, with a look every few."""
-    keys = keys_of(map(str, range(len(confidence))))
-    while len(before) < number:
-        more = min(BATCH, number - len(before))
-        before = draw_tests(confidence, before, wrong[before.positions], more, keys, seed)
-    return before
+            run = Predictions.of(task)
+            keys = keys_of(map(str, range(len(run.truth))))  # not the images' names: so the committed ones were drawn
+            yield Stored(str(task.config.dataset), task.config.strategy, replace(run, keys=keys))
 
 
 def wilson(right: NDArray, images: int) -> Measured:
@@ -113,8 +74,9 @@ def wilson(right: NDArray, images: int) -> Measured:
     return Measured(share, *((share + reach / 2 + side * half) / (1 + reach) for side in (-1, 1)), number)
 
 
-def tested(run: Stored) -> list[dict]:
+def tested(stored: Stored) -> list[dict]:
     """One row per model, number of labels and way."""
+    run = stored.run
     rows, images, classes = [], len(run.truth), int(max(run.truth.max(), run.predicted.max())) + 1
     for number in ROUNDS:
         confidence, wrong = run.confidence[number], run.wrong[number]
@@ -130,7 +92,7 @@ def tested(run: Stored) -> list[dict]:
                 continue
             for repetition in range(DRAWS):
                 seed = run.seed * 1000 + number * 100 + repetition
-                draws = drawn(confidence, wrong, Draws(), labels, seed)
+                draws = drawn(run, number, Draws(), labels, seed)
                 at = draws.positions
                 even = np.random.default_rng(seed).permutation(images)[:labels]
                 chances = 1 / (images - np.arange(labels))
@@ -138,7 +100,7 @@ def tested(run: Stored) -> list[dict]:
                 each = measured_recalls(draws, images, run.truth[at], run.predicted[number][at], classes)
                 error = measured_calibration(confidence, draws, wrong[at])
                 row = {
-                    "dataset": run.dataset, "labels": labels, "accuracy": accuracy, "images": images,
+                    "dataset": stored.dataset, "labels": labels, "accuracy": accuracy, "images": images,
                     # Of classes with labels: others have intervals from 0 to 1.
                     "recalls_hold": np.mean([one.low <= recall <= one.high for one, recall in
                                              zip(each, recalls, strict=True) if one.labels]),
@@ -155,55 +117,25 @@ def tested(run: Stored) -> list[dict]:
     return rows
 
 
-def first(reached: list[bool]) -> int | None:
-    """The first round in which something is so."""
-    return reached.index(True) if True in reached else None
-
-
-def stopped(run: Stored) -> list[dict]:
+def stopped(stored: Stored) -> list[dict]:
     """One row per rule."""
-    rows, accuracy = [], 1 - run.wrong.mean(axis=1)
-    common = {"dataset": run.dataset, "strategy": run.strategy, "seed": run.seed, "best": accuracy.max()}
-
-    def add(rule: str, reached: list[bool], tests: list[int], target: float | None = None) -> None:
-        at, needed = first(reached), first([value >= target for value in accuracy] if target else [False])
-        rows.append(
-            common
-            | {"rule": rule, "target": target, "stopped": at is not None}
-            | {"needed": None if needed is None else run.labels[needed]}
-            | {"labels": None if at is None else run.labels[at], "tests": None if at is None else tests[at]}
-            | {"accuracy": None if at is None else accuracy[at]}
-        )
-
+    run, none, known = stored.run, [0] * len(stored.run.labels), range(1, len(stored.run.labels) + 1)
+    rules: list[tuple[str, float | None, list[bool], list[int]]] = []
     for share in SHARES:
-        draws, least, estimates, tests = Draws(), [], [], []
-        for number, labels in enumerate(run.labels):
-            wanted = min(wanted_tests(share, int(labels)), len(run.truth))
-            wrong = run.wrong[number]
-            draws = drawn(run.confidence[number], wrong, draws, wanted, run.seed)
-            least.append(accuracy_at_least(error_terms(run.confidence[number], draws, wrong[draws.positions]), number))
-            estimates.append(measured_accuracy(run.confidence[number], draws, wrong[draws.positions]).value)
-            tests.append(wanted)
-        for target in TARGETS:
-            add(f"guarantee, {share:.0%} tests", [value >= target for value in least], tests, target)
-            add(f"estimate, {share:.0%} tests", [value >= target for value in estimates], tests, target)
-        if share == SHARES[0]:
-            ahead = [
-                little_to_gain(
-                    forecast(run.labels[:known], estimates[:known], tests[:known], [run.labels[known - 1] + 20]), 0.01
-                )
-                for known in range(1, len(run.labels) + 1)
-            ]
-            add("next round gains 1 point at most", ahead, tests)
-            flat = [accuracy_flat(estimates[:known], epsilon=0.005) for known in range(1, len(run.labels) + 1)]
-            add("three estimates within half a point", flat, tests)
-    none = [0] * len(run.labels)
+        for rule, target, reached, tests in rules_of(run, Stop(TARGETS, 0.01 if share == SHARES[0] else None, share)):
+            name = "next round gains 1 point at most" if target is None else f"{rule}, {share:.0%} tests"
+            rules.append((name, target, reached, tests))
+    _, estimates, tests = tests_of(run, SHARES[0])
+    flat = [accuracy_flat(estimates[:number], epsilon=0.005) for number in known]
+    rules.append(("three estimates within half a point", None, flat, tests))
     for kappa in (0.99, 0.95):
-        settled = [predictions_settled(run.predicted[:known], kappa) for known in range(1, len(run.labels) + 1)]
-        add(f"kappa {kappa}", settled, none)
+        settled = [predictions_settled(list(run.predicted[:number]), kappa) for number in known]
+        rules.append((f"kappa {kappa}", None, settled, none))
     for threshold in (0.05, 0.2):
-        add(f"mean uncertainty below {threshold}", [sure_enough(1 - one, threshold) for one in run.confidence], none)
-    return rows
+        sure = [sure_enough(1 - one, threshold) for one in run.confidence]
+        rules.append((f"mean uncertainty below {threshold}", None, sure, none))
+    which = {"dataset": stored.dataset, "strategy": stored.strategy, "seed": run.seed}
+    return [which | stop_row(run, *rule) for rule in rules]
 
 
 def main(folder: Path) -> None:

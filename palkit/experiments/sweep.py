@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,22 +18,45 @@ from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, bri
 from palkit.experiments.experiment import resolve
 from palkit.experiments.runs import RunDirectory
 from palkit.experiments.setting import looked_at_once
-from palkit.storage.checks import checked
+from palkit.storage.checks import Checked, checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
 from palkit.storage.plugins import load_plugins
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
+Probability = Annotated[float, Field(gt=0, lt=1)]
 KEYS = {
     "base": dict[str, Any],
     "grid": dict[str, Annotated[list[Any], Field(min_length=1)]],
     "variants": dict[Any, dict[str, Any] | None],
     "exclude": list[Annotated[dict[str, Any], Field(min_length=1)]],
+    "stop": dict[str, Any],
 }
 NAME_MAX = 60  # characters of a sweep's name in that of its folder: a name may have 255 bytes
 VARIANT = "variant"  # its name, where points are left out
 RUNS = 100_000  # of a sweep: a list of them is made before the first one begins
+
+
+@dataclass(frozen=True)
+class Stop(Checked):
+    """When the labelling that a run simulates may stop; the run itself goes on, so that rules can be judged by it.
+
+    Attributes:
+        accuracy: of which it is to be guaranteed that the model has at least so much.
+        gain: share that another round must be able to bring, or none is worth its labels.
+        tests: share of all labels that go to test images.
+    """
+
+    part: ClassVar[str] = "stop."
+    accuracy: tuple[Probability, ...] = ()
+    gain: Probability | None = None
+    tests: Probability = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.accuracy and self.gain is None:
+            raise ConfigError("stop: give accuracy, a list of targets, or gain, or both.")
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,7 @@ class Sweep:
         variants: name -> config values; the sweep is every variant with every point of the grid.
         file: that it was read from; None for a sweep made in Python.
         exclude: points of the grid to leave out: keys of it, or `variant`, with a value, or a list of values, each.
+        stop: rules that its study tries on every run, see `palkit.studies.deciding.stops_of`.
     """
 
     name: str
@@ -55,6 +79,7 @@ class Sweep:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     file: Path | None = None
     exclude: tuple[Mapping[str, Any], ...] = ()
+    stop: Stop | None = None
 
     @property
     def is_profile(self) -> bool:
@@ -151,7 +176,7 @@ def load_sweep(name: str | Path) -> Sweep:
         if key not in KEYS:
             raise unknown_name(f"key in {path.name}", key, KEYS)
     given = {key: hint() if content.get(key) is None else content[key] for key, hint in KEYS.items()}
-    base, grid, variants, exclude = (checked(f"{path}: {key}", given[key], hint) for key, hint in KEYS.items())
+    base, grid, variants, exclude, stop = (checked(f"{path}: {key}", given[key], hint) for key, hint in KEYS.items())
     variants = {str(name): values or {} for name, values in variants.items()}
     excludable = {VARIANT: [*variants], **grid}
     for key, values in (item for point in exclude for item in point.items()):
@@ -165,7 +190,10 @@ def load_sweep(name: str | Path) -> Sweep:
     runs = math.prod(map(len, grid.values())) * max(1, len(variants))
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
-    return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude))
+    for key in stop:
+        if key not in Stop.__dataclass_fields__:
+            raise unknown_name(f"key of stop in {path.name}", key, Stop.__dataclass_fields__)
+    return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude), Stop(**stop) if stop else None)
 
 
 @dataclass(frozen=True)

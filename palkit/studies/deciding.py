@@ -1,17 +1,28 @@
 """What active testing saves, how rules for stopping did, and what it costs not to know the best strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
 
 from palkit.errors import ConfigError
+from palkit.experiments.setting import looked_at_once, pool_of
+from palkit.experiments.sweep import Stop, Sweep, Task, plan
+from palkit.labelling.extrapolation import forecast
+from palkit.labelling.session_tests import wanted_tests
+from palkit.labelling.stopping import accuracy_at_least, little_to_gain
+from palkit.labelling.testing import Draws, draw_tests, error_terms, measured_accuracy
 from palkit.strategies import get_strategy
+from palkit.strategies.ties import keys_of
 from palkit.studies.statistics.intervals import with_ends
 from palkit.studies.statistics.ranks import block_areas
 from palkit.studies.statistics.tables import sign_of
 
 SHARES = ("holds", "width", "recalls_hold", "calibration_holds")
+BATCH = 25  # test labels between two looks
 
 
 def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -138,3 +149,153 @@ def regrets(rounds: pd.DataFrame, metric: str = "accuracy", baseline: str = "ran
             rows.append({"dataset": dataset, "strategy": name, **ends, "best": runs[single].mean().idxmax()})
             rows[-1]["n_seeds"] = len(runs)
     return pd.DataFrame(rows).set_index(["dataset", "strategy"])
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of all R rounds of a run for its N evaluation images.
+
+    Attributes:
+        seed: of the run.
+        labels: (R,) of each round.
+        confidence: (R, N).
+        predicted: (R, N) class codes.
+        truth: (N,) class codes.
+        keys: (N,) int64 of the images' names, see `palkit.strategies.ties`.
+    """
+
+    seed: int
+    labels: NDArray
+    confidence: NDArray
+    predicted: NDArray
+    truth: NDArray
+    keys: Tensor
+
+    @property
+    def wrong(self) -> NDArray:
+        """(R, N) whether each prediction is."""
+        return self.predicted != self.truth
+
+    @classmethod
+    def of(cls, task: Task) -> "Predictions":
+        """Those of a complete run of a sweep."""
+        config, labels = task.config, task.directory.table()["labels"].to_numpy()
+        assert config is not None, "complete"
+        tables, pool = task.directory.predictions(len(labels)), pool_of(config)
+        confidence, predicted = (np.stack([table[name] for table in tables]) for name in ("confidence", "predicted"))
+        keys = keys_of(pool.ids[pool.rows(config.evaluate_on)])
+        return cls(config.seed, labels, confidence.astype(float), predicted, tables[0]["label"].to_numpy(), keys)
+
+
+def drawn(run: Predictions, number: int, before: Draws, labels: int, seed: int) -> Draws:
+    """So many test labels in all, drawn for the model of a round, with a look every few.
+
+    Args:
+        run: whose evaluation images are drawn.
+        number: of the round, from 0.
+        before: drawn for earlier models.
+        labels: wanted in all.
+        seed: of the draws.
+    """
+    while len(before) < labels:
+        more = min(BATCH, labels - len(before))
+        wrong = run.wrong[number][before.positions]
+        before = draw_tests(run.confidence[number], before, wrong, more, run.keys, seed)
+    return before
+
+
+def tests_of(run: Predictions, share: float) -> tuple[list[float], list[float], list[int]]:
+    """What few test labels say of the model of every round, in a session that spends some share of its labels on them.
+
+    Args:
+        run: on whose evaluation images the models are tested.
+        share: of all labels.
+
+    Returns:
+        (R,) accuracies that are guaranteed, see `palkit.labelling.stopping.accuracy_at_least`; (R,) estimates of the
+        accuracy; (R,) test labels spent.
+    """
+    draws, least, estimates, tests = Draws(), [], [], []
+    for number, labels in enumerate(run.labels):
+        confidence, wrong = run.confidence[number], run.wrong[number]
+        tests.append(min(wanted_tests(share, int(labels)), len(run.truth)))
+        draws = drawn(run, number, draws, tests[-1], run.seed)
+        least.append(accuracy_at_least(error_terms(confidence, draws, wrong[draws.positions]), number))
+        estimates.append(measured_accuracy(confidence, draws, wrong[draws.positions]).value)
+    return least, estimates, tests
+
+
+def rules_of(run: Predictions, stop: Stop) -> Iterator[tuple[str, float | None, list[bool], list[int]]]:
+    """Every rule with its target, and of every round whether it says stop, and the test labels spent by then.
+
+    Args:
+        run: whose models are tested.
+        stop: what is wanted. The rules are the guarantee, the estimate alone, which promises nothing, and what the next
+            round may gain by the forecast.
+    """
+    least, estimates, tests = tests_of(run, stop.tests)
+    for target in stop.accuracy:
+        yield "guarantee", target, [value >= target for value in least], tests
+        yield "estimate", target, [value >= target for value in estimates], tests
+    if stop.gain is not None:
+        batch = int(run.labels[-1] - run.labels[-2]) if len(run.labels) > 1 else 1
+        ahead = [
+            forecast(run.labels[:known], estimates[:known], tests[:known], [run.labels[known - 1] + batch])
+            for known in range(1, len(run.labels) + 1)
+        ]
+        yield "gain", None, [little_to_gain(one, stop.gain) for one in ahead], tests
+
+
+def stop_row(
+    run: Predictions, rule: str, target: float | None, reached: Sequence[bool], tests: Sequence[int]
+) -> dict[str, object]:
+    """A rule's first stop as a row for `stopping_summary`.
+
+    Args:
+        run: which it is about.
+        rule: its name.
+        target: accuracy that is wanted; None for a rule without one.
+        reached: (R,) whether the rule says stop.
+        tests: (R,) test labels spent.
+
+    Returns:
+        `rule`, `target`, `best` (accuracy of the best round), `needed` (training labels at which the accuracy first is
+        what is wanted), `stopped`, and of the stop `labels` (to train on), `tests` and `accuracy`; None for what there
+        is not.
+    """
+    accuracy = 1 - run.wrong.mean(axis=1)
+    at = list(reached).index(True) if True in reached else None
+    enough = np.flatnonzero(accuracy >= (np.inf if target is None else target))
+    stopped = (None, None, None) if at is None else (run.labels[at], tests[at], accuracy[at])
+    return {
+        "rule": rule,
+        "target": target,
+        "best": accuracy.max(),
+        "needed": run.labels[enough[0]] if len(enough) else None,
+        "stopped": at is not None,
+        **dict(zip(("labels", "tests", "accuracy"), stopped, strict=True)),
+    }
+
+
+@looked_at_once()
+def stops_of(sweep: Sweep, device: str | None = None) -> pd.DataFrame:
+    """When the labelling of every complete run of a sweep would have stopped, by the rules under `stop:` in its file.
+
+    Args:
+        sweep: with rules.
+        device: that its runs were computed on.
+
+    Returns:
+        A row per run, rule and target: `run`, and what `stop_row` says.
+
+    Raises:
+        ConfigError: the sweep has no rules.
+    """
+    if sweep.stop is None:
+        raise ConfigError(f"the sweep {sweep.name} has no `stop:`, such as {{accuracy: [0.8, 0.9]}}.")
+    rows = []
+    for task in plan(sweep, device):
+        if task.is_complete:
+            run = Predictions.of(task)
+            rows += [{"run": task.directory.run} | stop_row(run, *rule) for rule in rules_of(run, sweep.stop)]
+    return pd.DataFrame(rows)

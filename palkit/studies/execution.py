@@ -20,10 +20,12 @@ from palkit.experiments.notebooks import execute_notebook
 from palkit.experiments.results import FIGURES, MISSING, RUNS, read_missing, reference_folder, write_results
 from palkit.experiments.sweep import SWEEPS, Sweep, load_sweep, plan
 from palkit.storage.files import REPOSITORY, sha256, write_text
+from palkit.storage.formats import write_table
 from palkit.strategies import STRATEGIES
+from palkit.studies.deciding import stops_of
 from palkit.studies.report import write_report
 from palkit.studies.reproduce import TABLE, Reproduction, compare
-from palkit.studies.study import copied, drawings
+from palkit.studies.study import STOPS, copied, drawings
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 KEPT = (".parquet", ".csv", ".tex", ".png", ".svg")  # of a study, in the reference
@@ -55,10 +57,14 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
     sweep = load_sweep(name)
     styles = sorted((name, one.style) for name, one in STRATEGIES.items() if one.style is not None)
     results = write_results(sweep, device) / "rounds.parquet"
+    results.with_name(STOPS).unlink(missing_ok=True)
+    if sweep.stop is not None:
+        write_table(stops_of(sweep, device), results.with_name(STOPS))
     for stem, values in _parameters(sweep, device).items():
         source, target = NOTEBOOKS / f"{stem}.ipynb", sweep.studies / f"{stem}.ipynb"
         stamp = target.with_suffix(".json")
-        seen = _state((source, results, results.with_name(MISSING), sweep.conclusion), {**values, "styles": styles})
+        tables = (results, results.with_name(MISSING), results.with_name(STOPS))
+        seen = _state((source, *tables, sweep.conclusion), {**values, "styles": styles})
         # With the executed copy's own checksum: a damaged one is executed again.
         if stamp.exists() and target.exists() and stamp.read_text(errors="replace") == seen + sha256(target):
             yield Executed(target)

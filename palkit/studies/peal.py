@@ -255,7 +255,7 @@ def _compare(
     groups = {name: group.to_numpy() for name, group in differences.groupby(level="dataset")}
     alone = [str(name) for name, sample in groups.items() if len(sample) < 2]
     samples = [sample for sample in groups.values() if len(sample) > 1]
-    left_out = f" Left out for runs that are missing: {_listed(lacking)}." if lacking else ""
+    left_out = f" Not compared, since one side has no such runs: {_listed(lacking)}." if lacking else ""
     left_out += f" Left out, a single seed gives no interval: {', '.join(alone)}." if alone else ""
     if not samples:
         return Remark(f"No data set has two seeds, so there is no interval.{left_out}", NOT_TESTABLE)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 FILE_MAX = 60  # characters of a figure's name that say what it shows
-
+STOPS = "stopping.parquet"  # in the folder of the results, if the sweep has rules to stop by
 
 Subject = TypeVar("Subject", ImagePool, Readout)
 Made = TypeVar("Made")
@@ -256,6 +256,43 @@ def savings(rounds: pd.DataFrame) -> pd.DataFrame:
     if matching(rounds, reference).empty:
         raise ConfigError("no run chooses at random with a linear probe, so there is nothing to compare with.")
     return label_saving(rounds, reference, by=by)
+
+
+def stops(folder: Path, rounds: pd.DataFrame) -> pd.DataFrame:
+    """How the rules of a sweep's `stop:` did with every configuration.
+
+    Args:
+        folder: of its results.
+        rounds: the table of rounds.
+
+    Returns:
+        A row per configuration, rule and target: `runs`; `needed` and `reach` (median of the training labels at which
+        the accuracy first is what is wanted, and share of runs in which it ever is); `stop` (share of runs that the
+        rule stops) and of these the medians of `labels` (to train on) and `tests`, the mean `accuracy` in % and, of
+        rules with a target, `wrong` (share of stops below it).
+
+    Raises:
+        ConfigError: the sweep has no rules.
+    """
+    if not (folder / STOPS).exists():
+        raise ConfigError("the sweep has no `stop:`, such as {accuracy: [0.8, 0.9]}, see docs/sweeps.md.")
+    by = [name for name in ("dataset", "backbone", "adapter", "strategy", "balance") if rounds[name].nunique() > 1]
+    runs = rounds.drop_duplicates("run")[["run", *by]]
+    table = read_table(folder / STOPS).merge(runs, on="run")
+    table = table.assign(
+        accuracy=100 * table["accuracy"].astype(float),
+        wrong=(table["accuracy"] < table["target"]).where(table["stopped"] & table["target"].notna()),
+    )
+    return table.groupby([*by, "rule", "target"], sort=False, dropna=False).agg(
+        runs=("run", "nunique"),
+        reach=("needed", lambda needed: needed.notna().mean()),
+        needed=("needed", "median"),
+        stop=("stopped", "mean"),
+        labels=("labels", "median"),
+        tests=("tests", "median"),
+        accuracy=("accuracy", "mean"),
+        wrong=("wrong", "mean"),
+    )
 
 
 def ranking(rounds: pd.DataFrame) -> Ranking:

@@ -387,12 +387,16 @@ def test_a_seed_that_lacks_a_run_is_left_out_and_named() -> None:
     gap = (rounds["seed"] == 3) & (rounds["adapter"] == "lora") & (rounds["balance"] == "pcb")
     gap &= rounds["strategy"] == "entropy"
     found, others = (verdicts(table).loc[BALANCED] for table in (rounds[~gap], rounds[rounds["seed"] != 3]))
-    assert found["evidence"] == f"{others['evidence']} Left out for runs that are missing: toy seed 3."
+    assert found["evidence"] == f"{others['evidence']} Not compared, since one side has no such runs: toy seed 3."
     numbers = ["mean", "low", "high", "n_seeds"]
     assert found[numbers].tolist() == others[numbers].tolist()
-    assert "Left out" not in verdicts(rounds[~gap]).loc[LORA_RANDOM, "evidence"]
+    assert "Not compared" not in verdicts(rounds[~gap]).loc[LORA_RANDOM, "evidence"]
     short = rounds[(rounds["adapter"] != "lora") | (rounds["seed"] != 2)]
-    assert verdicts(short).loc[LORA_RANDOM, "evidence"].endswith(" Left out for runs that are missing: toy seed 2.")
+    assert (
+        verdicts(short)
+        .loc[LORA_RANDOM, "evidence"]
+        .endswith(" Not compared, since one side has no such runs: toy seed 2.")
+    )
 
 
 def test_a_data_set_with_one_seed_does_not_silence_the_others() -> None:

@@ -88,8 +88,9 @@ def _curve_panels(
             style.ticks_at(axes, lines[axis])
         if label and number % style.PER_ROW == 0:
             axes.set_ylabel(label)
-        elif style.is_share(metric) and (table[value] >= 0).all():
-            axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 1))  # where a band goes beyond a share
+    if not label and style.is_share(metric):  # where a band goes beyond a share; all panels have one axis
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(max(low, 0), min(high, 1))
     of = "of the mean over seeds"
     if value == "iqm":
         of = "of the interquartile mean over seeds and data sets, for these data sets"
