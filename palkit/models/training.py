@@ -192,12 +192,7 @@ def _solve_head(
     targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
     weights = torch.ones(len(labels)) if loop.weight is None else loop.weight[labels]
     solution = logistic_on_views(
-        views.cpu(),
-        images if images is None else images.cpu(),
-        targets.cpu(),
-        weights.cpu(),
-        config.head_decay,
-        pseudo,
+        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay, pseudo
     )
     with torch.no_grad():
         model.head.weight.copy_(solution[0])
@@ -245,12 +240,7 @@ def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
 
 
 def cross_fitted_temperature(
-    make: Callable[[], AdaptedModel],
-    inputs: Tensor,
-    plain: Tensor,
-    labels: Tensor,
-    config: TrainingConfig,
-    seed: int,
+    make: Callable[[], AdaptedModel], inputs: Tensor, plain: Tensor, labels: Tensor, config: TrainingConfig, seed: int
 ) -> float:
     """Temperature that suits predictions of labels that a model has not seen: no label is spent on it.
 
@@ -281,12 +271,7 @@ def cross_fitted_temperature(
 
 
 def cross_fitted_logits(
-    make: Callable[[], AdaptedModel],
-    inputs: Tensor,
-    plain: Tensor,
-    labels: Tensor,
-    config: TrainingConfig,
-    seed: int,
+    make: Callable[[], AdaptedModel], inputs: Tensor, plain: Tensor, labels: Tensor, config: TrainingConfig, seed: int
 ) -> tuple[Tensor, Tensor]:
     """(M, C) logits of labelled images by models that did not see them, and their (M,) labels; arguments as above.
 

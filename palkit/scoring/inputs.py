@@ -234,13 +234,7 @@ class InputCache:
         return decoded(self.pool.images, self.backbone.config.image_size, self.pool.pixels_checksum, self.progress)
 
     def augmented(
-        self,
-        start_block: int,
-        rows: np.ndarray,
-        augmentation: str,
-        views: int,
-        seed: int,
-        progress: Progress = silent,
+        self, start_block: int, rows: np.ndarray, augmentation: str, views: int, seed: int, progress: Progress = silent
     ) -> Tensor:
         """Inputs of augmented views, the same ones for the same image and seed whatever else is asked for.
 

@@ -7,14 +7,7 @@ from torch import Tensor
 
 from palkit.strategies.kernels import TIE, View, chunks, column_mean, nearest, per_row, unit_length
 from palkit.strategies.options import Count, Positive
-from palkit.strategies.ranking import (
-    class_means,
-    cluster_centres,
-    margin_gap,
-    once_per_pool,
-    shannon_entropy,
-    top,
-)
+from palkit.strategies.ranking import class_means, cluster_centres, margin_gap, once_per_pool, shannon_entropy, top
 from palkit.strategies.registry import require_labels, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import predict

@@ -75,12 +75,7 @@ class AdaptedModel(nn.Module):
 
 
 def attach(
-    backbone: Backbone,
-    config: AdapterConfig,
-    classes: int,
-    feature_mean: Tensor,
-    feature_std: Tensor,
-    seed: int,
+    backbone: Backbone, config: AdapterConfig, classes: int, feature_mean: Tensor, feature_std: Tensor, seed: int
 ) -> AdaptedModel:
     """A model ready to fit: a copy of the backbone with the adapter in it (a probe shares it), and a zero head.
 

@@ -38,10 +38,7 @@ def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
 
 @style.styled
 def iqm_budget_curves(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    axis: str = "labels",
-    label: str | None = None,
+    rounds: pd.DataFrame, metric: str = "accuracy", axis: str = "labels", label: str | None = None
 ) -> Figure:
     """As `budget_curves`, with interquartile means over seeds and data sets, and their t intervals over seeds.
 

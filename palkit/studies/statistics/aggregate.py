@@ -71,10 +71,7 @@ def iqm_interval(scores: ArrayLike) -> tuple[NDArray, NDArray]:
 
 
 def iqm_curves(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    by: Sequence[str] = tables.GROUP,
-    axis: str = "labels",
+    rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = tables.GROUP, axis: str = "labels"
 ) -> pd.DataFrame:
     """Interquartile mean budget curve of every group over seeds and tasks, with pointwise 95 % intervals.
 
@@ -112,9 +109,7 @@ def iqm_curves(
 
 
 def area_table(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    by: Sequence[str] = (*tables.GROUP, "balance"),
+    rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str] = (*tables.GROUP, "balance")
 ) -> pd.DataFrame:
     """Area under the budget curve of every group on every task, and which group is best.
 

@@ -194,10 +194,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_difference(
-    rounds: pd.DataFrame,
-    a: Mapping[str, Hashable],
-    b: Mapping[str, Hashable],
-    metric: str = "accuracy",
+    rounds: pd.DataFrame, a: Mapping[str, Hashable], b: Mapping[str, Hashable], metric: str = "accuracy"
 ) -> pd.DataFrame:
     """Difference a - b on the same seeds, of the area under the budget curve and of the final value.
 

@@ -41,10 +41,7 @@ class Ranking:
 
 
 def block_areas(
-    rounds: pd.DataFrame,
-    metric: str = "accuracy",
-    treatments: Sequence[str] = ("strategy",),
-    blocks: str = "seed",
+    rounds: pd.DataFrame, metric: str = "accuracy", treatments: Sequence[str] = ("strategy",), blocks: str = "seed"
 ) -> pd.DataFrame:
     """Area under the budget curve of every treatment in every block.
 
