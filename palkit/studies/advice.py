@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from palkit.errors import ConfigError
 from palkit.storage.files import REPOSITORY
 from palkit.storage.formats import read_table
 from palkit.studies.statistics import paired_difference
@@ -96,12 +95,7 @@ def recommended(table: pd.DataFrame) -> str:
 
     Returns:
         Its name; "random" where there is none.
-
-    Raises:
-        ConfigError: there is no evidence.
     """
-    if table.empty:
-        raise ConfigError("there is no evidence on data of this kind.")
     good = table[(table["below"] == 0) & (2 * table["above"] >= table["datasets"])]
     return "random" if good.empty else str(good["strategy"].iloc[0])
 

@@ -55,15 +55,9 @@ def active_summary(testing: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         return active["drawn"] / (shrunk + active["left"])
 
     return pd.DataFrame(
-        {
-            "active": active["holds"],
-            "even": even["holds"],
-            "recalls": active["recalls_hold"],
-            "calibration": active["calibration_holds"],
-            "width": 100 * active["width"],
-            "saving": saved("even"),
-            "draws": saved("expected"),
-        }
+        {"active": active["holds"], "even": even["holds"], "recalls": active["recalls_hold"]}
+        | {"calibration": active["calibration_holds"], "width": 100 * active["width"]}
+        | {"saving": saved("even"), "draws": saved("expected")}
     )
 
 
@@ -106,16 +100,10 @@ def untargeted_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) ->
         below the run's best round) and `worst` (most points).
     """
     rules = stopping[stopping["target"].isna()].assign(lost=lambda table: 100 * (table["best"] - table["accuracy"]))
-    groups = rules.groupby(list(by))
+    stops = rules.groupby(list(by))["stopped"].mean().rename("stops")
     ended = rules[rules["stopped"]].groupby(list(by))
-    return pd.DataFrame(
-        {
-            "stops": groups["stopped"].mean(),
-            "labels": ended["labels"].median(),
-            "lost": ended["lost"].mean(),
-            "worst": ended["lost"].max(),
-        }
-    )
+    lost = ended.agg(labels=("labels", "median"), lost=("lost", "mean"), worst=("lost", "max"))
+    return pd.concat([stops, lost], axis=1)
 
 
 def regrets(rounds: pd.DataFrame, metric: str = "accuracy", baseline: str = "random") -> pd.DataFrame:

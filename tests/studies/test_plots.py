@@ -4,16 +4,14 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
-from plots_helpers import STRATEGIES, depth_table, line_of, names, table
+from plots_helpers import STRATEGIES, line_of, names, table
 
 from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES as REGISTERED
@@ -212,8 +210,6 @@ def test_cost_quality_draws_every_adapter_against_both_costs_and_the_front() -> 
         assert list(front.get_ydata()) == [0.60, 0.62]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["linear probe", "LoRA", "full", "front"]
-    with pytest.raises(ConfigError, match="lacks the columns seconds"):
-        plots.cost_quality(adapters().drop(columns="seconds"))
 
 
 def test_overlaps_are_written_as_shares() -> None:
@@ -221,29 +217,13 @@ def test_overlaps_are_written_as_shares() -> None:
     (axes,) = plots.overlaps(shared).axes
     assert [text.get_text() for text in axes.texts] == ["100%", "25%", "25%", "100%"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["entropy", "BADGE"]
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="two or more configurations"):
         plots.overlaps(pd.DataFrame())
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda: plots.area_under_curves(pd.DataFrame({"adapter": []})), "summary to draw lacks .*strategy"),
-        (lambda: plots.area_under_curves(summarise(table()).head(0)), "summary to draw is empty"),
-        (
-            lambda: plots.label_savings(summarise(table())),
-            "lacks the columns target_low, target_high, saving_low, saving, saving_high",
-        ),
-        (lambda: plots.round_costs(table().drop(columns="fit_s")), "lacks the columns fit_s"),
-        (lambda: plots.depth_curves(depth_table().drop(columns="probe")), "lacks the columns probe"),
-        (lambda: plots.budget_curves(table(), "kappa"), "lacks the columns kappa"),
-        (lambda: plots.class_counts({}), "empty"),
-        (lambda: plots.picks_by_class(pd.DataFrame()), "empty"),
-    ],
-)
-def test_unusable_tables_are_named(draw: Callable[[], Figure], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        draw()
+def test_unusable_tables_are_named() -> None:
+    with pytest.raises(ConfigError, match="lacks the columns kappa"):
+        plots.budget_curves(table(), "kappa")
 
 
 def test_strategies_keep_their_style() -> None:

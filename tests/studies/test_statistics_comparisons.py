@@ -87,8 +87,11 @@ def test_unpaired_budgets_are_named() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"strategy": "bagde"}, "unknown strategy 'bagde'. Did you mean 'badge'"),
-        ({"adapter": "lora", "strategy": "random"}, "never together"),
+        ({"strategy": "bagde"}, "no run has strategy=bagde; there are strategy=random or badge"),
+        (
+            {"adapter": "lora", "strategy": "random"},
+            "no run has adapter=lora, strategy=random; there are adapter=",
+        ),
         ({"flavour": "sweet"}, "lacks the columns flavour"),
     ],
 )

@@ -166,9 +166,8 @@ def test_sections_speak_to_readers(simulation: pd.DataFrame, capsys: pytest.Capt
     attempt(lambda: areas(first, Path("none")))
     attempt(lambda: plots.overlaps(pd.DataFrame(1.0, index=["badge"], columns=["badge"])))
     shown = capsys.readouterr().out
-    assert "paired differences" in shown
-    assert "there is one round" in shown
-    assert "there is one, BADGE" in shown
+    for needed in ("3 or more treatments", "two or more rounds", "two or more configurations"):
+        assert needed in shown
     assert shown.count("Not shown") == 3
     assert not any(sign in shown for sign in ("`", "shape", "(1,)"))
 

@@ -5,11 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES
 from palkit.studies.plots import style
 from palkit.studies.statistics import Ranking
-from palkit.studies.statistics.tables import check_runs, check_table, counted
+from palkit.studies.statistics.tables import check_runs, counted
 
 BLOCK_NAMES = {"seed": "pairs of setting and seed", "setting": "settings", "dataset": "data sets"}
 
@@ -97,19 +96,10 @@ def class_recalls(recalls: pd.DataFrame, by: str = "strategy") -> Figure:
         by: column that tells panels apart.
 
     Raises:
-        ConfigError: columns are missing, there are no rows, several data sets or runs of one seed in a panel, or more
-            classes than there are looks.
+        ConfigError: a panel has several runs of one seed.
     """
-    check_table(recalls, ["run", "seed", by, "labels", "class", "recall"], "table of recalls")
-    if "dataset" in recalls.columns and recalls["dataset"].nunique() > 1:
-        raise ConfigError(f"recalls are of {recalls['dataset'].nunique()} data sets, whose classes differ: take one.")
     check_runs(recalls, by, "table of recalls")
     names = sorted(recalls["class"].unique())
-    if len(names) > style.CLASS_LOOKS:
-        raise ConfigError(
-            f"the lines of {len(names)} classes cannot be told apart in one figure, {style.CLASS_LOOKS} are the most; "
-            "take some of them from the table of recalls."
-        )
     looks = {name: style.class_look(number) for number, name in enumerate(names)}
     panel_names = sorted(recalls[by].unique(), key=style.random_first)
     figure, panels = style.side_by_side(len(panel_names), 2.1)

@@ -11,7 +11,6 @@ from matplotlib.ticker import EngFormatter
 
 from palkit.studies.plots import style
 from palkit.studies.statistics import pareto_front, sign_of
-from palkit.studies.statistics.tables import check_table
 
 COSTS = {"trainable": "trainable numbers in the backbone", "seconds": "seconds per round (fit and score)"}
 # Of adapters beside the probe, which is hollow; told apart without colour, that being the strategy's.
@@ -37,11 +36,7 @@ def cost_areas(table: pd.DataFrame) -> Figure:
     Args:
         table: from `palkit.studies.statistics.area_costs` by `("adapter", "strategy")`, and `"balance"` where runs
         differ.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows.
     """
-    check_table(table, ["adapter", "strategy", "metric", "seconds", "aubc", "aubc_low", "aubc_high"], "table of costs")
     metric = table["metric"].iloc[0]
     adapters = sorted(table["adapter"].unique())
     others = [name for name in adapters if name != "linear_probe"]
@@ -82,11 +77,7 @@ def cost_quality(table: pd.DataFrame, metric: str = "accuracy") -> Figure:
         table: one row per configuration: `adapter`, `blocks` (how many learn), `rank`, `trainable`, `seconds`,
             `mean`, `low`, `high` of the metric.
         metric: which one it is.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows.
     """
-    check_table(table, ["adapter", "blocks", "rank", *COSTS, "mean", "low", "high"], "table of adapters")
     # Two colours share a marker.
     twice = np.repeat(style.OTHER_MARKERS, 2).tolist()
     names = zip(dict.fromkeys(table["adapter"]), cycle(style.CLASS_COLOURS), cycle(twice), strict=False)

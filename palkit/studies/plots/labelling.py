@@ -8,7 +8,7 @@ from scipy import stats
 
 from palkit.labelling.extrapolation import Forecast
 from palkit.studies.plots import style
-from palkit.studies.statistics.tables import between, check_table
+from palkit.studies.statistics.tables import between
 
 ACCURACY, GUESS = style.SERIES_COLOURS[:2]
 SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
@@ -26,11 +26,7 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
             images it was measured on; and `first_guess`, share of the proposed images whose class the model guessed
             before they were labelled, may be NaN. `low` and `high` may be there, the ends of the accuracy's interval.
         forecast: drawn if it has numbers.
-
-    Raises:
-        ConfigError: no rows, or a column is missing.
     """
-    check_table(curve, ("labels", "accuracy", "held_out", "first_guess"), "curve")
     figure, axes = style.one_panel(*SIZE)
     measured, guessed = curve.dropna(subset="accuracy"), curve.dropna(subset="first_guess")
     if len(guessed):

@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from palkit.errors import ConfigError
 from palkit.studies.plots import style
-from palkit.studies.statistics.tables import check_table
 
 GAP = 0.03  # inches between images
 TITLE = 30  # letters of an image's title: what three lines hold where eight images share a page
@@ -63,12 +61,8 @@ def class_counts(counts: pd.DataFrame | Mapping[str, pd.Series]) -> Figure:
 
     Args:
         counts: for every split a series of counts indexed by class name, or such a table.
-
-    Raises:
-        ConfigError: no splits or no classes.
     """
     table = pd.DataFrame(counts).fillna(0)
-    check_table(table, [], "table of class counts")
     figure, panels = style.side_by_side(len(table.columns), 0.8 + 0.18 * len(table))
     for axes, split in zip(panels, table, strict=True):
         bars = axes.barh(range(len(table)), table[split], color=style.SERIES_COLOURS[0], height=0.7)
@@ -90,12 +84,7 @@ def depth_curves(table: pd.DataFrame) -> Figure:
 
     Args:
         table: columns `image_size`, `depth` (blocks), `pooling`, `probe` (name of the readout), `accuracy`.
-
-    Raises:
-        ConfigError: columns are missing, there are no rows, or a combination occurs twice.
     """
-    keys = ["image_size", "depth", "pooling", "probe"]
-    check_table(table, [*keys, "accuracy"], "depth table", unique=keys)
     sizes, probes = sorted(table["image_size"].unique()), list(dict.fromkeys(table["probe"]))
     poolings = list(dict.fromkeys(table["pooling"]))
     size = (max(style.WIDTH * min(len(sizes), 3) / 3, 3.5), 0.7 + 1.45 * len(probes))
@@ -133,13 +122,8 @@ def projection(points_2d: ArrayLike, labels: ArrayLike, class_names: Sequence[st
         points_2d: (N, 2) positions.
         labels: (N,) class indices.
         class_names: (C,) names.
-
-    Raises:
-        ConfigError: a label has no name.
     """
     points, classes = np.asarray(points_2d, dtype=float), np.asarray(labels)
-    if classes.size and (classes.min() < 0 or classes.max() >= len(class_names)):
-        raise ConfigError(f"labels of a projection must lie in 0..{len(class_names) - 1}: others would not be drawn.")
     beside = ceil(len(class_names) / 20)  # columns of a legend on the right, where two are the most
     figure, axes = style.one_panel(min(3.8 + (1.4 + style.excess(class_names)) * min(beside, 2), style.WIDTH), 3.8)
     look: dict[str, Any] = {"markersize": 3, "markeredgewidth": 0, "linestyle": "", "alpha": 0.8}
@@ -168,13 +152,8 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     Args:
         matrix: (C, C) counts, rows are true classes, columns predicted ones.
         class_names: (C,) names.
-
-    Raises:
-        ConfigError: the matrix does not fit the names.
     """
     counts = np.asarray(matrix)
-    if counts.shape != (len(class_names), len(class_names)):
-        raise ConfigError(f"a confusion matrix of {len(class_names)} classes cannot be {counts.shape}.")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(1.2 + 0.34 * len(class_names) + style.excess(class_names), style.WIDTH - 0.4)
     figure, axes = style.one_panel(size + 0.4, size)

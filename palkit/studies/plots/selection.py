@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from palkit.studies.plots import style
-from palkit.studies.statistics.tables import check_table
 
 PANELS_PER_ROW = 5
 NUMBERED = 5
@@ -75,11 +74,7 @@ def selection_times(table: pd.DataFrame) -> Figure:
     Args:
         table: columns `strategy`, `library` ("palkit" or a peer's name), `n`, `seconds`, `bound` (seconds that
             the machine needs at least, or NaN). Rows without seconds are left out.
-
-    Raises:
-        ConfigError: the table lacks a column or is empty.
     """
-    check_table(table, ["strategy", "library", "n", "seconds", "bound"], "measurements")
     measured = table.dropna(subset=["seconds"])
     names = sorted(measured["strategy"].unique())
     figure, panels = style.side_by_side(len(names), 1.35, PANELS_PER_ROW, sharex=True)

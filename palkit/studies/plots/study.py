@@ -14,7 +14,7 @@ from palkit.errors import ConfigError
 from palkit.studies import statistics
 from palkit.studies.plots import style
 from palkit.studies.statistics import curves, iqm_curves, sign_of
-from palkit.studies.statistics.tables import between, check_table, interval_texts
+from palkit.studies.statistics.tables import between, interval_texts
 
 MOST_SAVED = 10  # what a figure of savings shows; intervals go beyond its edges
 
@@ -37,27 +37,22 @@ def budget_curves(rounds: pd.DataFrame, metric: str = "accuracy") -> Figure:
 
 
 @style.styled
-def iqm_budget_curves(
-    rounds: pd.DataFrame, metric: str = "accuracy", axis: str = "labels", label: str | None = None
-) -> Figure:
+def iqm_budget_curves(rounds: pd.DataFrame, metric: str = "accuracy", axis: str = "labels") -> Figure:
     """As `budget_curves`, with interquartile means over seeds and data sets, and their t intervals over seeds.
 
     Args:
         rounds: table of rounds, or of gains (see `palkit.studies.statistics.gains`), of one or more data sets.
         metric: column to draw.
         axis: "labels" or "fraction" of the budget, see `palkit.studies.statistics.iqm_curves`.
-        label: of the vertical axis, e.g. "gain over random (points)"; None names the metric.
 
     Raises:
         ConfigError: as `palkit.studies.statistics.iqm_curves`.
     """
     by = style.panel_columns(rounds)
-    return _curve_panels(iqm_curves(rounds, metric, (*by, "strategy"), axis), by, "iqm", metric, axis, label)
+    return _curve_panels(iqm_curves(rounds, metric, (*by, "strategy"), axis), by, "iqm", metric, axis)
 
 
-def _curve_panels(
-    table: pd.DataFrame, by: Sequence[str], value: str, metric: str, axis: str = "labels", label: str | None = None
-) -> Figure:
+def _curve_panels(table: pd.DataFrame, by: Sequence[str], value: str, metric: str, axis: str = "labels") -> Figure:
     """One panel per value of `by`, one line per strategy."""
     panels_of = table.groupby(list(by))
     figure, panels = style.side_by_side(len(panels_of), 2.8)
@@ -83,9 +78,7 @@ def _curve_panels(
             axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
         else:
             style.ticks_at(axes, lines[axis])
-        if label and number % style.PER_ROW == 0:
-            axes.set_ylabel(label)
-    if not label and style.is_share(metric):  # where a band goes beyond a share; all panels have one axis
+    if style.is_share(metric) and (table[value] >= 0).all():  # where a band goes beyond a share; all have one axis
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(max(low, 0), min(high, 1))
     of = "of the mean over seeds"
@@ -139,9 +132,10 @@ def gain_curves(rounds: pd.DataFrame, reference: str, metric: str = "accuracy", 
 def _configuration(axes: Axes, row: int, line: pd.Series, value: str) -> None:
     """A configuration's value with its interval, in a row of a panel."""
     colour, _ = style.strategy_style(line["strategy"])
-    ends, inside = (line[f"{value}_low"], line[f"{value}_high"]), style.filling(line["adapter"], colour)
+    # The baseline adapter is hollow, so that it can be told from the others at a glance.
+    inside = "white" if line["adapter"] == "linear_probe" else colour
     look = {"color": colour, "marker": "o", "markersize": 4.5, "markerfacecolor": inside, "elinewidth": 1}
-    style.error_bar(axes, line[value], row, ends, "x", **look)
+    style.error_bar(axes, line[value], row, (line[f"{value}_low"], line[f"{value}_high"]), "x", **look)
 
 
 @style.styled
@@ -151,12 +145,7 @@ def area_under_curves(summary: pd.DataFrame) -> Figure:
     Args:
         summary: from `palkit.studies.statistics.summarise` by `("adapter", "strategy")`, and `"balance"` where runs
         differ.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows.
     """
-    intervals = [f"{value}{end}" for value in ("aubc", "final") for end in ("", "_low", "_high")]
-    check_table(summary, ["adapter", "strategy", "metric", *intervals], "summary to draw")
     metric = summary["metric"].iloc[0]
     table = summary.sort_values("aubc", kind="stable", key=lambda areas: sign_of(metric) * areas)
     figure, panels = style.side_by_side(2, 0.8 + 0.19 * len(table))
@@ -211,12 +200,8 @@ def label_savings(table: pd.DataFrame) -> Figure:
 
     Args:
         table: from `label_saving` by `("adapter", "strategy")`, and `"balance"` where runs differ in it.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows.
     """
     ends = ["saving_low", "saving", "saving_high"]
-    check_table(table, ["adapter", "strategy", "metric", "target_low", "target_high", *ends], "label savings")
     ordered = table.sort_values("saving", kind="stable")
     texts = interval_texts(ordered, "saving", ".2f")
     figure, (axes,) = style.side_by_side(1, 0.95 + 0.19 * len(ordered))
@@ -251,11 +236,7 @@ def round_costs(rounds: pd.DataFrame) -> Figure:
 
     Args:
         rounds: the table of rounds with `fit_s`, `score_s`, `select_s`.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows.
     """
-    check_table(rounds, ["adapter", "strategy", *style.COST_COLOURS], "table of rounds")
     costs = rounds.groupby(["adapter", "strategy"])[list(style.COST_COLOURS)].mean()
     adapters = sorted(costs.index.unique("adapter"))
     strategies = sorted(costs.index.unique("strategy"), key=style.random_first)[::-1]
@@ -287,10 +268,7 @@ def overlaps(shared: pd.DataFrame) -> Figure:
     """
     size = len(shared)
     if size < 2:
-        there = f"one, {style.title_of(str(shared.index[0]))}" if size else "none"
-        raise ConfigError(
-            f"two or more configurations are needed to have bought something in common; there is {there}."
-        )
+        raise ConfigError("two or more configurations are needed to have bought something in common.")
     figure, axes = style.one_panel(1.6 + 0.55 * size, 1.1 + 0.36 * size)
     style.heatmap(axes, shared.to_numpy(float), np.vectorize("{:.0%}".format)(shared.to_numpy(float)))
     style.name_ticks(axes, "x", map(style.title_of, map(str, shared.columns)))
@@ -306,11 +284,7 @@ def picks_by_class(counts: pd.DataFrame) -> Figure:
     Args:
         counts: index of strategies, columns of class names, values of labels bought (means over seeds, or
             counts); the index name, if any, names the vertical axis.
-
-    Raises:
-        ConfigError: the table is empty.
     """
-    check_table(counts, [], "table of picks by class")
     rows, columns = counts.shape
     height = 1.1 + 0.27 * rows + style.excess(counts.columns)
     figure, axes = style.one_panel(min(1.8 + 0.42 * columns, style.WIDTH), height)

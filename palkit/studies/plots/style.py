@@ -52,7 +52,6 @@ CLASS_COLOURS = (
 )  # fmt: skip
 CLASS_MARKERS = ("o", "^", "s", "D", "v")
 CLASS_LINES = ("-", "--", ":", "-.")
-CLASS_LOOKS = len(CLASS_COLOURS) * len(CLASS_MARKERS) * len(CLASS_LINES)  # all of them different
 INK = "#333333"
 BLUES = LinearSegmentedColormap.from_list("palkit", ["#FFFFFF", "#6699CC", "#004488"])
 
@@ -158,7 +157,7 @@ def strategy_style(name: str) -> tuple[str, str]:
 
 
 def class_look(number: int) -> dict[str, Any]:
-    """Colour, marker and line style of a class; the first `CLASS_LOOKS` numbers have each their own."""
+    """Colour, marker and line style of a class; the first 200 numbers have each their own."""
     colours, markers = len(CLASS_COLOURS), len(CLASS_MARKERS)
     # Each time the colours begin again, so do the markers, one further on.
     marker = CLASS_MARKERS[(number + number // colours) % markers]
@@ -166,7 +165,7 @@ def class_look(number: int) -> dict[str, Any]:
     return {"color": CLASS_COLOURS[number % colours], "marker": marker, "linestyle": dashes}
 
 
-def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, Any]) -> tuple[Path, Path]:
     """Write a figure as PNG and SVG, so that the same figure always gives the same bytes.
 
     Either file is complete or as it was: it is written beside its place, flushed to disk and moved there.
@@ -195,12 +194,10 @@ def save_figure(figure: Figure, path: Path | str, metadata: Mapping[str, object]
     return paths[0], paths[1]
 
 
-def run_digest(runs: object) -> dict[str, object]:
+def run_digest(runs: str | Iterable[str]) -> dict[str, object]:
     """Number and SHA-256 of distinct run hashes, whatever their order; see `save_figure`."""
-    hashes = runs.split(",") if isinstance(runs, str) else runs if isinstance(runs, Iterable) else [runs]
-    distinct = sorted(set(map(str, hashes)))
-    digest = hashlib.sha256("\n".join(distinct).encode()).hexdigest()
-    return {"runs_count": len(distinct), "runs_sha256": digest}
+    distinct = sorted({*map(str, runs.split(",") if isinstance(runs, str) else runs)})
+    return {"runs_count": len(distinct), "runs_sha256": hashlib.sha256("\n".join(distinct).encode()).hexdigest()}
 
 
 def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
@@ -331,11 +328,6 @@ def panel_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
 def configuration_columns(rounds: pd.DataFrame) -> tuple[str, ...]:
     """Columns that tell configurations apart: those of a panel, and the strategy."""
     return (*panel_columns(rounds), "strategy")
-
-
-def filling(adapter: str, colour: str) -> str:
-    """The baseline adapter is hollow, so that it can be told from the others at a glance."""
-    return "white" if adapter == "linear_probe" else colour
 
 
 def interval_note(look: str, low: pd.Series, of: str) -> str:

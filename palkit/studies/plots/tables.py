@@ -6,7 +6,7 @@ import pandas as pd
 
 from palkit.storage.files import write_text
 from palkit.studies.plots.style import METRIC_LABELS, configuration_names, is_share, one_line
-from palkit.studies.statistics.tables import check_table, interval_texts
+from palkit.studies.statistics.tables import interval_texts
 
 LATEX = {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
 INTERVAL = "95 % t interval over the seeds of that data set"
@@ -24,12 +24,8 @@ def wide_areas(areas: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         Cells such as "71.2 [70.1, 72.3]" (per cent where the metric is a share; no interval for one seed), with
         `attrs["caption"]` and the index's name saying what they are, and which to print in bold: those whose paired
         interval against the second excludes zero.
-
-    Raises:
-        ConfigError: columns are missing or there are no rows, or two rows are of one configuration and data set.
     """
-    named, keys = areas.assign(configuration=configuration_names(areas)), ["configuration", "dataset"]
-    check_table(named, [*keys, "metric", "mean", "mean_low", "mean_high", "clear"], "table of areas", unique=keys)
+    named = areas.assign(configuration=configuration_names(areas))
     metric = areas["metric"].iloc[0]
     scale, form = (100, ".1f") if is_share(metric) else (1, ".3f")
     share = is_share(metric) and bool((areas["mean"] >= 0).all())  # differences of shares are none

@@ -19,8 +19,6 @@ from palkit.errors import ConfigError
 from palkit.studies.statistics import tables
 from palkit.studies.statistics.intervals import Estimate, areas_of, mean_interval, pooled_freedom, with_ends
 
-AXES = ("labels", "fraction")
-
 
 def iqm(scores: ArrayLike) -> NDArray:
     """Interquartile mean over seeds and tasks.
@@ -87,20 +85,15 @@ def iqm_curves(
     Raises:
         ConfigError: the table cannot be used, or the tasks of a group differ in points or number of seeds.
     """
-    if axis not in AXES:
-        raise ConfigError(f"the axis of a curve is one of {', '.join(AXES)}, got {axis!r}.")
-    tables.validate(rounds, by if isinstance(by, str) or not by else [*by, "dataset"], metric)
+    tables.validate(rounds, [*by, "dataset"], metric)
     parts = []
     for key, rows in tables.rows_by(rounds, by):
         tasks = list(tables.rows_by(rows, ["dataset"]))
         curves = [tables.seed_curves(part, metric, tables.name_of({**key, **task})) for task, part in tasks]
         if len({table.shape[1] for table in curves}) > 1:
-            counts = [
-                f"{tables.name_of(task)}: {table.shape[1]}" for (task, _), table in zip(tasks, curves, strict=True)
-            ]
             raise ConfigError(
-                f"{tables.name_of(key)}: tasks differ in their number of seeds ({tables.some(counts)}). Run the "
-                "missing seeds, drop the others, or compare within each task."
+                f"{tables.name_of(key)}: data sets differ in their number of seeds. Run the missing seeds, drop the "
+                "others, or compare within each data set."
             )
         points = _common_points(curves, axis, tables.name_of(key))
         scores = np.stack([table.to_numpy(float).T for table in curves], axis=1)
@@ -129,7 +122,7 @@ def area_table(
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
     parts, areas = [], []
-    for key, curves in tables.groups(rounds, metric, by if isinstance(by, str) else ["dataset", *by]):
+    for key, curves in tables.groups(rounds, metric, ["dataset", *by]):
         values = areas_of(curves)
         areas.append(pd.Series(values, index=curves.columns))
         part = _aggregated({**key, "metric": metric}, values[:, None, None])

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from palkit.studies.statistics.intervals import summarise
-from palkit.studies.statistics.tables import GROUP, SETTING, check_table
+from palkit.studies.statistics.tables import GROUP, SETTING
 
 SECONDS = ("fit_s", "score_s", "select_s")  # what a round takes
 CHOICE = ("strategy", "balance")  # what decides which images are bought, and not how long a fit takes
@@ -43,7 +43,6 @@ def area_costs(rounds: pd.DataFrame, metric: str = "accuracy", by: Sequence[str]
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
-    check_table(rounds, SECONDS, "table of rounds")
     summary = summarise(rounds, metric, by)
     alike = list(dict.fromkeys([*(name for name in by if name not in CHOICE), *SETTING[:2]]))
     spent = rounds.groupby(list(dict.fromkeys([*by, *alike, "run"])), dropna=False)[list(SECONDS)].sum().reset_index()

@@ -105,23 +105,15 @@ def gains(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
         metric: column to compare.
 
     Raises:
-        ConfigError: the table cannot be used, a run has no random one or more than one.
+        ConfigError: the table cannot be used, or a run has no random one.
     """
     tables.validate(rounds, ["strategy", *tables.SETTING], metric)
     keys = [*tables.SETTING, "seed", "labels"]
     base = tables.pick(rounds, {"strategy": "random"})
-    repeated = base[base.duplicated(keys)]
-    if len(repeated):
-        raise ConfigError(
-            "strategy=random has several runs of one setting and seed, among them "
-            f"{tables.some(repeated['run'].unique())}; filter the table."
-        )
     found = rounds[keys].merge(base[[*keys, metric]], on=keys, how="left", validate="many_to_one")[metric].to_numpy()
     alone = rounds.loc[np.isnan(found), "run"].unique()
     if len(alone):
-        raise ConfigError(
-            f"no run with strategy=random has the setting, seed and label counts of {tables.some(alone)}."
-        )
+        raise ConfigError(f"no run with strategy=random has the setting, seed and labels of {tables.some(alone)}.")
     return rounds.assign(**{metric: rounds[metric].to_numpy() - found})
 
 

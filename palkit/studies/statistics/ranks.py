@@ -57,11 +57,8 @@ def block_areas(
         (blocks, treatments)
 
     Raises:
-        ConfigError: the table cannot be used, `blocks` is unknown, or a block lacks a treatment.
+        ConfigError: the table cannot be used, or a block lacks a treatment.
     """
-    if blocks not in BLOCKS:
-        raise ConfigError(f"blocks are one of {', '.join(BLOCKS)}, got {blocks!r}.")
-    tables.check_table(rounds, tables.SETTING, "table of rounds")
     setting = [column for column in tables.SETTING if column not in treatments]
     parts = []
     for key, curves in tables.groups(rounds, metric, [*setting, *treatments]):
@@ -112,7 +109,6 @@ def rank_strategies(
         raise ConfigError(
             f"ranks need 3 or more treatments and 2 or more blocks (by {blocks}); there are {count} "
             f"({tables.some(areas.columns)}) and {n_blocks}."
-            + (" Two are compared by paired differences." if count == 2 else "")
         )
     # Imported here: it brings seaborn along, which takes a while.
     from scikit_posthocs import posthoc_nemenyi_friedman
@@ -122,13 +118,6 @@ def rank_strategies(
         friedman = stats.friedmanchisquare(*(areas[name] for name in areas))
     # For infinitely many degrees of freedom, the table of Demsar's section 3.2.2.
     quantile = stats.studentized_range.ppf(1 - alpha, count, np.inf) / np.sqrt(2)
-    return Ranking(
-        ranks=ranks,
-        p_values=posthoc_nemenyi_friedman(areas.to_numpy()).set_axis(areas.columns).set_axis(areas.columns, axis=1),
-        friedman_p=float(friedman.pvalue),
-        critical_difference=float(quantile * np.sqrt(count * (count + 1) / (6 * n_blocks))),
-        alpha=alpha,
-        n_blocks=n_blocks,
-        blocks=blocks,
-        metric=metric,
-    )
+    difference = float(quantile * np.sqrt(count * (count + 1) / (6 * n_blocks)))
+    p_values = posthoc_nemenyi_friedman(areas.to_numpy()).set_axis(areas.columns).set_axis(areas.columns, axis=1)
+    return Ranking(ranks, p_values, float(friedman.pvalue), difference, alpha, n_blocks, blocks, metric)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 import numpy as np
 import pandas as pd
 
-from palkit.errors import ConfigError, unknown_name
+from palkit.errors import ConfigError
 
 GROUP = ("adapter", "strategy")
 SETTING = ("dataset", "backbone", "adapter", "balance")
@@ -26,18 +26,14 @@ def name_of(config: Mapping[str, Hashable]) -> str:
     return ", ".join(f"{column}={value}" for column, value in config.items())
 
 
-def check_table(table: pd.DataFrame, columns: Iterable[str], name: str, unique: Sequence[str] = ()) -> None:
-    """A ConfigError that names the table, unless it has these columns, and rows that those of `unique` tell apart."""
+def check_table(table: pd.DataFrame, columns: Iterable[str], name: str) -> None:
+    """A ConfigError that names the table, unless it has these columns, and rows."""
     missing = [column for column in dict.fromkeys(columns) if column not in table.columns]
     if missing:
         there = ", ".join(map(str, table.columns)) or "none"
         raise ConfigError(f"the {name} lacks the columns {', '.join(missing)}; it has {there}.")
     if table.empty:
         raise ConfigError(f"the {name} is empty.")
-    repeated = table[table.duplicated(list(unique))] if unique else table[:0]
-    if len(repeated):
-        first = ", ".join(f"{column} {value}" for column, value in repeated[list(unique)].iloc[0].items())
-        raise ConfigError(f"the {name} has several rows of {first}.")
 
 
 def check_runs(table: pd.DataFrame, by: str, name: str) -> None:
@@ -49,18 +45,12 @@ def check_runs(table: pd.DataFrame, by: str, name: str) -> None:
 
 
 def validate(rounds: pd.DataFrame, columns: Sequence[str], metric: str) -> None:
-    """A ConfigError unless the table has these columns, one row per run and round, and finite values of the metric."""
-    if isinstance(columns, str) or not columns:
-        raise ConfigError(f"`by` must list one or more columns, got {columns!r}.")
+    """A ConfigError unless the table has these columns, and finite values of the metric."""
     check_table(rounds, ["run", "seed", "round", "labels", *columns, metric], "table of rounds")
-    repeated, undefined = rounds.duplicated(["run", "round"]), ~np.isfinite(rounds[metric].astype(float))
-    for bad, what, remedy in (
-        (repeated, "the table of rounds has more than one row for", "read every run once"),
-        (undefined, f"{metric} is not a finite number in", "drop or repeat these runs"),
-    ):
-        if bad.any():
-            where = some(f"run {row.run} round {row.round}" for row in rounds[bad].itertuples())
-            raise ConfigError(f"{what} {where}; {remedy}.")
+    undefined = rounds[~np.isfinite(rounds[metric].astype(float))]
+    if len(undefined):
+        where = some(f"run {row.run} round {row.round}" for row in undefined.itertuples())
+        raise ConfigError(f"{metric} is not a finite number in {where}; drop or repeat these runs.")
 
 
 def some(items: Iterable[str], most: int = 5) -> str:
@@ -87,12 +77,10 @@ def matching(table: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFram
 
 def pick(rounds: pd.DataFrame, config: Mapping[str, Hashable]) -> pd.DataFrame:
     """The rows with these column values; a ConfigError that lists what there is if there are none."""
-    for column, value in config.items():
-        if value not in set(rounds[column]):
-            raise unknown_name(column, value, map(str, rounds[column].unique()))
     rows = matching(rounds, config)
     if rows.empty:
-        raise ConfigError(f"no run has {name_of(config)}; each value occurs, but never together.")
+        there = {name: " or ".join(map(str, rounds[name].unique())) for name in config}
+        raise ConfigError(f"no run has {name_of(config)}; there are {name_of(there)}.")
     return rows
 
 
@@ -156,7 +144,7 @@ def seed_curves(rows: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
     stalled = within & (np.diff(labels) <= 0)
     if stalled.any():
         run = runs[1:][stalled][0]
-        raise ConfigError(f"{name}: run {run} has label counts that do not increase from round to round.")
+        raise ConfigError(f"{name}: run {run} is there twice, or its label counts do not increase.")
     table = rows.pivot(index="labels", columns="seed", values=metric)
     short = table.columns[table.isna().any()]
     if len(short):
