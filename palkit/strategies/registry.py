@@ -1,6 +1,6 @@
 """The registry of strategies and the one entry point through which they are called."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal, get_type_hints
@@ -41,9 +41,9 @@ class Strategy:
     name: str
     function: SelectFn
     needs: frozenset[str]
-    cold_start: bool
-    dropout: Dropout | None
-    blind: bool
+    cold_start: bool = False
+    dropout: Dropout | None = None
+    blind: bool = False
     measure: Measure | None = None
     style: tuple[str, str] | None = None
 
@@ -61,26 +61,13 @@ class Strategy:
 STRATEGIES: dict[str, Strategy] = {}
 
 
-def strategy(
-    name: str,
-    *,
-    needs: set[str] | None = None,
-    cold_start: bool = False,
-    dropout: Dropout | None = None,
-    blind: bool = False,
-    measure: Measure | None = None,
-    style: tuple[str, str] | None = None,
-) -> Callable[[SelectFn], SelectFn]:
+def strategy(name: str, *, needs: Iterable[str] = (), **traits: Any) -> Callable[[SelectFn], SelectFn]:
     """Register the decorated function as the strategy `name`; all that the rest of palkit needs to know is said here.
 
     Args:
         name: that nobody else has; a cell that is executed again may register its own once more.
-        needs: see `Strategy`, as are the others.
-        cold_start: likewise.
-        dropout: likewise.
-        blind: likewise.
-        measure: likewise.
-        style: likewise.
+        needs: see `Strategy`.
+        traits: its other attributes.
 
     Raises:
         ConfigError: another module has registered the name.
@@ -94,7 +81,7 @@ def strategy(
 
     def register(function: SelectFn) -> SelectFn:
         refuse_taken("strategy", name, STRATEGIES[name].function if name in STRATEGIES else None, function)
-        STRATEGIES[name] = Strategy(name, function, frozenset(needs or ()), cold_start, dropout, blind, measure, style)
+        STRATEGIES[name] = Strategy(name, function, frozenset(needs), **traits)
         return function
 
     return register
@@ -201,10 +188,7 @@ def select(
 
         def propose(n: int) -> Tensor:
             own_options = {key: value for key, value in given.items() if key in own}
-            found = chosen.function(part, known, n, rng, **own_options)
-            if not isinstance(found, Tensor):
-                raise PalkitError(f"strategy {name!r} must return a tensor of positions, got {type(found).__name__}.")
-            return found.cpu()
+            return chosen.function(part, known, n, rng, **own_options).cpu()
 
         if wrapper is None:
             picks = propose(n)
@@ -278,16 +262,12 @@ def _hints(function: Callable[..., Tensor], given: int) -> dict[str, Any]:
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
-    for name in ("positions", "labels"):
-        value = getattr(labelled, name)
-        if not isinstance(value, Tensor) or value.dtype != torch.int64:
-            raise ConfigError(f"labelled {name} must be a tensor of int64, got {brief(value)}.")
-    positions, labels = labelled.positions.cpu(), labelled.labels.cpu()
-    if positions.shape != labels.shape or positions.ndim != 1:
-        raise ConfigError(
-            f"labelled positions {tuple(positions.shape)} and labels {tuple(labels.shape)} must be two vectors of one "
-            "length."
-        )
+    pair = labelled.positions, labelled.labels
+    whole = all(isinstance(one, Tensor) and one.dtype == torch.int64 and one.ndim == 1 for one in pair)
+    if not whole or len(pair[0]) != len(pair[1]):
+        what = " and ".join(map(brief, pair))
+        raise ConfigError(f"labelled positions and labels must be two int64 vectors of one length, got {what}.")
+    positions, labels = (one.cpu() for one in pair)
     pool, classes = scores.probs.shape
     values, counts = positions.unique(return_counts=True)
     faults = {
@@ -305,9 +285,6 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
 
     Logits would be ranked, and the entropy of a negative number is NaN.
     """
-    infinite: set[int] = set()
-    wrong: set[int] = set()
-    first: tuple[int, Tensor] | None = None
     for rows in passes:
         for part in chunks(*rows.shape):
             block = rows[part]
@@ -316,24 +293,15 @@ def _check_rows(what: str, *passes: Rows, probabilities: bool = True) -> None:
             if right.all():
                 continue
             finite = torch.isfinite(block).all(1)
-            infinite.update((part.start + (~finite).nonzero().squeeze(1)).tolist())
-            if probabilities:
-                rows_here = (finite & ~right).nonzero().squeeze(1).tolist()
-                wrong.update(part.start + row for row in rows_here)
-                if rows_here and (first is None or part.start + rows_here[0] < first[0]):
-                    first = part.start + rows_here[0], block[rows_here[0]].float()
-    if infinite:
-        raise ConfigError(
-            f"{what} of {len(infinite)} pool rows are not finite (rows {_some(sorted(infinite))}): "
-            "the model diverged or these images are broken."
-        )
-    if first:
-        row, values = first
-        raise ConfigError(
-            f"{what} of {len(wrong)} pool rows are no probabilities (rows {_some(sorted(wrong))}): row {row} sums to "
-            f"{float(values.sum()):.4g}, and its least is {float(values.min()):.4g}. They must be at least 0 and sum "
-            "to 1. If they are logits, give their softmax."
-        )
+            wrong = ~finite if not finite.all() or not probabilities else ~right
+            for at in wrong.nonzero()[:1, 0].tolist():
+                values, where = block[at].float(), f"{what} of pool row {part.start + at}"
+                if not finite[at]:
+                    raise ConfigError(f"{where} are not finite: the model diverged or this image is broken.")
+                raise ConfigError(
+                    f"{where} are no probabilities: they sum to {float(values.sum()):.4g}, and the least is "
+                    f"{float(values.min()):.4g}. They must be at least 0 and sum to 1; of logits, give their softmax."
+                )
 
 
 def _are_probabilities(block: Tensor) -> Tensor:
@@ -342,16 +310,9 @@ def _are_probabilities(block: Tensor) -> Tensor:
     return (block.amin(1) >= 0) & ((sums - 1).abs() <= ROUNDED)
 
 
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-
-
 def _check_picks(name: str, picks: Tensor, size: int, unlabelled: Tensor) -> None:
-    if picks.dtype != torch.int64 or picks.shape != (size,):
+    right = picks.dtype == torch.int64 and picks.shape == (size,) and len(picks.unique()) == size
+    if not right or not torch.isin(picks, unlabelled, assume_unique=True).all():
         raise PalkitError(
-            f"strategy {name!r} must return {size} int64 positions, got {tuple(picks.shape)} {picks.dtype}."
+            f"strategy {name!r} must return {size} int64 positions, unlabelled and each once, got {brief(picks)}."
         )
-    if len(picks.unique()) != size:
-        raise PalkitError(f"strategy {name!r} returned a position twice.")
-    if not torch.isin(picks, unlabelled, assume_unique=True).all():
-        raise PalkitError(f"strategy {name!r} returned a position that is labelled or outside the pool.")

@@ -65,7 +65,7 @@ def test_before_there_is_a_model() -> None:
     [
         ({"strategy": "margn"}, "Did you mean 'margin'"),
         ({"features": [["a"]]}, "features: .* no array of numbers"),
-        ({"features": np.zeros((N, D)) * np.nan}, "features of 60 pool rows are not finite"),
+        ({"features": np.zeros((N, D)) * np.nan}, "features of pool row 0 are not finite"),
         ({"probs": np.full((N, C), 3.0)}, "no probabilities.*softmax"),
         ({"labelled": {"slide-01": 1}}, "labelled images: .* give ids and classes"),
         ({"labelled": {0: "tumour"}}, "labels: .* give ids and classes"),

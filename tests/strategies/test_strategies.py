@@ -311,7 +311,7 @@ def test_select_refuses(change: dict[str, Any], message: str) -> None:
 def test_rows_that_are_not_finite_are_named(where: str, value: float) -> None:
     pool, labelled = some_problem()
     getattr(pool, where)[[3, 17], 1] = value
-    with pytest.raises(ConfigError, match=rf"{where} of 2 pool rows are not finite \(rows 3, 17\)"):
+    with pytest.raises(ConfigError, match=f"{where} of pool row 3 are not finite"):
         select("random", pool, labelled, 3, generator())
 
 
@@ -336,7 +336,7 @@ def test_rows_that_are_no_probabilities_are_named_and_not_ranked(
     probs = getattr(pool, where).view(-1, *pool.probs.shape)[-1]  # the pool's, or those of the last pass
     for row in (3, 17):
         probs[row] = change(probs[row])
-    with pytest.raises(ConfigError, match=rf"{where} of 2 pool rows are no probabilities \(rows 3, 17\): row 3 sums"):
+    with pytest.raises(ConfigError, match=f"{where} of pool row 3 are no probabilities: they sum to"):
         select(name, pool, labelled, 3, generator())
 
 
@@ -370,7 +370,7 @@ def test_rounding_of_probabilities_is_no_fault(dtype: torch.dtype, classes: int)
 def test_opposite_infinities_and_huge_sums_are_told_apart() -> None:
     pool, labelled = some_problem()
     pool.features[2, :2] = torch.tensor([torch.inf, -torch.inf])
-    with pytest.raises(ConfigError, match=r"features of 1 pool rows are not finite \(rows 2\)"):
+    with pytest.raises(ConfigError, match="features of pool row 2 are not finite"):
         select("random", pool, labelled, 3, generator())
     pool.features[2] = 3e38  # the sum overflows, the numbers do not
     assert len(select("random", pool, labelled, 3, generator())) == 3
@@ -383,23 +383,21 @@ def test_a_strategy_that_returns_a_mask_is_told_so(monkeypatch: pytest.MonkeyPat
     def mask(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
         return torch.ones(len(scores), dtype=torch.bool)
 
-    with pytest.raises(PalkitError, match=r"must return 3 int64 positions, got \(30,\) torch\.bool"):
+    with pytest.raises(PalkitError, match=r"must return 3 int64 positions.*got tensor.*True"):
         select("mask", make_pool(30, 4, 3, 0), LabelledSet(torch.tensor([29]), torch.tensor([0])), 3, generator())
 
 
 @pytest.mark.parametrize(
-    ("picks", "message"),
+    "picks",
     [
-        (["first", "first", "next"], "twice"),
-        (["first", "next"], "must return 3"),
-        (["first", "next", "labelled"], "labelled or outside"),
-        (["first", "next", "outside"], "labelled or outside"),
-        (["first", "next", "half a row"], "int64"),
+        ["first", "first", "next"],
+        ["first", "next"],
+        ["first", "next", "labelled"],
+        ["first", "next", "outside"],
+        ["first", "next", "half a row"],
     ],
 )
-def test_select_checks_what_the_strategy_returns(
-    picks: list[str], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_select_checks_what_the_strategy_returns(picks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
 
     @registry.strategy("broken")
@@ -409,7 +407,7 @@ def test_select_checks_what_the_strategy_returns(
         return torch.tensor([known.get(pick, 0.5) for pick in picks])
 
     pool = make_pool(30, 4, 3, 0)
-    with pytest.raises(PalkitError, match=message):
+    with pytest.raises(PalkitError, match="must return 3 int64 positions, unlabelled and each once"):
         select("broken", pool, LabelledSet(torch.tensor([29]), torch.tensor([0])), 3, generator())
 
 
@@ -529,13 +527,6 @@ def test_whoever_needs_passes_says_how_to_make_them() -> None:
         wants = STRATEGIES[name].dropout
         assert (wants is not None) == ("stochastic_probs" in STRATEGIES[name].needs), name
         assert wants is None or (wants.passes > 1 and 0 < wants.rate < 1), name
-
-
-def test_a_strategy_that_returns_no_tensor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
-    registry.strategy("listed")(lambda scores, labelled, batch_size, rng: [0])
-    with pytest.raises(PalkitError, match="'listed' must return a tensor of positions, got list"):
-        select("listed", *some_problem(), 1, generator())
 
 
 def test_the_documented_example_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
