@@ -17,6 +17,7 @@ from palkit.widgets.thumbnails import Thumbnails, png_bytes
 HERE = Path(__file__).parent
 SIDE = 72  # of the image beside the pointer, in pixels
 STATES = 5  # rest, labelled, A, B, both
+Picks = Mapping[str, np.ndarray]
 MARGIN = 0.04  # of the map, left free around the points
 
 
@@ -47,7 +48,7 @@ class Projection(ImageDisplay):
         rows: np.ndarray,
         points: np.ndarray,
         labelled: np.ndarray,
-        picks: Mapping[str, np.ndarray],
+        picks: Picks,
         describe: Callable[[int], str] = str,
     ) -> None:
         """See the class.
@@ -64,14 +65,7 @@ class Projection(ImageDisplay):
         self._describe = describe
         self.show(images, rows, points, labelled, picks)
 
-    def show(
-        self,
-        images: Decoder,
-        rows: np.ndarray,
-        points: np.ndarray,
-        labelled: np.ndarray,
-        picks: Mapping[str, np.ndarray],
-    ) -> None:
+    def show(self, images: Decoder, rows: np.ndarray, points: np.ndarray, labelled: np.ndarray, picks: Picks) -> None:
         """Show something else; what the browser has already is not sent again.
 
         Args:
