@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief, unknown_name
+from palkit.errors import ConfigError, OutOfMemoryError, PalkitError, brief
 from palkit.storage.files import cache_dir, short_hash, write_json
 
 VARIABLE = "PALKIT_DEVICE"
@@ -84,13 +84,7 @@ def memory_limit() -> int:
 
 @contextmanager
 def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Context in which products are computed in `precision`; for float64 see also `doubled`.
-
-    Raises:
-        ConfigError: unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+    """Context in which products are computed in `precision`; for float64 see also `doubled`."""
     with _exact_cudnn(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         yield
 
@@ -188,7 +182,9 @@ def probe(
     """
     machine = device_name(device)
     path = cache_dir() / "probes" / f"{short_hash([name, machine, torch.__version__])}.json"
-    known = _known_probe(path)
+    known: Probe | None = None
+    with suppress(OSError, ValueError):  # there is no earlier measurement, or its file is damaged
+        known = TypeAdapter(Probe).validate_json(path.read_bytes())
     if known is not None and not again:
         return known
     rates: dict[str, dict[int, float]] = {}
@@ -206,14 +202,6 @@ def probe(
     if known is None:
         write_json(path, asdict(result))
     return result
-
-
-def _known_probe(path: Path) -> Probe | None:
-    """Earlier measurement; None if there is none, or its file is damaged."""
-    try:
-        return TypeAdapter(Probe).validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
 
 
 def _rates(forward: Callable[[Tensor], Any], image_size: int, device: torch.device) -> dict[int, float]:

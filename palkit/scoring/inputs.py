@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,10 +37,9 @@ from palkit.storage.shards import (
     shard_path,
     shard_ranges,
 )
-
-if TYPE_CHECKING:
-    from torchvision.transforms.v2 import Transform
 from palkit.strategies.kernels import Rows, View
+
+Transform = Callable[[Tensor], Tensor]
 
 # Of what decoding, resizing, augmenting, normalising and the frozen blocks do: raise it when they change, and caches
 # are made anew.
@@ -270,11 +269,14 @@ class InputCache:
                 seen = [seeded(transform, image, (seed, name, view)) for view in range(views)]
                 found[name] = self._forward(torch.stack(seen), start_block)
                 if kept is not None:
-                    _write_views(found[name], _views_file(kept, name))
+                    with suppress(StorageError):  # kept where the cache can be written
+                        write_table(
+                            pd.DataFrame({"feature": found[name].cpu().numpy().ravel()}), _views_file(kept, name)
+                        )
                 progress("augmenting", len(found), len(names))
         return torch.stack([found[name].to(device) for name in names], dim=1)
 
-    def _views_folder(self, transform: "Transform", views: int, seed: int) -> Path:
+    def _views_folder(self, transform: Transform, views: int, seed: int) -> Path:
         """Folder of the pooled features of views, an image a file.
 
         The views of an image hang on its name; which pixels a name has, all names and all pixels in order say.
@@ -330,17 +332,11 @@ def _views_file(folder: Path, name: str) -> Path:
 
 
 def _read_views(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The (V, D) features that `_write_views` wrote; None if they are not there, or damaged."""
+    """The (V, D) features that were kept; None if they are not there, or damaged."""
     try:
         return torch.from_numpy(read_table(path)["feature"].to_numpy().reshape(shape))
     except (OSError, MemoryError, ValueError, KeyError):
         return None
-
-
-def _write_views(features: Tensor, path: Path) -> None:
-    """Keep features of the views of an image where the cache can be written."""
-    with suppress(StorageError):
-        write_table(pd.DataFrame({"feature": features.cpu().numpy().ravel()}), path)
 
 
 @dataclass(frozen=True)
@@ -406,7 +402,7 @@ def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress)
     return len(ranges)
 
 
-def augmenter(name: str, size: int) -> "Transform":
+def augmenter(name: str, size: int) -> Transform:
     """The random transform of that name for images of side `size`."""
     from torchvision.transforms import v2
 
@@ -414,7 +410,7 @@ def augmenter(name: str, size: int) -> "Transform":
     return v2.Compose([crop, v2.RandomHorizontalFlip()]) if name == "crop_flip" else crop
 
 
-def seeded(transform: "Transform", image: Tensor, key: tuple[int | str, ...]) -> Tensor:
+def seeded(transform: Transform, image: Tensor, key: tuple[int | str, ...]) -> Tensor:
     """Transform one image under a seed made from `key`; the transforms know the global generator only."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     with seeded_globally(int.from_bytes(digest[:7], "little")):

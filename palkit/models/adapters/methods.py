@@ -1,6 +1,7 @@
 """The registered methods, each of which makes some parameters of a frozen backbone trainable."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -10,8 +11,14 @@ from palkit.models.adapters.prompts import PromptedBlock, initial_prompts
 from palkit.models.adapters.registry import AdapterConfig, Tuner, adapted_blocks, adapter
 from palkit.models.backbones import Backbone
 
-if TYPE_CHECKING:
-    from peft import PeftModel
+
+def _peft(name: str, adapter_lr: float, kind: str, settings: Callable[[AdapterConfig], dict[str, Any]]) -> None:
+    """Register a method that is peft's class of configs with some settings."""
+    adapter(name, adapter_lr)(lambda backbone, config: Tuner(inject(backbone, config, kind, **settings(config))))
+
+
+def _low_rank(config: AdapterConfig) -> dict[str, Any]:
+    return {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
 
 
 @adapter("linear_probe", adapter_lr=0.0)
@@ -62,22 +69,12 @@ def _vpt(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner()
 
 
-@adapter("lora", adapter_lr=2e-3)
-def _lora(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Low-rank updates of the targets (Hu et al. 2022, arXiv 2106.09685; qkv only: PEAL, section 3)."""
-    return Tuner(_inject_lora(backbone, config))
-
-
-@adapter("rslora", adapter_lr=2.5e-4)
-def _rslora(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
-    return Tuner(_inject_lora(backbone, config, use_rslora=True))
-
-
-@adapter("dora", adapter_lr=5e-4)
-def _dora(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """LoRA of the direction, and a learned magnitude per output (Liu et al. 2024, arXiv 2402.09353)."""
-    return Tuner(_inject_lora(backbone, config, use_dora=True))
+# Low-rank updates of the targets (Hu et al. 2022, arXiv 2106.09685; qkv only: PEAL, section 3).
+_peft("lora", 2e-3, "LoraConfig", _low_rank)
+# LoRA scaled by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
+_peft("rslora", 2.5e-4, "LoraConfig", lambda one: _low_rank(one) | {"use_rslora": True})
+# LoRA of the direction, and a learned magnitude per output (Liu et al. 2024, arXiv 2402.09353).
+_peft("dora", 5e-4, "LoraConfig", lambda one: _low_rank(one) | {"use_dora": True})
 
 
 @adapter("pissa", adapter_lr=2e-3)
@@ -91,7 +88,7 @@ def _pissa(backbone: Backbone, config: AdapterConfig) -> Tuner:
                 f"adapter.rank {config.rank}: pissa takes singular values out of {name!r}, which has "
                 f"{min(linear.weight.shape)}; lower the rank."
             )
-    peft = _inject_lora(backbone, config, init_lora_weights="pissa")
+    peft = inject(backbone, config, "LoraConfig", init_lora_weights="pissa", **_low_rank(config))
     return Tuner(peft, {name: tensor.clone() for name, tensor in get_peft_model_state_dict(peft).items()})
 
 
@@ -103,10 +100,8 @@ def _adalora(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return AdaLora(inject(backbone, config, "AdaLoraConfig", **size, total_step=1))  # `begin` sets the schedule
 
 
-@adapter("vera", adapter_lr=5e-3)
-def _vera(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Learned scales of shared random projections (Kopiczko et al. 2024, arXiv 2310.11454)."""
-    return Tuner(inject(backbone, config, "VeraConfig", r=config.rank, vera_dropout=config.dropout))
+# Learned scales of shared random projections (Kopiczko et al. 2024, arXiv 2310.11454).
+_peft("vera", 5e-3, "VeraConfig", lambda one: {"r": one.rank, "vera_dropout": one.dropout})
 
 
 @adapter("ia3", adapter_lr=1e-2)
@@ -116,16 +111,10 @@ def _ia3(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, "IA3Config", feedforward_modules=pattern(inputs) or []))
 
 
-@adapter("loha", adapter_lr=2e-3)
-def _loha(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Hadamard product of two low-rank updates (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098)."""
-    return Tuner(inject(backbone, config, "LoHaConfig", r=config.rank, alpha=config.alpha))
-
-
-@adapter("lokr", adapter_lr=8e-3)
-def _lokr(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Kronecker product of small matrices (Yeh et al. 2024, LyCORIS, arXiv 2309.14859)."""
-    return Tuner(inject(backbone, config, "LoKrConfig", r=config.rank, alpha=config.alpha))
+# Hadamard product of two low-rank updates (Hyeon-Woo et al. 2022, FedPara, arXiv 2108.06098).
+_peft("loha", 2e-3, "LoHaConfig", lambda one: {"r": one.rank, "alpha": one.alpha})
+# Kronecker product of small matrices (Yeh et al. 2024, LyCORIS, arXiv 2309.14859).
+_peft("lokr", 8e-3, "LoKrConfig", lambda one: {"r": one.rank, "alpha": one.alpha})
 
 
 @adapter("oft", adapter_lr=4e-3)
@@ -154,34 +143,16 @@ def _hra(backbone: Backbone, config: AdapterConfig) -> Tuner:
     return Tuner(inject(backbone, config, "HRAConfig", r=config.rank))
 
 
-@adapter("road", adapter_lr=1.6e-2)
-def _road(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """A rotation and a scale of each pair of the targets' outputs (Liao and Monz 2024, arXiv 2409.00119)."""
-    return Tuner(inject(backbone, config, "RoadConfig", group_size=2))
-
-
-@adapter("hira", adapter_lr=3e-2)
-def _hira(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Hadamard product of the weights with a low-rank update (Huang et al., ICLR 2025)."""
-    return Tuner(inject(backbone, config, "HiraConfig", r=config.rank, hira_dropout=config.dropout))
-
-
-@adapter("delora", adapter_lr=1e-3)
-def _delora(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """Normalised low-rank update of learned strength, at first `alpha` (Bini et al. 2025, arXiv 2503.18225)."""
-    return Tuner(inject(backbone, config, "DeloraConfig", r=config.rank, delora_lambda=config.alpha))
-
-
-@adapter("miss", adapter_lr=2.5e-4)
-def _miss(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """A matrix shared by groups of the targets' inputs (Kang and Yin 2024, arXiv 2409.15371)."""
-    return Tuner(inject(backbone, config, "MissConfig", r=config.rank, miss_dropout=config.dropout))
-
-
-@adapter("fourierft", adapter_lr=1e-1)
-def _fourierft(backbone: Backbone, config: AdapterConfig) -> Tuner:
-    """`rank` times 100 Fourier coefficients of each update (Gao et al. 2024, arXiv 2405.03003)."""
-    return Tuner(inject(backbone, config, "FourierFTConfig", n_frequency=100 * config.rank, init_weights=True))
+# A rotation and a scale of each pair of the targets' outputs (Liao and Monz 2024, arXiv 2409.00119).
+_peft("road", 1.6e-2, "RoadConfig", lambda one: {"group_size": 2})
+# Hadamard product of the weights with a low-rank update (Huang et al., ICLR 2025).
+_peft("hira", 3e-2, "HiraConfig", lambda one: {"r": one.rank, "hira_dropout": one.dropout})
+# Normalised low-rank update of learned strength, at first `alpha` (Bini et al. 2025, arXiv 2503.18225).
+_peft("delora", 1e-3, "DeloraConfig", lambda one: {"r": one.rank, "delora_lambda": one.alpha})
+# A matrix shared by groups of the targets' inputs (Kang and Yin 2024, arXiv 2409.15371).
+_peft("miss", 2.5e-4, "MissConfig", lambda one: {"r": one.rank, "miss_dropout": one.dropout})
+# `rank` times 100 Fourier coefficients of each update (Gao et al. 2024, arXiv 2405.03003).
+_peft("fourierft", 1e-1, "FourierFTConfig", lambda one: {"n_frequency": 100 * one.rank, "init_weights": True})
 
 
 def _adapted_modules(backbone: Backbone, config: AdapterConfig) -> list[tuple[str, nn.Module]]:
@@ -198,8 +169,3 @@ def _check_rotation(backbone: Backbone, config: AdapterConfig) -> None:
                 f"adapter.rank {config.rank}: {config.name} rotates blocks of so many inputs; it must be at least 2 "
                 f"and divide the {linear.in_features} inputs of {name!r}."
             )
-
-
-def _inject_lora(backbone: Backbone, config: AdapterConfig, **variant: Any) -> "PeftModel":
-    size: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout}
-    return inject(backbone, config, "LoraConfig", **size, **variant)
