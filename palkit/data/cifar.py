@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their binary archives: the usual ones are pickles, which run what is in them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +12,7 @@ from palkit.data.pool import ArrayImages, ImagePool, carve, usable
 SIDE = 32  # pixels; a record is its labels, one byte each, and the image as channels x rows x columns
 
 
-@dataclass(frozen=True)
-class Cifar:
+class Cifar(NamedTuple):
     """One of the two archives.
 
     Attributes:
@@ -25,7 +25,7 @@ class Cifar:
 
     remote: Remote
     folder: str
-    train: tuple[str, ...]
+    train: Sequence[str]
     test: str
     names: str
     labels: int
@@ -37,20 +37,12 @@ def _archive(file: str, checksum: str) -> Remote:
 
 CIFAR10 = Cifar(
     _archive("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
-    folder="cifar-10-batches-bin",
-    train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-    test="test_batch.bin",
-    names="batches.meta.txt",
-    labels=1,
-)
+    "cifar-10-batches-bin", [f"data_batch_{n}.bin" for n in range(1, 6)], "test_batch.bin", "batches.meta.txt", 1,
+)  # fmt: skip
 CIFAR100 = Cifar(
     _archive("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
-    folder="cifar-100-binary",
-    train=("train.bin",),
-    test="test.bin",
-    names="fine_label_names.txt",
-    labels=2,
-)
+    "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", 2,
+)  # fmt: skip
 
 
 def cifar10() -> ImagePool:

@@ -1,18 +1,18 @@
 """Features of a network of one's own as a data set: they stand in the place of pixels, and no backbone is loaded."""
 
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import ArrowException, parquet
 
 from palkit.data.files import FileImages
 from palkit.data.hashes import file_hashes
@@ -20,7 +20,7 @@ from palkit.data.own import COLUMNS, SPLIT_NAMES, located_files, of_table
 from palkit.data.pool import ImagePool, pixel_hash
 from palkit.errors import DataError, PalkitError, brief
 from palkit.storage.checks import normal
-from palkit.storage.files import atomic_path, cache_dir, locked, storing
+from palkit.storage.files import atomic_path, cache_dir, locked
 from palkit.storage.formats import new_array
 
 SUFFIXES = (".npy", ".npz", ".parquet")
@@ -30,7 +30,6 @@ PLURALS = {"ids": "image_id", "id": "image_id", **{f"{name}s": name for name in 
 CLASSES = "classes"
 LARGEST = 10**9  # number of a class
 BLOCK = 2**13  # rows that are read at a time
-Source = tuple[int, Iterator[np.ndarray]]
 LAYOUT = (
     "Features are a .npy array (N, D); or a .npz archive with the array features, or a Parquet table with the column "
     "features (a list of numbers a row), and as wanted ids, labels (names or numbers), splits, groups, paths of the "
@@ -95,7 +94,7 @@ def is_features(path: Path) -> bool:
         return path.suffix.lower() in SUFFIXES
     try:
         return FEATURES in parquet.read_schema(path).names
-    except (OSError, ValueError, pa.ArrowException):
+    except (OSError, ValueError, ArrowException):
         return False  # whoever reads it says what is wrong
 
 
@@ -123,16 +122,19 @@ def from_features(
     Raises:
         DataError: the file cannot be read, or an array does not fit; names it.
     """
-    copy, others = _read(path)
-    array = _array(copy)
-    names = classes or (_texts(f"{path}: {CLASSES}", others[CLASSES], None) if CLASSES in others else None)
+    with _reading(path):
+        found, others = _opened(path)
+        copy = _copied(path, found)
+        names = classes or (_texts(f"{path}: {CLASSES}", others[CLASSES], None) if CLASSES in others else None)
+    with _reading(copy):
+        array = np.load(copy, mmap_mode="r")
     table = pd.DataFrame(index=[f"row {row}" for row in range(1, len(array) + 1)])
-    for given, column in ({name: name for name in COLUMNS} | PLURALS).items():
-        if given in others and (labels or column in ("path", "image_id")):
-            values = others[given]
-            what, label = f"{path}: {given}", column == "label"
-            texts = _labels(what, values, names, len(array)) if label else _texts(what, values, len(array))
-            table[column] = texts if column == "path" else [normal(text).strip() for text in texts]
+    with _reading(path):
+        for given, column in ({name: name for name in COLUMNS} | PLURALS).items():
+            if given in others and (labels or column in ("path", "image_id")):
+                what, values, rows = f"{path}: {given}", others[given], len(array)
+                texts = _labels(what, values, names, rows) if column == "label" else _texts(what, values, rows)
+                table[column] = texts if column == "path" else [normal(text).strip() for text in texts]
     if "label" not in table:
         table["label"] = ""
     if "split" not in table and not splits:
@@ -156,22 +158,12 @@ def probs_of(path: Path) -> tuple[np.ndarray | None, list[str]]:
     Raises:
         DataError: the file cannot be read, or they are no array of numbers (N, C).
     """
-    suffix, names = path.suffix.lower(), []
-    if suffix == ".npy":
-        values: Any = _array(path)
-    elif suffix == ".npz":
-        with _opened(path) as archive:
-            values = archive[PROBS] if PROBS in archive.files else None
-            names = _texts(f"{path}: {CLASSES}", archive[CLASSES], None) if CLASSES in archive.files else []
-    else:
-        values = _read(path)[1].get(PROBS)
-    if values is None:
-        return None, names
-    try:
-        probs = np.array([np.asarray(row, dtype=np.float64) for row in values])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: {PROBS} are no table of numbers ({error}).") from error
-    if probs.ndim != 2:
+    with _reading(path):
+        found, others = _opened(path)
+        names = _texts(f"{path}: {CLASSES}", others[CLASSES], None) if CLASSES in others else []
+        values = found if isinstance(found, np.ndarray) else others.get(PROBS)
+        probs = None if values is None else np.array([np.asarray(row, dtype=np.float64) for row in values])
+    if probs is not None and probs.ndim != 2:
         raise DataError(f"{path}: {PROBS} must be one row of probabilities an image, are {probs.shape}.")
     return probs, names
 
@@ -194,13 +186,10 @@ def _texts(what: str, values: Any, rows: int | None) -> list[str]:
     if np.ndim(values) != 1 or (rows is not None and len(values) != rows):
         shape = f"{len(values):,} entries" if np.ndim(values) == 1 else f"the shape {np.shape(values)}"
         raise DataError(f"{what} has {shape}{f' for {rows:,} rows of features' if rows else ', not one entry each'}.")
-    try:
-        return [
-            "" if one is None or one != one else one.decode() if isinstance(one, bytes) else str(one)
-            for one in list(values)
-        ]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{what}: text is not UTF-8 ({error}). Save it as text, not as bytes.") from error
+    return [
+        "" if one is None or one != one else one.decode() if isinstance(one, bytes) else str(one)
+        for one in list(values)
+    ]
 
 
 def _labels(what: str, values: Any, names: Sequence[str] | None, rows: int) -> list[str]:
@@ -210,114 +199,83 @@ def _labels(what: str, values: Any, names: Sequence[str] | None, rows: int) -> l
     if numbers.dtype.kind not in "iuf":
         return texts
     array = numbers.fillna(-1).to_numpy()  # labels with gaps, as pandas keeps them
-    if (array != np.round(array)).any() or (np.abs(array) > LARGEST).any():
-        odd = array[(array != np.round(array)) | (np.abs(array) > LARGEST)][0]
-        raise DataError(f"{what} are numbers such as {odd}; give whole ones, or names.")
+    odd = array[(array != np.round(array)) | (np.abs(array) > LARGEST)]
+    if len(odd):
+        raise DataError(f"{what} are numbers such as {odd[0]}; give whole ones, or names.")
     array = array.astype(np.int64)
     if names is not None and len(array) and array.max() >= len(names):
         raise DataError(f"{what}: there is a label {array.max()}, and the names of {len(names)} classes.")
     return ["" if code < 0 else str(code) if names is None else names[code] for code in array.tolist()]
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read ({error}). {LAYOUT}") from error
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a library raises that reads a file into an error that says what is expected.
 
-
-def _read(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    """The (N, D) float32 features in a file of the cache, and what else the file says of the rows."""
-    suffix = path.suffix.lower()
+    Raises:
+        DataError: in its place.
+    """
     try:
-        if suffix == ".npy":
-            return _copied(path, lambda: _blocks(path, _array(path))), {}
-        if suffix == ".npz":
-            with _opened(path) as archive:
-                if FEATURES not in archive.files:
-                    raise DataError(f"{path} has no array {FEATURES} (found: {', '.join(archive.files)}). {LAYOUT}")
-                others = {name.lower(): archive[name] for name in archive.files if name != FEATURES}
-                return _copied(path, lambda: _blocks(path, archive[FEATURES])), others
-        return _read_parquet(path)
+        yield
     except PalkitError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, ArrowException) as error:
         hint = " Give text as text: names.astype(str)." if "pickle" in str(error) else ""
-        raise DataError(f"{path} cannot be read as features ({error}).{hint} {LAYOUT}") from error
+        raise DataError(f"{path} cannot be read ({error}).{hint} {LAYOUT}") from error
 
 
-def _array(path: Path) -> np.ndarray:
-    """The array of a `.npy` file, mapped."""
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as an array ({error}). {LAYOUT}") from error
+def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
+    """A file that holds features, of which none are read yet, and what else it says of the rows."""
+    if path.suffix.lower() == ".parquet":
+        file = parquet.ParquetFile(path)
+        columns = [name for name in file.schema_arrow.names if name != FEATURES]
+        table = file.read(columns=columns, use_threads=False)
+        return file, {name.strip().lower(): table[name].to_pylist() for name in columns}
+    found = np.load(path, mmap_mode="r")
+    arrays = [] if isinstance(found, np.ndarray) else found.files
+    return found, {name.lower(): found[name] for name in arrays if name != FEATURES}
 
 
-def _blocks(path: Path, array: np.ndarray) -> Source:
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:
-        raise DataError(f"{path}: features must be rows of numbers (N, D), are {array.shape} {array.dtype}. {LAYOUT}")
-    return len(array), (array[start : start + BLOCK] for start in range(0, len(array), BLOCK))
+def _blocks(found: Any) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of all rows of an opened file, with their features block by block."""
+    if isinstance(found, parquet.ParquetFile):
+        for batch in found.iter_batches(BLOCK, columns=[FEATURES], use_threads=False):
+            column = batch.column(0)
+            widths = np.unique(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
+            if len(widths) > 1:
+                raise ValueError(f"rows of {FEATURES} differ in length: {', '.join(map(str, widths))}")
+            rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            yield found.metadata.num_rows, rows
+    else:
+        array = found if isinstance(found, np.ndarray) else found[FEATURES]
+        for start in range(0, len(array), BLOCK):
+            yield len(array), array[start : start + BLOCK]
 
 
-def _read_parquet(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    with parquet.ParquetFile(path) as file:
-        kind = file.schema_arrow.field(FEATURES).type
-        if not _is_list(kind) or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-            raise DataError(f"{path}: each row of {FEATURES} must be a list of numbers, is {kind}. {LAYOUT}")
-        names = [name for name in file.schema_arrow.names if name != FEATURES]
-        table = file.read(columns=names, use_threads=False)
-
-        def blocks() -> Iterator[np.ndarray]:
-            for batch in file.iter_batches(BLOCK, columns=[FEATURES], use_threads=False):
-                column = batch.column(0)
-                widths = np.unique(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-                if len(widths) > 1:
-                    raise DataError(f"{path}: rows of {FEATURES} differ in length ({', '.join(map(str, widths))}).")
-                yield column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-        others = {name.strip().lower(): table[name].to_pylist() for name in names}
-        return _copied(path, lambda: (file.metadata.num_rows, blocks())), others
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _copied(path: Path, source: Callable[[], Source]) -> Path:
-    """A copy in the cache, (N, D) float32, made once for a file of this content.
-
-    Args:
-        path: of the file.
-        source: opens it: the number of rows, and these block by block.
-    """
+def _copied(path: Path, found: Any) -> Path:
+    """A copy of the features of an opened file in the cache, (N, D) float32, made once for a file of this content."""
     copy = cache_dir() / "features" / f"{file_hashes([path])[0]}.npy"
-    with storing(copy):
-        copy.parent.mkdir(parents=True, exist_ok=True)
     with locked(copy.with_suffix(".lock")):
-        if not copy.exists():
-            rows, blocks = source()
-            with atomic_path(copy) as temporary:
-                output, start = None, 0
-                for block in blocks:
-                    if output is None:
-                        output = new_array(temporary, np.float32, (rows, block.shape[1]))
-                    if block.shape[1] != output.shape[1]:
-                        raise DataError(f"{path}: rows of {FEATURES} differ in length.")
-                    with np.errstate(over="ignore"):
-                        output[start : start + len(block)] = block
-                    _finite(path, output[start : start + len(block)], start)
-                    start += len(block)
-                if output is None or not output.size:
-                    raise DataError(f"{path} holds no features. {LAYOUT}")
-                output.flush()
+        if copy.exists():
+            return copy
+        with atomic_path(copy) as temporary:
+            output: Any = np.empty((0, 0))
+            done = 0
+            for rows, block in _blocks(found):
+                if block.ndim != 2 or block.dtype.kind not in "fiu" or (done and block.shape[1] != output.shape[1]):
+                    raise ValueError(f"{FEATURES} must be rows of numbers (N, D), are {block.shape} {block.dtype}")
+                if not done:
+                    output = new_array(temporary, np.float32, (rows, block.shape[1]))
+                with np.errstate(over="ignore"):
+                    output[done : done + len(block)] = block
+                bad = ~np.isfinite(output[done : done + len(block)]).all(axis=1)
+                if bad.any():
+                    raise DataError(
+                        f"{path}, row {done + bad.argmax() + 1}: a feature is not a finite number of float32. Remove "
+                        "the row, or compute it again."
+                    )
+                done += len(block)
+            if not output.size:
+                raise ValueError("it holds no features")
+            output.flush()
     return copy
-
-
-def _finite(path: Path, block: np.ndarray, start: int) -> None:
-    bad = ~np.isfinite(block).all(axis=1)
-    if bad.any():
-        raise DataError(
-            f"{path}, row {start + bad.argmax() + 1}: a feature is not a finite number of float32. Remove the row, or "
-            "compute it again."
-        )

@@ -52,8 +52,6 @@ def from_folder(
         ConfigError: see `path_groups`.
         DataError: wrong layout, naming what was found and what is expected.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder. {LAYOUT}")
     found = list_folder(folder)
     order = None if unlabelled else classes or _class_order(folder)
     notes = found.notes(folder, [CLASS_ORDER] if order is not None else [])
@@ -118,8 +116,6 @@ def _class_order(source: Path) -> list[str] | None:
     if not os.path.isfile(path):
         return None
     names = [line for line in read_text(path).splitlines() if normal(line).strip()]
-    if not names:
-        raise DataError(f"{path}: it names no class. Correct it, or delete it.")
     return _distinct(names, str(path), DataError)
 
 
@@ -217,16 +213,11 @@ def from_table(
         ranges = table[["low", "high"]].map(_number).to_numpy(dtype=float)
     images = FileImages(located_files(name, table, folder, ranges)).ranged(ranges)
     named = table if "image_id" in table else table.assign(image_id=_names(table))
-    return of_table(name, named, images, class_names, notes, _image_notes(images))
+    return of_table(name, named, images, class_names, [*notes, *_image_notes(images)])
 
 
 def of_table(
-    name: str,
-    table: pd.DataFrame,
-    images: Images,
-    class_names: Sequence[str] | None,
-    notes: Sequence[str],
-    more: Sequence[str] = (),
+    name: str, table: pd.DataFrame, images: Images, class_names: Sequence[str] | None, notes: Sequence[str]
 ) -> ImagePool:
     """A pool of images, from what a table of text says of each.
 
@@ -236,7 +227,6 @@ def of_table(
         images: one for each row.
         class_names: see `from_table`.
         notes: what is to be said of the images already.
-        more: likewise, after what is to be said of the splits.
 
     Raises:
         DataError: see `from_manifest`.
@@ -250,7 +240,7 @@ def of_table(
         split, carved = _given_split(name, table["split"], labels, ids, groups)
     else:
         split, carved = split_rows(labels, groups, ids), []
-    return usable(ImagePool(name, images, labels, split, ids, tuple(classes), groups, (*notes, *carved, *more)))
+    return usable(ImagePool(name, images, labels, split, ids, tuple(classes), groups, (*notes, *carved)))
 
 
 def _number(cell: str) -> float:

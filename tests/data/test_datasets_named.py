@@ -223,7 +223,7 @@ def test_cifar(server: FileServer, monkeypatch: pytest.MonkeyPatch, name: str, c
     files[f"{source.folder}/{source.names}"] = ("\n".join(names) + "\n\n").encode()
     md5 = server.publish(source.remote.name, tarred(files))
     remote = dataclasses.replace(source.remote, url=f"{server.url}/{source.remote.name}", checksum=f"md5:{md5}")
-    monkeypatch.setattr(cifar, name.upper(), dataclasses.replace(source, remote=remote))
+    monkeypatch.setattr(cifar, name.upper(), source._replace(remote=remote))
 
     pool = load_dataset(name)
     assert pool.class_names == tuple(names)
