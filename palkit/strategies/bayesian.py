@@ -8,18 +8,12 @@ from palkit.strategies.kernels import chunks, draw
 from palkit.strategies.options import Count
 from palkit.strategies.ranking import shannon_entropy, top
 from palkit.strategies.registry import strategy
-from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
+from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import first_best
-from palkit.strategies.uncertainty import bald_scores
+from palkit.strategies.uncertainty import SHARED, bald_scores
 
 
-@strategy(
-    "batchbald",
-    needs={"stochastic_probs"},
-    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
-    measure=bald_scores,
-    style=("#332288", ">"),
-)
+@strategy("batchbald", **SHARED, measure=bald_scores, style=("#332288", ">"))
 def batchbald(
     scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator, samples: Count = 1000
 ) -> Tensor:
@@ -53,12 +47,7 @@ def batchbald(
         posterior, weight = condition(posterior, weight, passes[:, free[picks[-1]]].double(), samples, rng)
 
 
-@strategy(
-    "epig",
-    needs={"stochastic_probs"},
-    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
-    style=("#661100", "d"),
-)
+@strategy("epig", **SHARED, style=("#661100", "d"))
 def epig(
     scores: PoolScores,
     labelled: LabelledSet,

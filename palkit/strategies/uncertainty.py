@@ -1,6 +1,7 @@
 """Strategies that rank each row by how unsure the model is of it, and their stochastic versions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from palkit.strategies.registry import STRATEGIES, strategy
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 
 PoolScore = Callable[[PoolScores], Tensor]
+# Passes of which each is one function of all rows.
+SHARED: dict[str, Any] = {"needs": {"stochastic_probs"}, "dropout": Dropout(20, 0.5, "shared_features")}
 
 
 def least_confidence_scores(scores: PoolScores) -> Tensor:
@@ -71,13 +74,7 @@ def entropy(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: tor
     return most_uncertain(entropy_scores(scores), labelled, batch_size)
 
 
-@strategy(
-    "bald",
-    needs={"stochastic_probs"},
-    dropout=Dropout(passes=20, rate=0.5, on="shared_features"),
-    measure=bald_scores,
-    style=("#0072B2", "<"),
-)
+@strategy("bald", **SHARED, measure=bald_scores, style=("#0072B2", "<"))
 def bald(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch.Generator) -> Tensor:
     """(B,) largest mutual information of label and weights (Houlsby 2011; Gal 2017)."""
     return most_uncertain(bald_scores(scores), labelled, batch_size)

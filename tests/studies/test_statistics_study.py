@@ -137,7 +137,6 @@ def test_area_table_agrees_with_summarise_and_marks_the_best() -> None:
     table = statistics.area_table(rounds)
     summary = statistics.summarise(rounds, by=["dataset", "adapter", "strategy", "balance"])
     np.testing.assert_allclose(table[["mean", "mean_low", "mean_high"]], summary[["aubc", "aubc_low", "aubc_high"]])
-    np.testing.assert_allclose(table["iqm"], table["mean"])  # of 3 seeds nothing is dropped
     found = table.set_index(["dataset", "strategy"])[["best", "clear"]]
     assert list(found[found["best"]].index) == [("a", "badge"), ("b", "margin")]
     assert list(found[found["clear"]].index) == [("a", "badge")]

@@ -9,7 +9,7 @@ Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistic
 stratified bootstrap is too narrow with few seeds, so intervals are Yuen's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -97,7 +97,9 @@ def iqm_curves(
             )
         points = _common_points(curves, axis, tables.name_of(key))
         scores = np.stack([table.to_numpy(float).T for table in curves], axis=1)
-        parts.append(_aggregated({**key, axis: points}, scores))
+        low, high = iqm_interval(scores)
+        ends = {"low": low, "high": high, "n_seeds": scores.shape[0], "n_tasks": scores.shape[1]}
+        parts.append(pd.DataFrame({**key, axis: points, "iqm": iqm(scores), **ends}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -113,30 +115,27 @@ def area_table(
 
     Returns:
         One row per data set and group: `dataset`, `by`, `metric` (its name), `n_seeds`, `mean`, `mean_low`,
-        `mean_high`, `iqm`, `iqm_low`, `iqm_high` (95 % t intervals over the seeds of that data set, NaN for one seed),
-        `best` (best mean of its data set) and `clear`: best, and the paired 95 % t interval of its difference to the
-        second on the same seeds excludes zero. That is one comparison of two that were chosen by looking, so it is not
-        a test of the best against all others.
+        `mean_high` (95 % t interval over the seeds of that data set, NaN for one seed), `best` (best mean of its data
+        set) and `clear`: best, and the paired 95 % t interval of its difference to the second on the same seeds
+        excludes zero. That is one comparison of two that were chosen by looking, so it is not a test of the best
+        against all others.
 
     Raises:
         ConfigError: the table cannot be used; the message names columns, runs or seeds.
     """
-    parts, areas = [], []
+    sign = tables.sign_of(metric)
+    rows, areas = [], []
     for key, curves in tables.groups(rounds, metric, ["dataset", *by]):
         values = areas_of(curves)
-        areas.append(pd.Series(values, index=curves.columns))
-        part = _aggregated({**key, "metric": metric}, values[:, None, None])
-        parts.append(part.rename(columns={"low": "iqm_low", "high": "iqm_high"}).assign(**with_ends("mean", values)))
-    table = pd.concat(parts, ignore_index=True).assign(best=False, clear=False)
-    for rows in table.groupby("dataset", dropna=False).groups.values():
-        order = (tables.sign_of(metric) * table.loc[rows, "mean"]).sort_values(ascending=False, kind="stable").index
-        table.loc[order[0], "best"] = True
-        if len(order) > 1:
-            # A seed that one of them lacks gives NaN, and so no interval.
-            difference = tables.sign_of(metric) * (areas[order[0]] - areas[order[1]])
-            table.loc[order[0], "clear"] = bool(mean_interval(difference)[0] > tables.TIE)
-    measures = [f"{value}{end}" for value in ("mean", "iqm") for end in ("", "_low", "_high")]
-    return table[["dataset", *by, "metric", "n_seeds", *measures, "best", "clear"]]
+        areas.append(pd.Series(sign * values, index=curves.columns))
+        rows.append({**key, "metric": metric, "n_seeds": len(values), **with_ends("mean", values)})
+    table = pd.DataFrame(rows).assign(best=False, clear=False)
+    for same in table.groupby("dataset", dropna=False).groups.values():
+        first, *others = (sign * table.loc[same, "mean"]).sort_values(ascending=False, kind="stable").index
+        table.loc[first, "best"] = True
+        if others:  # a seed that one of them lacks gives NaN, and so no interval
+            table.loc[first, "clear"] = bool(mean_interval(areas[first] - areas[others[0]])[0] > tables.TIE)
+    return table
 
 
 def _common_points(curves: Sequence[pd.DataFrame], axis: str, name: str) -> NDArray:
@@ -147,10 +146,3 @@ def _common_points(curves: Sequence[pd.DataFrame], axis: str, name: str) -> NDAr
         remedy = "over the share of the budget, or aggregate areas" if axis == "labels" else "areas instead"
         raise ConfigError(f"{name}: tasks differ in the {axis} of their rounds, {found}. Aggregate {remedy}.")
     return curves[0].index.to_numpy() if axis == "labels" else points[0]
-
-
-def _aggregated(columns: Mapping[str, object], scores: NDArray) -> pd.DataFrame:
-    """A row per point of (seeds, tasks, points) scores: `columns`, `iqm`, `low`, `high`, `n_seeds`, `n_tasks`."""
-    low, high = iqm_interval(scores)
-    seeds, tasks, _ = scores.shape
-    return pd.DataFrame({**columns, "iqm": iqm(scores), "low": low, "high": high, "n_seeds": seeds, "n_tasks": tasks})

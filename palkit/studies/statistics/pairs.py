@@ -5,7 +5,6 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from palkit.errors import ConfigError
@@ -58,8 +57,12 @@ def penalty_matrix(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFra
             labels = curves[i].index.intersection(curves[j].index).intersection(chosen)
             better = tables.sign_of(metric) * (curves[i].loc[labels, seeds] - curves[j].loc[labels, seeds])
             at = strategies.index(i), strategies.index(j)
-            for place, count in zip((at, at[::-1]), _significant(better.to_numpy()), strict=True):
-                wins[place] = np.nan_to_num(wins[place]) + count / len(chosen)
+            with warnings.catch_warnings():
+                # Equal differences on all seeds have no variance: t is then infinite or, for no difference, NaN.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                test = stats.ttest_1samp(better.to_numpy(), 0.0, axis=1)
+            for place, side in ((at, test.statistic > 0), (at[::-1], test.statistic < 0)):
+                wins[place] = np.nan_to_num(wins[place]) + (side & (test.pvalue < LEVEL)).sum() / len(chosen)
             seed_counts.append(len(seeds))
     penalties = pd.DataFrame(wins, index=strategies, columns=strategies)
     penalties.attrs = {"settings": len(settings), "n_seeds": min(seed_counts, default=0)}
@@ -156,13 +159,3 @@ def against(rounds: pd.DataFrame, column: str, reference: str, metric: str = "ac
     table = table.drop(columns="p")
     constant = [name for name in columns if table[name].nunique() == 1 and name != column]
     return table.drop(columns=constant).astype({"wins": int, "losses": int, "n_seeds": int})
-
-
-def _significant(differences: NDArray) -> tuple[int, int]:
-    """Rows of (label counts, seeds) whose mean is above, and below, 0 by a two-sided t-test at 5 %."""
-    with warnings.catch_warnings():
-        # Equal differences on all seeds have no variance: t is then infinite or, for no difference, NaN.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test = stats.ttest_1samp(differences, 0.0, axis=1)
-    rejected = test.pvalue < LEVEL
-    return int((rejected & (test.statistic > 0)).sum()), int((rejected & (test.statistic < 0)).sum())
