@@ -117,10 +117,7 @@ def load_dataset(
 def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str] | None) -> ImagePool:
     if name in DATASETS or name.startswith(PREFIX):
         if group is not None or unlabelled or classes:
-            raise ConfigError(
-                f"data set {name!r} has its splits and labels; group, unlabelled and classes are for folders and "
-                "manifests. Give the folder of its images instead."
-            )
+            raise ConfigError(f"{name!r} has its labels: group, unlabelled and classes are for folders and manifests.")
         return DATASETS[name]() if name in DATASETS else from_hub(name)
     path = Path(name).expanduser()
     is_manifest = path.suffix.lower() in {*MANIFEST_SUFFIXES, *FEATURES_SUFFIXES}

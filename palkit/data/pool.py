@@ -195,11 +195,8 @@ def _problems(pool: ImagePool) -> Iterator[str]:
             counts = [len(np.unique(units[pool.labels == label])) for label in range(len(names))]
             fewest = ", ".join(f"{name!r} has {count}" for count, name in sorted(zip(counts, names, strict=True))[:3])
             too_few = sum(count >= len(SPLITS) for count in counts) < 2
-            why = (
-                f" That takes two classes or more with at least 3 {what}: {fewest}. Add {what}, or give"
-                if too_few
-                else " Give"
-            )
+            more = f" That takes two classes or more with at least 3 {what}: {fewest}. Add {what}, or give"
+            why = more if too_few else " Give"
             yield (
                 f"its {part} split holds {len(present)} of {len(names)} classes, and each of pool, val and test needs "
                 f"2.{why} the split in the column split of a manifest, or leave that column out to have it made{remedy}"

@@ -232,10 +232,7 @@ def _create(architecture: str, config: BackboneConfig, pretrained: bool) -> tupl
         embedded_weights()
     file = weights_file(config) if pretrained else None
     if file is not None and not os.path.isfile(file):  # unlike the method, it takes a name that no file can have
-        raise WeightsError(
-            f"checkpoint {file} does not exist. Give the path of a .safetensors or state-dict file: "
-            "backbone.checkpoint=PATH."
-        )
+        raise WeightsError(f"checkpoint {file} does not exist: give the path of a .safetensors or state-dict file.")
     try:
         model = timm.create_model(
             architecture,

@@ -64,14 +64,9 @@ def confidence_table(probs: Tensor, labels: Tensor, keys: Keys | None = None) ->
     Returns:
         One row per sample: `label` and `predicted` (int16), `confidence` (float32, probability of `predicted`).
     """
-    p = _normalised(probs)
-    return pd.DataFrame(
-        {
-            "label": labels.numpy().astype(np.int16),
-            "predicted": predict(probs, keys or Keys.of_positions(*probs.shape)).numpy().astype(np.int16),
-            "confidence": p.max(axis=1).astype(np.float32),
-        }
-    )
+    predicted = predict(probs, keys or Keys.of_positions(*probs.shape)).numpy()
+    table = pd.DataFrame({"label": labels.numpy(), "predicted": predicted}, dtype=np.int16)
+    return table.assign(confidence=_normalised(probs).max(axis=1).astype(np.float32))
 
 
 def reliability_of(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
@@ -92,14 +87,10 @@ def reliability_of(confidence: ArrayLike, correct: ArrayLike) -> pd.DataFrame:
     bins = np.digitize(confidence, np.linspace(0, 1, ECE_BINS + 1)[1:-1])
     count = np.bincount(bins, minlength=ECE_BINS)
     divisor = np.where(count, count, np.nan)
-    return pd.DataFrame(
-        {
-            "bin": np.arange(ECE_BINS),
-            "count": count,
-            "confidence": np.bincount(bins, confidence, ECE_BINS) / divisor,
-            "accuracy": np.bincount(bins, np.asarray(correct, dtype=float), ECE_BINS) / divisor,
-        }
-    )
+    table = pd.DataFrame({"bin": np.arange(ECE_BINS), "count": count})
+    for name, values in (("confidence", confidence), ("accuracy", np.asarray(correct, dtype=float))):
+        table[name] = np.bincount(bins, values, ECE_BINS) / divisor
+    return table
 
 
 def pooled_reliability(tables: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -112,13 +103,11 @@ def pooled_reliability(tables: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Returns:
         `by`, `bin`, `count`, `confidence`, `accuracy`, 15 rows per group.
     """
-    sums = tables.assign(
-        confidence=(tables["count"] * tables["confidence"]).fillna(0),
-        accuracy=(tables["count"] * tables["accuracy"]).fillna(0),
-    )
-    pooled = sums.groupby([*by, "bin"], sort=False, as_index=False)[["count", "confidence", "accuracy"]].sum()
-    divisor = pooled["count"].where(pooled["count"] > 0)
-    return pooled.assign(confidence=pooled["confidence"] / divisor, accuracy=pooled["accuracy"] / divisor)
+    means = ["confidence", "accuracy"]
+    sums = tables.assign(**{name: (tables["count"] * tables[name]).fillna(0) for name in means})
+    pooled = sums.groupby([*by, "bin"], sort=False, as_index=False)[["count", *means]].sum()
+    pooled[means] = pooled[means].div(pooled["count"].where(pooled["count"] > 0), axis=0)
+    return pooled
 
 
 def calibration_error(table: pd.DataFrame) -> float:

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from palkit.errors import ConfigError, OutOfMemoryError
+from palkit.errors import OutOfMemoryError
 from palkit.models.devices import Precision, is_out_of_memory
 from palkit.storage.checks import Checked, Count
 
@@ -43,8 +43,7 @@ class ScoringConfig(Checked):
     @property
     def rows(self) -> int:
         """Rows per batch, known once the config is settled."""
-        if self.batch_size is None:
-            raise ConfigError("scoring.batch_size is still to be measured; settle the config first.")
+        assert self.batch_size is not None, "settled"
         return self.batch_size
 
 

@@ -167,13 +167,8 @@ def _problems(
         if not any(map(str.strip, cells)):
             yield line, "the row is empty. Remove it."
         if len(cells) < len(names) or (line > first and any(map(str.strip, cells[len(names) :]))):
-            yield (
-                line,
-                (
-                    f"{len(cells)} cells where the header has {len(names)}. Put a cell that holds {sign!r} into double "
-                    f"quotes, and write a {sign!r} for each empty cell."
-                ),
-            )
+            remedy = f"Put a cell that holds {sign!r} into double quotes, and write a {sign!r} for each empty cell."
+            yield line, f"{len(cells)} cells where the header has {len(names)}. {remedy}"
 
 
 def separator(text: str, known: Collection[str]) -> str:

@@ -87,27 +87,18 @@ def select(
         labels = _numbers("classes", labels, classes, len(classes))
     known = LabelledSet(_whole("labelled images", images), _whole("labels", labels))
     columns = max([len(classes or ()), 1, *(known.labels + 1).tolist()])
-    scores = PoolScores(
-        rows,
-        torch.full((len(rows), columns), 1 / columns) if probs is None else _tensor("probs", probs),
-        None if stochastic_probs is None else _tensor("stochastic_probs", stochastic_probs),
-    )
+    own = torch.full((len(rows), columns), 1 / columns) if probs is None else _tensor("probs", probs)
+    passes = None if stochastic_probs is None else _tensor("stochastic_probs", stochastic_probs)
+    scores = PoolScores(rows, own, passes)
     default = Keys.of_positions(*scores.probs.shape)
     named = Keys.of(ids or (), classes or ())
     names = Keys(default.rows if ids is None else named.rows, default.classes if classes is None else named.classes)
-    generator = torch.Generator().manual_seed(seed)
-    picks = select_positions(
-        strategy,
-        replace(scores, names=names),
-        known,
-        batch_size,
-        generator,
-        balance=balance,
-        subsample=subsample,
-        per_group=None if per_group is None else _integer("per_group", per_group),
-        groups=None if groups is None else group_numbers(groups),
-        **{key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in options.items()},
-    ).numpy()
+    scores, generator = replace(scores, names=names), torch.Generator().manual_seed(seed)
+    given: dict[str, Any] = {"balance": balance, "subsample": subsample}
+    given["groups"] = None if groups is None else group_numbers(groups)
+    given["per_group"] = None if per_group is None else _integer("per_group", per_group)
+    given |= {key: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for key, one in options.items()}
+    picks = select_positions(strategy, scores, known, batch_size, generator, **given).numpy()
     return picks if ids is None else np.asarray(ids)[picks]
 
 

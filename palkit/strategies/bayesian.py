@@ -72,10 +72,7 @@ def epig(
     number, size, classes = passes.shape
     free = labelled.unlabelled(len(scores))
     if target is not None and (target.shape != (size,) or target.dtype != torch.bool or not target.any()):
-        raise ConfigError(
-            f"epig: target must say true or false of each of the {size} pool rows, and true of some of them (of a "
-            "subsample, where one is drawn)."
-        )
+        raise ConfigError(f"epig: target must say true or false of each of the {size} pool rows, and true of some.")
     aims = free if target is None else target.cpu().nonzero().squeeze(1)
     aims = aims[torch.randperm(len(aims), generator=rng)[:targets]]
     aimed = passes[:, aims.to(passes.device)].float()  # (T, M, C)

@@ -18,15 +18,11 @@ def badge(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch
     First the row of the largest gradient, as in the authors' code, then rows drawn with probability
     proportional to the squared distance to the nearest chosen one.
     """
-    residual = pseudo_residual(scores).to(scores.features.device)
-    return outer_kmeanspp(residual, scores.features, labelled.unlabelled(len(scores)), batch_size, rng)
-
-
-def pseudo_residual(scores: PoolScores) -> Tensor:
-    """(N, C) float32 p - onehot(argmax p): the loss gradient at the logits if the prediction is the label."""
-    residual = scores.probs[:].clone()
+    residual = scores.probs[:].clone()  # (N, C) the loss gradient at the logits if the prediction is the label
     residual[torch.arange(len(residual)), scores.predicted] -= 1
-    return residual
+    return outer_kmeanspp(
+        residual.to(scores.features.device), scores.features, labelled.unlabelled(len(scores)), batch_size, rng
+    )
 
 
 @strategy("falcun", style=("#88CCEE", "<"))

@@ -151,18 +151,14 @@ def select(
     check("per_group", per_group, Count | None)
     if per_group is not None and groups is None:
         raise ConfigError(
-            "per_group: nothing says which images are of one group. Give groups; of a data set they are the column "
-            "`group` of its manifest or file of features."
+            "per_group: nothing says which images are of one group; give groups, in a manifest as a column."
         )
     if groups is not None and groups.shape != (len(scores),):
         raise ConfigError(f"groups are {tuple(groups.shape)} for a pool of {len(scores)} rows; give one for each.")
     _check_labelled(labelled, scores)
     for need in chosen.needs:
         if getattr(scores, need, None) is None:
-            raise ConfigError(
-                f"strategy {name!r} looks at {need}, which are not in the scores; give them (stochastic_probs are "
-                "(T, N, C), passes with dropout)."
-            )
+            raise ConfigError(f"strategy {name!r} looks at {need}, which are not in the scores; give them.")
     _check_rows("features", scores.features, probabilities=False)
     _check_rows("probs", scores.probs)
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
@@ -221,12 +217,8 @@ def _arranged(
     def columns(probs: Tensor) -> Tensor:
         return probs.index_select(-2, shown.to(probs.device)).index_select(-1, classes.to(probs.device))
 
-    part = PoolScores(
-        some,
-        columns(scores.probs),
-        None if passes is None else columns(passes),
-        Keys(scores.keys.rows[shown], scores.keys.classes[classes]),
-    )
+    own_keys = Keys(scores.keys.rows[shown], scores.keys.classes[classes])
+    part = PoolScores(some, columns(scores.probs), None if passes is None else columns(passes), own_keys)
     positions = place[labelled.positions.cpu()]
     order = positions.argsort()
     known = LabelledSet(positions[order], number[labelled.labels.cpu()][order])

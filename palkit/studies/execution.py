@@ -131,7 +131,8 @@ def renew_reference(name: str, *, device: str, console: Console) -> Iterator[Exe
     copied(_kept(sweep.studies), reference)
     shutil.rmtree(drawings(sweep), ignore_errors=True)
     for source in sorted(NOTEBOOKS.glob("[0-9]*.ipynb")):
-        if _sweep_of(source) == sweep.name:
+        read = papermill.inspect_notebook(source).get("sweep", {"default": "'default'"})
+        if ast.literal_eval(read["default"]) == sweep.name:
             yield _execute(source, source, {}, console)
     copied(_kept(drawings(sweep)), reference)
 
@@ -139,12 +140,6 @@ def renew_reference(name: str, *, device: str, console: Console) -> Iterator[Exe
 def _kept(folder: Path) -> list[Path]:
     """Tables and figures in a folder, without what is of this machine: its folders, and how it compares."""
     return [file for file in sorted(folder.glob("*")) if file.suffix in KEPT and file.name not in (TABLE, RUNS)]
-
-
-def _sweep_of(notebook: Path) -> str:
-    """Name of the sweep that a committed notebook reads."""
-    sweep = papermill.inspect_notebook(notebook).get("sweep", {"default": "'default'"})
-    return str(ast.literal_eval(sweep["default"]))
 
 
 def _parameters(sweep: Sweep, device: str) -> dict[str, dict[str, Any]]:

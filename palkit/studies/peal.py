@@ -149,7 +149,7 @@ def _judged(found: Comparison, p_holm: float, family: int) -> dict[str, Any]:
     evidence = (
         f"{_amount(mean, found.metric)} {_ends((low, high), found.metric)} of area under the "
         f"{found.metric} curve on {counted(count, 'data set')}, {_seeds(seeds)}{several}; {sides.count(1)} of "
-        f"{count} on the claimed side; Holm p {_p(p_holm)}; detectable "
+        f"{count} on the claimed side; Holm p {'< 0.001' if p_holm < 0.001 else f'{p_holm:.3f}'}; detectable "
         f"{_amount(detectable, found.metric).removeprefix('+')}.{unsure}{found.left_out}"
     )
     numbers = (mean, low, high, general_low, general_high, detectable, p, p_holm, min(seeds), count)
@@ -327,10 +327,6 @@ def _amount(value: float, metric: str) -> str:
 def _ends(ends: tuple[float, float], metric: str) -> str:
     """An interval as the amounts in it, without their unit."""
     return "[" + ", ".join(_amount(end, metric).removesuffix(" points") for end in ends) + "]"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _seeds(counts: Sequence[int]) -> str:

@@ -135,23 +135,20 @@ class Readout:
         best = accuracy.loc[accuracy.groupby("image_size")["accuracy"].idxmax()]
         sizes = [f"{row.image_size} px {row.accuracy:.3f} (cost {row.cost})" for row in best.itertuples()]
         top = best[best["image_size"] == size].iloc[0]
-        better = (
-            f"Best at that size: {counted(top['depth'], 'block')}, {top['pooling']} pooling, {top['accuracy']:.3f}."
-            if top["accuracy"] > here[self.depth, self.config.pooling] + TIE
-            else "Nothing is better at that size."
-        )
+        better = "Nothing is better at that size."
+        if top["accuracy"] > here[self.depth, self.config.pooling] + TIE:
+            what = f"{counted(top['depth'], 'block')}, {top['pooling']} pooling"
+            better = f"Best at that size: {what}, {top['accuracy']:.3f}."
+        blocks, best_of = counted(self.blocks, "block"), f"{own.max():.3f}"
+        after = f"the same ({best_of}) after each of {blocks}."
+        if len(depths) < len(own):
+            last = f"after the last it is at {own.loc[self.blocks]:.3f}."
+            after = f"best after {_listed(depths)} of {blocks} ({best_of}); {last}"
+        pooled = "".join(f", {pooling} {value:.3f}" for pooling, value in others.items())
         validation = len(self.pool.rows("val"))
         lines = [
-            f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is "
-            + (
-                f"the same ({own.max():.3f}) after each of {counted(self.blocks, 'block')}."
-                if len(depths) == len(own)
-                else f"best after {_listed(depths)} of {counted(self.blocks, 'block')} ({own.max():.3f}); after the "
-                f"last it is at {own.loc[self.blocks]:.3f}."
-            ),
-            f"Pooling, after {counted(depths[0], 'block')}: {self.config.pooling} {own.max():.3f}"
-            + "".join(f", {pooling} {value:.3f}" for pooling, value in others.items())
-            + ".",
+            f"Depth: with {self.config.pooling} pooling at {size} px the few-label readout is {after}",
+            f"Pooling, after {counted(depths[0], 'block')}: {self.config.pooling} {best_of}{pooled}.",
             f"Image size, each at its best: {', '.join(sizes)}.",
             f"Runs take {counted(self.depth, 'block')} and {self.config.pooling} pooling at {size} px: "
             f"{here[self.depth, self.config.pooling]:.3f}. {better}",
@@ -213,11 +210,6 @@ def readout(
     return Readout(used, config, int(table["depth"].max()), table, labels, draws, x[: len(rows)], x[len(rows) :])
 
 
-def _standardised(features: np.ndarray, train: int) -> np.ndarray:
-    """(n, D) features less the mean of the first `train` rows, over their deviation."""
-    return (features - features[:train].mean(axis=0)) / (features[:train].std(axis=0) + 1e-6)
-
-
 def readout_table(
     pool: ImagePool, config: BackboneConfig, image_sizes: Iterable[int], *, labels: int, draws: int
 ) -> tuple[pd.DataFrame, np.ndarray]:
@@ -242,9 +234,9 @@ def readout_table(
     rows = []
     for image_size in sorted(image_sizes):
         backbone = load_backbone(replace(config, image_size=image_size, depth=None, pooling="mean"))
-        tokens = backbone.tokens
         for (depth, pooling), features in features_by_depth(backbone, pool, np.concatenate([train, val])).items():
-            x = _standardised(features, len(train))
+            own_pool = features[: len(train)]
+            x = (features - own_pool.mean(axis=0)) / (own_pool.std(axis=0) + 1e-6)
             if (image_size, depth, pooling) == (config.image_size, config.depth or backbone.depth, config.pooling):
                 own = x
             x_train, x_val = x[: len(train)], x[len(train) :]
@@ -255,7 +247,7 @@ def readout_table(
                     _linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val) for chosen in chosen_rows
                 ],
             }
-            setting = (image_size, depth, pooling, tokens, tokens * depth)
+            setting = (image_size, depth, pooling, backbone.tokens, backbone.tokens * depth)
             rows += [(*setting, probe, float(np.mean(accuracies))) for probe, accuracies in probes.items()]
     return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"]), own
 

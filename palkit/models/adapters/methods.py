@@ -84,10 +84,8 @@ def _pissa(backbone: Backbone, config: AdapterConfig) -> Tuner:
 
     for name, linear in target_layers(backbone, config):
         if config.rank > min(linear.weight.shape):
-            raise ConfigError(
-                f"adapter.rank {config.rank}: pissa takes singular values out of {name!r}, which has "
-                f"{min(linear.weight.shape)}; lower the rank."
-            )
+            values = min(linear.weight.shape)
+            raise ConfigError(f"adapter.rank {config.rank}: {name!r} has {values} singular values for pissa, no more.")
     peft = inject(backbone, config, "LoraConfig", init_lora_weights="pissa", **_low_rank(config))
     return Tuner(peft, {name: tensor.clone() for name, tensor in get_peft_model_state_dict(peft).items()})
 
@@ -165,7 +163,5 @@ def _adapted_modules(backbone: Backbone, config: AdapterConfig) -> list[tuple[st
 def _check_rotation(backbone: Backbone, config: AdapterConfig) -> None:
     for name, linear in target_layers(backbone, config):
         if config.rank < 2 or linear.in_features % config.rank:
-            raise ConfigError(
-                f"adapter.rank {config.rank}: {config.name} rotates blocks of so many inputs; it must be at least 2 "
-                f"and divide the {linear.in_features} inputs of {name!r}."
-            )
+            size = f"adapter.rank {config.rank}: {config.name} rotates blocks of that side, which must be at least 2"
+            raise ConfigError(f"{size} and divide the {linear.in_features} inputs of {name!r}.")

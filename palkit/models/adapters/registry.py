@@ -73,13 +73,9 @@ def adapted_blocks(config: AdapterConfig, depth: int) -> range:
         return range(depth, depth)
     stop_block = depth if config.stop_block is None else config.stop_block
     start, stop = (block + depth if block < 0 else block for block in (config.start_block, stop_block))
-    if not 0 <= start < depth:
-        raise ConfigError(f"adapter.start_block {config.start_block}: the backbone has blocks 0 to {depth - 1}.")
-    if not start < stop <= depth:
-        raise ConfigError(
-            f"adapter.stop_block {config.stop_block}: with start_block {config.start_block} and {depth} blocks "
-            f"it must be {start + 1} to {depth}, or nothing for the end."
-        )
+    if not 0 <= start < stop <= depth:
+        given = f"adapter.start_block {config.start_block} and adapter.stop_block {config.stop_block}"
+        raise ConfigError(f"{given}: the backbone has blocks 0 to {depth - 1}; leave stop_block out for the end.")
     return range(start, stop)
 
 

@@ -218,10 +218,8 @@ def paired_difference(
         )
     sign = tables.sign_of(metric)
     rows = []
-    for measure, difference in (
-        ("aubc", areas_of(left) - areas_of(right)),
-        ("final", left.iloc[-1].to_numpy() - right.iloc[-1].to_numpy()),
-    ):
+    final = left.iloc[-1].to_numpy() - right.iloc[-1].to_numpy()
+    for measure, difference in (("aubc", areas_of(left) - areas_of(right)), ("final", final)):
         found = estimate([difference])
         mean, (low, high), p = float(found.mean), map(float, found.interval()), float(found.p_value)
         wins, losses = int((sign * difference > tables.TIE).sum()), int((sign * difference < -tables.TIE).sum())
