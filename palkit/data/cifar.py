@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their binary archives: the usual ones are pickles, which run what is in them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -66,23 +65,11 @@ def cifar100() -> ImagePool:
 def _read(name: str, source: Cifar) -> ImagePool:
     folder = unpacked(source.remote, dataset_dir(name), "unpacked") / source.folder
     with reading(name, folder):
-        parts = [[_records(folder / file, source.labels) for file in files] for files in (source.train, [source.test])]
+        content = [[np.fromfile(folder / file, np.uint8) for file in files] for files in (source.train, [source.test])]
+        train, test = (np.concatenate(part).reshape(-1, source.labels + 3 * SIDE**2) for part in content)
         names = (folder / source.names).read_text(encoding="ascii").split()
-    train, test = (np.concatenate(part) for part in parts)
     labels = np.concatenate([train, test])[:, source.labels - 1].astype(np.int64)
     pixels = np.concatenate([train, test])[:, source.labels :].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     ids = np.array([f"{part}-{n:05d}" for part, rows in (("train", train), ("test", test)) for n in range(len(rows))])
     split = np.concatenate([carve(labels[: len(train)], ids[: len(train)]), np.full(len(test), "test")])
     return usable(ImagePool(name, ArrayImages(np.ascontiguousarray(pixels)), labels, split, ids, tuple(names)))
-
-
-def _records(path: Path, labels: int) -> np.ndarray:
-    """(N, labels + 3072) uint8.
-
-    Raises:
-        ValueError: the file does not hold whole records.
-    """
-    content = np.fromfile(path, np.uint8)
-    if len(content) % (labels + 3 * SIDE**2):
-        raise ValueError(f"{path.name} has {len(content)} bytes, which are no whole records")
-    return content.reshape(-1, labels + 3 * SIDE**2)

@@ -269,14 +269,11 @@ def _by_tifffile(content: bytes) -> _Decoded:
         values = page.asarray()
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values  # type: ignore[union-attr]
         tags = {code: tag.value for code in (PHOTOMETRIC, ORIENTATION) if (tag := page.tags.get(code))}  # type: ignore[union-attr]
-    problem = ""
     if values.dtype.kind not in "uifb":
-        problem = f"its values are {values.dtype.name} numbers, which are no grey levels"
-    elif values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
+        raise _NoImage(f"its values are {values.dtype.name} numbers, which are no grey levels")
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 2, 3, 4)):
         shape = " x ".join(map(str, values.shape))
-        problem = f"it has {shape} values, and an image has 1 to 4 channels: write three of them as RGB"
-    if problem:
-        raise _NoImage(problem)
+        raise _NoImage(f"it has {shape} values, and an image has 1 to 4 channels: write three of them as RGB")
     if values.ndim == 3 and values.shape[2] < 3:
         values = values[..., 0]
     if values.dtype.kind == "b":

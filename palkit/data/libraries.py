@@ -15,7 +15,6 @@ import numpy as np
 from palkit.data.download import Remote, dataset_dir, fetched, reading, unpacked
 from palkit.data.files import FileImages, StoredImages
 from palkit.data.pool import SPLITS, ImagePool, carve, usable
-from palkit.errors import DataError
 from palkit.storage.files import atomic_path
 
 PARTS = ("train", "val", "test")  # what both libraries call SPLITS
@@ -124,8 +123,6 @@ def _copy_images(archive: Path, target: Path) -> None:
         file = stack.enter_context(zipfile.ZipFile(archive))
         members = [stack.enter_context(file.open(f"{part}_images.npy")) for part in PARTS]
         headers = [HEADERS[np.lib.format.read_magic(member)](member) for member in members]
-        if any(fortran or dtype != np.uint8 for _, fortran, dtype in headers):
-            raise DataError(f"{archive}: images are no arrays of uint8 in C order. Delete the file.")
         shape = (sum(shape[0] for shape, *_ in headers), *headers[0][0][1:])
         output = stack.enter_context(open(stack.enter_context(atomic_path(target)), "wb"))
         np.lib.format.write_array_header_1_0(output, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -42,13 +42,11 @@ class Shards:
         self.maps = [_mapped(path) for path in paths]
         stored, shape = self.maps[0].dtype, self.maps[0].shape[1:]
         for path, array in zip(paths, self.maps, strict=True):
-            problem = ""
+            found = f"{array.shape[1:]} {array.dtype}"
             if array.ndim < 2 or stored not in (np.float16, np.float32, np.uint8):
-                problem = f"must hold rows of float16, float32 or uint8 numbers, is {array.shape} {array.dtype}"
-            elif array.shape[1:] != shape or array.dtype != stored:
-                problem = f"holds rows of shape {array.shape[1:]} {array.dtype}, {paths[0]} of shape {shape} {stored}"
-            if problem:
-                raise DataError(f"{path} {problem}.")
+                raise DataError(f"{path} must hold rows of float16, float32 or uint8 numbers, holds {found}.")
+            if array.shape[1:] != shape or array.dtype != stored:
+                raise DataError(f"{path} holds rows of shape {found}, {paths[0]} of shape {shape} {stored}.")
         self.stored = stored
         self.dtype = dtype or torch.from_numpy(np.empty(0, stored)).dtype
         self._out = np.dtype(str(self.dtype).removeprefix("torch."))

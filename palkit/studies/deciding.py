@@ -74,22 +74,15 @@ def stopping_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) -> p
         were needed, of those that stop) and `wrong` (share of all stops, those of targets that the run never reaches
         among them, at which the accuracy is below the target).
     """
-    rows = []
-    for key, all_rows in stopping.dropna(subset="target").groupby(list(by)):
-        reached, stopped = all_rows.dropna(subset="needed"), all_rows[all_rows["stopped"]]
-        ended = reached[reached["stopped"]]
-        wrong = int((stopped["accuracy"] < stopped["target"]).sum())
-        rows.append(
-            dict(zip(by, key, strict=True))
-            | {
-                "runs": len(reached),
-                "stops": len(ended) / len(reached) if len(reached) else np.nan,
-                "training": (ended["labels"] / ended["needed"]).median(),
-                "all labels": ((ended["labels"] + ended["tests"]) / ended["needed"]).median(),
-                "wrong": wrong / len(stopped) if len(stopped) else np.nan,
-            }
-        )
-    return pd.DataFrame(rows).set_index(list(by))
+    table = stopping.dropna(subset="target")
+    reached, stopped, needed = table["needed"].notna(), table["stopped"].astype(bool), table["needed"]
+    counted = {"runs": reached, "ended": reached & stopped, "stopped": stopped}
+    counted["short"] = stopped & (table["accuracy"] < table["target"])
+    sums = table.assign(**counted).groupby(list(by))[list(counted)].sum()
+    ratios = {"training": table["labels"] / needed, "all labels": (table["labels"] + table["tests"]) / needed}
+    medians = table.assign(**ratios)[reached & stopped].groupby(list(by))[list(ratios)].median()
+    summary = sums[["runs"]].assign(stops=sums["ended"] / sums["runs"]).join(medians)
+    return summary.assign(wrong=sums["short"] / sums["stopped"])
 
 
 def untargeted_summary(stopping: pd.DataFrame, by: Sequence[str] = ("rule",)) -> pd.DataFrame:

@@ -241,12 +241,9 @@ def readout_table(
                 own = x
             x_train, x_val = x[: len(train)], x[len(train) :]
             knn = KNeighborsClassifier(neighbours, metric="cosine").fit(x_train, y_train)
-            probes = {
-                f"{neighbours}-NN, {len(train)} labels": [knn.score(x_val, y_val)],
-                f"linear, {labels} labels": [
-                    _linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val) for chosen in chosen_rows
-                ],
-            }
+            probes = {f"{neighbours}-NN, {len(train)} labels": [knn.score(x_val, y_val)]}
+            linear = [_linear_accuracy(x_train[chosen], y_train[chosen], x_val, y_val) for chosen in chosen_rows]
+            probes[f"linear, {labels} labels"] = linear
             setting = (image_size, depth, pooling, backbone.tokens, backbone.tokens * depth)
             rows += [(*setting, probe, float(np.mean(accuracies))) for probe, accuracies in probes.items()]
     return pd.DataFrame(rows, columns=["image_size", "depth", "pooling", "tokens", "cost", "probe", "accuracy"]), own

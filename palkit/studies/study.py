@@ -337,9 +337,8 @@ def picks(selections: pd.DataFrame) -> pd.DataFrame:
     """Labels bought per strategy and class of a data set, mean over runs; named for `plots.picks_by_class`."""
     classes = load_dataset(selections["dataset"].iloc[0]).class_names
     counts = selections.groupby(["run", "strategy", "label"]).size().unstack(fill_value=0)
-    return (
-        counts.reindex(columns=range(len(classes)), fill_value=0).set_axis(classes, axis=1).groupby("strategy").mean()
-    )
+    counts = counts.reindex(columns=range(len(classes)), fill_value=0).set_axis(classes, axis=1)
+    return counts.groupby("strategy").mean()
 
 
 def claims_of(folder: Path, rounds: pd.DataFrame | None = None) -> Styler:
@@ -377,9 +376,8 @@ def claims_by_set(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFram
     has_it = rounds[metric].notna().groupby(rounds["dataset"]).transform("any")
     for dataset, rows in rounds[has_it].groupby("dataset", sort=False):
         found = judge(rows, metric).set_index("claim").dropna(subset="mean")
-        texts = interval_texts(
-            found.rename(columns={"low": "mean_low", "high": "mean_high"}), "mean", "+.1f", scale=100
-        )
+        ends = found.rename(columns={"low": "mean_low", "high": "mean_high"})
+        texts = interval_texts(ends, "mean", "+.1f", scale=100)
         cells = zip(texts, found["verdict"], 100 * found["detectable"], strict=True)
         columns[dataset] = pd.Series([f"{text} {verdict} ({size:.1f})" for text, verdict, size in cells], found.index)
     order = [claim.text for claim in CLAIMS if any(claim.text in found for found in columns.values())]

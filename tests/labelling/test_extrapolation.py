@@ -236,10 +236,3 @@ def test_figure_without_held_out_images() -> None:
     (axes,) = session_curve(curve, forecast([], [], 1, [60])).axes
     assert [line.get_label() for line in axes.lines] == ["proposed images guessed right"]
     assert not session_curve(curve.assign(first_guess=np.nan)).legends
-
-
-def test_figure_needs_its_columns() -> None:
-    with pytest.raises(ConfigError, match="lacks the columns held_out"):
-        session_curve(session().drop(columns="held_out"))
-    with pytest.raises(ConfigError, match="is empty"):
-        session_curve(session(0))

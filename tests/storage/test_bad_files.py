@@ -178,16 +178,16 @@ def test_how_a_sweep_is_dispatched_is_checked(values: dict[str, Any]) -> None:
 def test_labelled_rows_are_whole_numbers(field: str, world: World) -> None:
     labelled = LabelledSet(torch.tensor([1, 2]), torch.tensor([0, 1]))
     odd = dataclasses.replace(labelled, **{field: getattr(labelled, field).float()})
-    with pytest.raises(ConfigError, match=f"labelled {field} must be a tensor of int64"):
+    with pytest.raises(ConfigError, match="positions and labels must be two int64 vectors"):
         select("entropy", world.scores, odd, 2, torch.Generator())
 
 
 def test_stochastic_passes_must_be_finite_and_fit(world: World) -> None:
     labelled = LabelledSet(torch.tensor([1, 2]), torch.tensor([0, 1]))
     good = world.scores
-    passes = torch.ones(3, *good.probs.shape)
+    passes = good.probs.repeat(3, 1, 1)
     passes[1, 2, 0] = NAN
-    with pytest.raises(ConfigError, match=r"stochastic_probs of 1 pool rows are not finite \(rows 2\)"):
+    with pytest.raises(ConfigError, match="stochastic_probs of pool row 2 are not finite"):
         select("bald", PoolScores(good.features, good.probs, passes), labelled, 2, torch.Generator())
     with pytest.raises(ConfigError, match="stochastic_probs of shape"):
         PoolScores(good.features, good.probs, passes[:, 1:])

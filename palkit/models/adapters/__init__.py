@@ -156,11 +156,8 @@ def adapter_dropout(model: AdaptedModel, rate: float) -> Iterator[None]:
 
     layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if model.config.name not in WITH_DROPOUT or any(layer.merged for layer in layers):
-        state = "is merged" if model.config.name in WITH_DROPOUT else "has no low-rank path"
-        raise ConfigError(
-            f"dropout of adapter {model.config.name!r}: it {state}. Methods that can, before merging: "
-            f"{', '.join(WITH_DROPOUT)}."
-        )
+        state = "is merged" if model.config.name in WITH_DROPOUT else f"is none of {', '.join(WITH_DROPOUT)}"
+        raise ConfigError(f"dropout of adapter {model.config.name!r}: it {state}, so it has no low-rank path.")
     drops = [getattr(layer, WITH_DROPOUT[model.config.name]) for layer in layers]
     configured = [dict(drop) for drop in drops]
     modes = {module: module.training for module in model.modules()}

@@ -52,14 +52,9 @@ def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figu
 
 def _draw_accuracy(axes: Axes, measured: pd.DataFrame) -> None:
     accuracy, images = measured["accuracy"].to_numpy(float), measured["held_out"].to_numpy(int)
-    intervals = [
-        tuple(stats.binomtest(round(share * count), count).proportion_ci(method="wilson"))
-        for share, count in zip(accuracy, images, strict=True)
-    ]
-    low, high = (
-        measured.get(end, pd.Series(np.nan, measured.index)).fillna(pd.Series(wilson, measured.index)).to_numpy()
-        for end, wilson in zip(("low", "high"), zip(*intervals, strict=True), strict=True)
-    )
+    tests = [stats.binomtest(round(share * count), count) for share, count in zip(accuracy, images, strict=True)]
+    wilson = pd.DataFrame([test.proportion_ci(method="wilson") for test in tests], measured.index, ["low", "high"])
+    low, high = measured.reindex(columns=["low", "high"]).fillna(wilson).to_numpy(float).T
     # A share that is no whole number of images may leave its interval by rounding.
     bars = np.maximum([accuracy - low, high - accuracy], 0)
     axes.errorbar(measured["labels"], accuracy, yerr=bars, color=ACCURACY, marker="o", elinewidth=0.8, capsize=2,
