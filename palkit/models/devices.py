@@ -192,9 +192,7 @@ def probe(
         with autocast(device, precision), torch.inference_mode():
             rates[precision] = _rates(forward, image_size, device)
     if not all(rates.values()):
-        raise OutOfMemoryError(
-            f"the network does not fit into the memory of {machine}. Take a smaller one or image_size."
-        )
+        raise OutOfMemoryError(f"it does not fit into the memory of {machine}. Take a smaller network or image_size.")
     best = {precision: max(by.values()) for precision, by in rates.items()}
     precision = "bfloat16" if best["bfloat16"] >= WORTH * best["float32"] else "float32"
     batch_size = min(size for size, rate in rates[precision].items() if rate >= 0.95 * best[precision])

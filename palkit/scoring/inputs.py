@@ -269,10 +269,9 @@ class InputCache:
                 seen = [seeded(transform, image, (seed, name, view)) for view in range(views)]
                 found[name] = self._forward(torch.stack(seen), start_block)
                 if kept is not None:
+                    table = pd.DataFrame({"feature": found[name].cpu().numpy().ravel()})
                     with suppress(StorageError):  # kept where the cache can be written
-                        write_table(
-                            pd.DataFrame({"feature": found[name].cpu().numpy().ravel()}), _views_file(kept, name)
-                        )
+                        write_table(table, _views_file(kept, name))
                 progress("augmenting", len(found), len(names))
         return torch.stack([found[name].to(device) for name in names], dim=1)
 

@@ -60,9 +60,7 @@ def refuse_taken(kind: str, name: str, there: Callable | None, function: Callabl
         function: to be registered.
     """
     if there is not None and there.__module__ != function.__module__:
-        raise ConfigError(
-            f"{function.__module__} registers {kind} {name!r}, which {there.__module__} has. Choose another."
-        )
+        raise ConfigError(f"{function.__module__} registers {kind} {name!r}, which {there.__module__} has: rename it.")
 
 
 @cache

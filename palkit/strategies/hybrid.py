@@ -20,9 +20,8 @@ def badge(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torch
     """
     residual = scores.probs[:].clone()  # (N, C) the loss gradient at the logits if the prediction is the label
     residual[torch.arange(len(residual)), scores.predicted] -= 1
-    return outer_kmeanspp(
-        residual.to(scores.features.device), scores.features, labelled.unlabelled(len(scores)), batch_size, rng
-    )
+    free = labelled.unlabelled(len(scores))
+    return outer_kmeanspp(residual.to(scores.features.device), scores.features, free, batch_size, rng)
 
 
 @strategy("falcun", style=("#88CCEE", "<"))

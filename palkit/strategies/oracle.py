@@ -71,8 +71,5 @@ def best_batch_oracle(
 def _truth(name: str, labels: Tensor | None, scores: PoolScores) -> Tensor:
     """(N,) labels, on the CPU."""
     if labels is None or not are_classes(labels, scores):
-        raise ConfigError(
-            f"{name} reads the true labels: pass labels, an int64 tensor with one of the {scores.probs.shape[1]} "
-            f"classes per pool row ({len(scores)})."
-        )
+        raise ConfigError(f"{name} reads the true labels: give labels (int64) of all {len(scores)} rows.")
     return labels.cpu()

@@ -150,9 +150,7 @@ def select(
     check("subsample", subsample, Count | None)
     check("per_group", per_group, Count | None)
     if per_group is not None and groups is None:
-        raise ConfigError(
-            "per_group: nothing says which images are of one group; give groups, in a manifest as a column."
-        )
+        raise ConfigError("per_group: nothing says which images are of one group; give groups, in a manifest a column.")
     if groups is not None and groups.shape != (len(scores),):
         raise ConfigError(f"groups are {tuple(groups.shape)} for a pool of {len(scores)} rows; give one for each.")
     _check_labelled(labelled, scores)

@@ -77,10 +77,8 @@ class PoolScores:
             fits[f"names of {size[0]} rows and {size[1]} classes"] = size == self.probs.shape
         for what, fitting in fits.items():
             if not fitting:
-                raise ConfigError(
-                    f"scores: {what} do not fit probs of shape {tuple(self.probs.shape)}; both must cover the same "
-                    "pool in the same order."
-                )
+                shape = tuple(self.probs.shape)
+                raise ConfigError(f"scores: {what} do not fit probs of shape {shape}; give both of the same rows.")
 
     def __len__(self) -> int:
         return len(self.features)

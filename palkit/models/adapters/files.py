@@ -189,10 +189,8 @@ def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[
 
 def _refuse(folder: Path, differences: list[str]) -> None:
     if differences:
-        raise WeightsError(
-            f"{folder} was saved from another adapter or backbone: {', '.join(sorted(differences)[:3])} differ or "
-            "are missing."
-        )
+        some = ", ".join(sorted(differences)[:3])
+        raise WeightsError(f"{folder} was saved from another adapter or backbone: {some} differ or are missing.")
 
 
 def _copy(target: dict[str, Tensor], source: dict[str, Tensor], folder: Path) -> None:

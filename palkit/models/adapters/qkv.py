@@ -28,10 +28,8 @@ class SplitQKV(nn.Module):
 
 
 def _part(fused: nn.Linear, part: int) -> nn.Linear:
-    weight = fused.weight
-    linear = nn.Linear(
-        fused.in_features, fused.out_features // 3, fused.bias is not None, device=weight.device, dtype=weight.dtype
-    )
+    weight, size = fused.weight, (fused.in_features, fused.out_features // 3)
+    linear = nn.Linear(*size, fused.bias is not None, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         for name, parameter in linear.named_parameters():
             parameter.copy_(getattr(fused, name).chunk(3)[part])
