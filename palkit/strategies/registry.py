@@ -182,7 +182,7 @@ def select(
 
         def propose(n: int) -> Tensor:
             own_options = {key: value for key, value in given.items() if key in own}
-            return chosen.function(part, known, n, rng, **own_options).cpu()
+            return torch.as_tensor(chosen.function(part, known, n, rng, **own_options)).cpu()
 
         if wrapper is None:
             picks = propose(n)
