@@ -1,4 +1,4 @@
-"""Tests in a real browser: one JupyterLab for the session, a fresh page for each test."""
+"""Tests in a real browser: one JupyterLab for the session, one Chromium for a module, a fresh page for each test."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab import Lab, start_lab, stop_kernels, stop_lab
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from palkit.storage.files import REPOSITORY
@@ -46,13 +46,20 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium; ended with the module, as Playwright keeps an event loop running that other tests must not meet."""
+def browser() -> Iterator[BrowserContext]:
+    """Chromium, which keeps JupyterLab's scripts from page to page.
+
+    It ends with the module, as Playwright keeps an event loop running that other tests must not meet.
+    """
     path = _chromium()
     if path is None:
         pytest.skip(NO_BROWSER)
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=FLAGS) as running:
-        yield running
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=FLAGS) as running,
+        running.new_context(viewport={"width": 1400, "height": 1000}) as context,
+    ):
+        yield context
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def page_errors() -> list[str]:
 
 
 @pytest.fixture
-def page(browser: Browser, lab: Lab, page_errors: list[str], request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: BrowserContext, lab: Lab, page_errors: list[str], request: pytest.FixtureRequest) -> Iterator[Page]:
     """An empty page; its kernels end with it, and a failed test leaves its picture in artefacts/browser/."""
 
     def hear(text: str) -> None:
@@ -76,8 +83,7 @@ def page(browser: Browser, lab: Lab, page_errors: list[str], request: pytest.Fix
     failure = f"failed-{request.node.name}"
     _path(failure).unlink(missing_ok=True)
     try:
-        with browser.new_context(viewport={"width": 1400, "height": 1000}) as context:
-            fresh = context.new_page()
+        with browser.new_page() as fresh:
             fresh.on("console", hear_console)
             fresh.on("pageerror", lambda error: hear(str(error)))
             yield fresh

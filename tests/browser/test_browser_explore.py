@@ -19,7 +19,7 @@ from palkit.widgets.grid import caption_text
 from palkit.widgets.projection import scaled
 
 PARAMETERS, EXPLORER, SHARED = 1, 3, 5  # cells of explore.ipynb
-POOL = 300
+POOL = 150
 BEGIN = Question(
     config_from_dict({"dataset": "fashion_mnist", "adapter": "linear_probe", "pool_size": POOL, "batch_size": 20}),
     strategies=("entropy", "badge"),

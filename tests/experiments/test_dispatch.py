@@ -3,7 +3,7 @@
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ def stub_run(tiny_run: dict[str, Any]) -> dict[str, Any]:
     return {**tiny_run, **probe, "pool_size": 60, "batch_size": 8, "rounds": 2, "strategy": "random"}
 
 
-@pytest.fixture
-def cold() -> Any:
-    """A process that keeps no kernel, before and after."""
+@pytest.fixture(scope="module", autouse=True)
+def _one_kernel() -> Iterator[None]:
+    """A kernel for all tests that need one, after those of other files and no longer than this one."""
     stop_warm_kernel()
     yield
     stop_warm_kernel()
@@ -146,8 +146,8 @@ def test_no_run_is_lost_or_doubled_while_processes_are_killed(
 def test_a_run_that_kills_its_worker_every_time_is_given_up_and_the_others_are_not(
     stub_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = {"adapter": {"name": "lora", "start_block": 2}, "training": {"epochs": 60, "head_epochs": 0, "views": 1}}
-    sweep = Sweep("deadly", stub_run, variants={"slow": slow, "deadly": {"seed": 1}, "quick": {"seed": 2}})
+    # The first is still loading the network's libraries when the second, which loads none, dies.
+    sweep = Sweep("deadly", stub_run, {"seed": [0, 1, 2]})
     monkeypatch.setattr(dispatch, "attempt_numbered", deadly)
     outcomes = run_sweep(sweep, DispatchConfig(jobs=2, notebooks=False), console=QUIET)
     errors = [outcome.error for outcome in outcomes]
@@ -166,9 +166,8 @@ def test_workers_that_begin_nothing_end_the_sweep_with_a_reason(
         run_sweep(Sweep("dead", stub_run, {"seed": [0, 1]}), DispatchConfig(jobs=2, notebooks=False), console=QUIET)
 
 
-@pytest.mark.usefixtures("cold")
 def test_a_dead_kernel_is_replaced_and_the_run_goes_on_after_its_last_round(stub_run: dict[str, Any]) -> None:
-    training = {"epochs": 60, "head_epochs": 0, "views": 1}
+    training = {"epochs": 30, "head_epochs": 0, "views": 1}
     adapter = {"name": "lora", "start_block": 2}
     sweep = Sweep("dying", {**stub_run, "adapter": adapter, "training": training, "rounds": 3}, {"seed": [0]})
     (task,) = plan(sweep)
@@ -181,7 +180,6 @@ def test_a_dead_kernel_is_replaced_and_the_run_goes_on_after_its_last_round(stub
     assert task.directory.table()["round"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("notebooks", [pytest.param(True, marks=pytest.mark.campaign), False])
 def test_the_time_limit_ends_a_run_for_good_and_keeps_its_rounds(stub_run: dict[str, Any], notebooks: bool) -> None:
     slow = {
@@ -191,14 +189,13 @@ def test_the_time_limit_ends_a_run_for_good_and_keeps_its_rounds(stub_run: dict[
     sweep = Sweep("slow", stub_run, variants={"slow": slow, "quick": {}})
     (slow_task, _) = plan(sweep)
     # Long enough for the quick one on a busy machine; the slow one would take hours.
-    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=20 if notebooks else 8)
+    config = DispatchConfig(jobs=1, notebooks=notebooks, time_limit=20 if notebooks else 5)
     slow_run, quick_run = run_sweep(sweep, config, console=QUIET)
     assert "TimeLimitError: stopped after the time limit" in str(slow_run.error)
     assert quick_run.error is None
     assert len(slow_task.directory.sessions()) == 1, "not tried again"
 
 
-@pytest.mark.usefixtures("cold")
 def test_a_warm_kernel_gives_what_a_fresh_one_gives(tmp_path: Path) -> None:
     """Names, counters, figures and variables of one notebook do not reach the next."""
     cells = [
@@ -230,24 +227,20 @@ def test_a_warm_kernel_gives_what_a_fresh_one_gives(tmp_path: Path) -> None:
     assert first[2] == second[2] == cold_run[2] == [1, 2, 3, 4]
 
 
-def test_a_failed_notebook_leaves_the_kernel_usable(stub_run: dict[str, Any]) -> None:
-    sweep = Sweep("mixed", stub_run, {"strategy": ["random", "entropie", "margin"]})
+def test_a_failed_notebook_leaves_the_warm_kernel_to_the_others_which_compute_what_rounds_compute(
+    stub_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep("mixed", stub_run, {"strategy": ["entropy", "entropie", "margin"]})
     outcomes = run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET)
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert "ConfigError: unknown strategy 'entropie'" in str(outcomes[1].error)
     notebook = nbformat.read(outcomes[1].task.directory.notebook, as_version=4)
     assert any(o["output_type"] == "error" for c in notebook.cells for o in c.get("outputs", []))
 
-
-def test_notebooks_in_a_warm_kernel_compute_what_rounds_compute(
-    stub_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep = Sweep("both", stub_run, {"strategy": ["entropy", "margin"]})
-    assert all(o.error is None for o in run_sweep(sweep, DispatchConfig(jobs=1), console=QUIET))
     with_notebooks = comparable(collect(sweep)["rounds"])
     monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / "other"))
-    for _, values in sweep.parameters():
-        list(rounds(config_from_dict(values)))
+    for outcome in (outcomes[0], outcomes[2]):
+        list(rounds(config_from_dict(outcome.task.parameters)))
     assert_frame_equal(comparable(collect(sweep)["rounds"]), with_notebooks, check_exact=True)
 
 
