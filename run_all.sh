@@ -93,9 +93,10 @@ check() {
   say "documentation"
   docs
   say "tests and notebook regression"
-  # One thread, as in the sweep: the last bits of a result depend on the number of threads.
+  # One thread, as in the sweep: the last bits of a result depend on the number of threads. Where a test takes two, they
+  # sleep while they wait: spinning, they would take the processors from each other and from the other worker.
   # A file, or a notebook with its kernel, stays in one worker; in their order, as the longest have few tests.
-  OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+  OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive .venv/bin/python -m pytest tests notebooks --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
     --numprocesses logical --maxprocesses 8 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 }
 

@@ -63,13 +63,13 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_a_sweep_with_all_three_in_processes_of_its_own(lab: Path, tiny_run: dict[str, Any]) -> None:
+def test_a_sweep_with_all_three_in_a_process_and_a_kernel_of_its_own(lab: Path, tiny_run: dict[str, Any]) -> None:
     base = {**tiny_run, "dataset": "file_digits", "pool_size": 60, "rounds": 2, "plugins": ["lab_file"]}
     grid = {"strategy": ["file_far", "random"], "adapter.name": ["file_norms"]}
     (lab / "mine.yaml").write_text(yaml.safe_dump({"base": base, "grid": grid}))
     # As the script `palkit` is started: without the working directory on the path.
     code = f"import sys; sys.path = [{str(REPOSITORY)!r}, *sys.path[1:]]; from palkit.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "sweep", "mine.yaml", "--jobs", "2"]
+    command = [sys.executable, "-c", code, "sweep", "mine.yaml", "--jobs", "1"]
     environment = {**os.environ, "PALKIT_CACHE": str(cache_dir()), "PALKIT_RUNS": str(lab / "runs")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

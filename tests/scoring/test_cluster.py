@@ -263,10 +263,10 @@ def test_sweep_on_ray_gives_what_processes_give_though_a_worker_is_killed(
 
 @needs_ray
 def test_notebooks_on_ray(two_workers: None, tiny_run: dict[str, Any]) -> None:
-    sweep = Sweep("ray", {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 1}, {"seed": [0, 1]})
-    outcomes = run_sweep(sweep, DispatchConfig(jobs=WORKERS, engine="ray"), console=Console(quiet=True))
-    assert [outcome.error for outcome in outcomes] == [None, None]
-    assert all(outcome.task.directory.notebook.exists() for outcome in outcomes)
+    sweep = Sweep("ray", {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 1}, {"seed": [0]})
+    (outcome,) = run_sweep(sweep, DispatchConfig(jobs=1, engine="ray"), console=Console(quiet=True))
+    assert outcome.error is None
+    assert outcome.task.directory.notebook.exists()
 
 
 @needs_ray

@@ -116,14 +116,8 @@ KINDS = {
 }
 
 
-# Covered by others, so only in the campaign: a grouped manifest is a manifest, two classes are in what follows, many
-# in test_plots_names.py, and profiles are of sets by name.
-MORE_KINDS = ("manifest", "two classes of 30", "a class of one image", "100 classes of 4", "digits")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.campaign if kind in MORE_KINDS else ()) for kind in KINDS]
-)
+@pytest.mark.campaign  # what is odd in them comes together in the next one
+@pytest.mark.parametrize("kind", KINDS)
 def test_study_of_any_data_set(
     kind: str, tiny_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,22 +133,25 @@ def test_study_of_any_data_set(
 def test_several_data_sets_backbones_and_variants_at_once(
     tiny_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named only in the grid and in variants; two folders are called alike, one name is long."""
-    liver, skin, other = (
-        str(folder(tmp_path / place, {"a": 24, "b": 24})) for place in ("liver/images", f"{'s' * 200}kin/images", "$x_")
-    )
+    """Named only in the grid and in variants; two folders are called alike, one name is long.
+
+    One has classes of odd names and a single image of another class, one is a manifest with patients.
+    """
+    liver = str(folder(tmp_path / "liver/images", dict.fromkeys(ODD, 12) | {"one": 1}))
+    skin = str(folder(tmp_path / f"{'s' * 200}kin/images", {"a": 24, "b": 24}))
+    other = str(manifest(tmp_path / "patients", grouped=True).rename(tmp_path / "patients" / "$x_.csv"))
     grid = {"dataset": [liver, skin, other], "strategy": ["random", "margin"]}
     variants = {"_plain $x$": {}, "other <b>": {"training.label_smoothing": 0.1}}
     base = {"adapter": "linear_probe", "pool_size": 28, "batch_size": 12, "training": {"head_epochs": 20}}
     path = sweep_file(tmp_path / "several.yml", tiny_run, grid, variants=variants, base=base)
     study = studied(path, capsys)
-    for notebook in ("01_data", "02_backbone"):
-        shown = outputs(study, notebook)
-        assert all(name in shown for name in (liver, skin, other)), notebook
-        assert "fashion" not in shown
+    for name in (liver, skin, other):
+        assert name in outputs(study, "01_data")
+        assert f"{name}, test_vit, 32 px, 4 blocks" in outputs(study, "02_backbone"), "the sweep's own backbone"
+    assert not any("fashion" in outputs(study, notebook).lower() for notebook in ("01_data", "02_backbone", "04_study"))
     curves = sorted(path.name for path in study.glob("budget_curves*.png"))
     assert len(curves) == 3
-    assert {"budget_curves-liver-images.png", "budget_curves-x_.png"} < set(curves)
+    assert {"budget_curves-liver-images.png", "budget_curves-x_.csv.png"} < set(curves)
     shown = outputs(study, "04_study")
     assert "linear probe, _plain $x$, margin" in shown
     assert "other &lt;b&gt;" in shown
