@@ -117,7 +117,8 @@ class Target:
 
     def _done(self) -> tuple[Path, Ended]:
         if self._undisturbed is None:
-            forked(self.job.work, self.folder())  # fills the caches, so that the next one is timed without
+            if self.shared:
+                forked(self.job.work, self.folder())  # fills the caches, so that the next one is timed without
             folder = self.folder()
             self._undisturbed = folder, forked(self.job.work, folder)
             if self._undisturbed[1].error:

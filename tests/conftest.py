@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from tiny_vit import save_tiny_vit, tiny_values
 
-from palkit.data import ImagePool, head, load_dataset
+from palkit.data import ImagePool, head, load_dataset, without
 from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
 
 settings.register_profile("palkit", deadline=None)  # no test fails by how long it took
@@ -28,8 +29,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def pool() -> ImagePool:
-    """Handwritten digits, 150 of them in the pool."""
-    return head(load_dataset("digits"), 150)
+    """Handwritten digits: 150 of them in the pool, 60 in each of the other splits."""
+    digits = head(load_dataset("digits"), 150)
+    return without(digits, np.concatenate([digits.rows(split)[60:] for split in ("val", "test")]))
 
 
 @pytest.fixture(scope="session")

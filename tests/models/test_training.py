@@ -256,9 +256,9 @@ def test_cross_fitted_temperature_sees_what_the_fit_does_not(tiny: Backbone) -> 
     inputs, labels = tokens_of(features), torch.arange(30) % 3
     make = partial(model_of, tiny, "lora", 3)
     config = TrainingConfig(epochs=60, head_lr=0.05, temperature_folds=3)
-    assert cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0) > 3
-    again = cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
-    assert again == cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
+    first = cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
+    assert first > 3
+    assert first == cross_fitted_temperature(make, inputs, inputs[0], labels, config, 0)
     clear = tokens_of(features + 30 * torch.nn.functional.one_hot(labels, tiny.width))
     left, truth = cross_fitted_logits(make, clear, clear[0], labels, config, 0)
     assert fit_temperature(left, truth) < 1

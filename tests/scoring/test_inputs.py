@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from palkit.data import FileImages, ImagePool, from_folder, head
+from palkit.data import FileImages, ImagePool, from_folder, head, load_dataset
 from palkit.errors import DataError, WeightsError
 from palkit.models.backbones import Backbone, BackboneConfig
 from palkit.scoring.engine import ScoringConfig
@@ -24,6 +24,12 @@ from palkit.storage import shards as shards_module
 from palkit.strategies.kernels import View
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def pool() -> ImagePool:
+    """Handwritten digits, seven batches of them."""
+    return head(load_dataset("digits"), 150)
 
 
 @pytest.fixture
