@@ -1,15 +1,17 @@
 """A real but tiny vision transformer, and folders for caches and runs that vanish with the test."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from tiny_vit import save_tiny_vit, tiny_values
 
-from palkit.data import ImagePool, head, load_dataset, without
-from palkit.models.backbones import Backbone, BackboneConfig, load_backbone
+# What takes seconds to load is loaded by who needs it: the process that hands out the tests needs nothing of it.
+if TYPE_CHECKING:
+    from palkit.data import ImagePool
+    from palkit.models.backbones import Backbone, BackboneConfig
 
 settings.register_profile("palkit", deadline=None)  # no test fails by how long it took
 settings.load_profile("palkit")
@@ -28,8 +30,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def pool() -> ImagePool:
+def pool() -> "ImagePool":
     """Handwritten digits: 150 of them in the pool, 60 in each of the other splits."""
+    from palkit.data import head, load_dataset, without
+
     digits = head(load_dataset("digits"), 150)
     return without(digits, np.concatenate([digits.rows(split)[60:] for split in ("val", "test")]))
 
@@ -41,12 +45,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny_checkpoint: Path) -> BackboneConfig:
+def tiny_config(tiny_checkpoint: Path) -> "BackboneConfig":
+    from palkit.models.backbones import BackboneConfig
+
     return BackboneConfig("test_vit", image_size=32, depth=4, pooling="mean", checkpoint=str(tiny_checkpoint))
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_config: BackboneConfig) -> Backbone:
+def tiny(tiny_config: "BackboneConfig") -> "Backbone":
+    from palkit.models.backbones import load_backbone
+
     return load_backbone(tiny_config)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-from safetensors.torch import save_file
-
 
 def save_tiny_vit(folder: Path) -> Path:
     """Its weights, as a file in a folder."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
     path = folder / "test_vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=0).state_dict(), path)

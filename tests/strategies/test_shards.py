@@ -152,10 +152,10 @@ def run_limited(how: str, paths: list[Path], spare: int) -> subprocess.Completed
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RLIMIT_DATA is Linux")
 def test_pool_larger_than_memory(tmp_path: Path) -> None:
-    """82 MB of features under a limit of 50 MB: not from RAM, but from shards, with the picks of RAM."""
-    features = torch.randn(80_000, 256, generator=generator())
-    paths = write_shards(tmp_path, features, [30_000, 35_000, 15_000])
-    limit = 50 * 2**20
+    """51 MB of features under a limit of 32 MB: not from RAM, but from shards, with the picks of RAM."""
+    features = torch.randn(50_000, 256, generator=generator())
+    paths = write_shards(tmp_path, features, [20_000, 22_000, 8_000])
+    limit = 32 * 2**20
     assert "llocate" in run_limited("ram", paths, limit).stderr
     small, large = run_limited("shards", paths, limit), run_limited("ram", paths, 100 * limit)
     assert small.returncode == 0, small.stderr
