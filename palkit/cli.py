@@ -4,6 +4,7 @@ What a command needs is imported when it runs: torch and the rest take seconds, 
 """
 
 import argparse
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.markup import escape
@@ -72,6 +74,14 @@ def parser() -> argparse.ArgumentParser:
     exported = command(_export, "a fitted model and its labels as a folder that timm loads and the hub shows")
     exported.add_argument("model", type=Path, help="folder of a run (or its hash), a session or a saved model")
     exported.add_argument("out", type=Path, metavar="FOLDER", help="folder to make")
+    served = command(_serve, "a labelling session for Label Studio: predictions, task order, labels, fits, live")
+    served.add_argument("images", help="folder, manifest or name of a data set; or folder of a session to go on with")
+    served.add_argument("--port", type=int, default=9090, help="default: 9090")
+    served.add_argument("--host", default="127.0.0.1", help="address to serve at (default: this machine alone)")
+    served.add_argument("--tasks", type=Path, metavar="JSON", help="tasks to write, for import into Label Studio")
+    served.add_argument(
+        "--images-url", metavar="URL", help="what ids are appended to in tasks (default: local files of Label Studio)"
+    )
     doctor = command(_doctor, "what this machine is, how fast it is, and what palkit chooses on it")
     doctor.add_argument("--compile", action="store_true", help="measure torch.compile too")
     embed = command(_embed, "compute the frozen inputs of a config's runs, here or on a Ray cluster")
@@ -94,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     renewed.add_argument("name", help="of the profile; all of its runs must be complete")
     for one in (manifest, predict):
         one.add_argument("--skip-unreadable", action="store_true", help="leave out files that cannot be read")
-    for one in (doctor, embed):
+    for one in (doctor, embed, served):
         one.add_argument("values", nargs="*", metavar="KEY=VALUE", help="config fields, as for run")
     for one, here, part in ((embed, "this process", "worker"), (sweep, "processes of this machine", "run")):
         one.add_argument("--engine", choices=("local", "ray"), default="local", help=f"{here}, or Ray")
@@ -102,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--gpus", type=float, help=f"GPU share of a {part}, as 0.25 (ray; default: 1 on cuda)")
     for one in (watched, studied, compared):
         one.add_argument("name", nargs="?", default="default", help="its name, or its file")
-    for one in (chosen, run, predict, doctor, embed, sweep, watched, studied, renewed):
+    for one in (chosen, run, predict, served, doctor, embed, sweep, watched, studied, renewed):
         one.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     return top
 
@@ -191,7 +201,14 @@ def _manifest(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> "ExperimentConfig":
     """Config of the arguments."""
-    from palkit.config import config_from_dict, typed
+    from palkit.config import config_from_dict
+
+    return config_from_dict(_values(options))
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the arguments."""
+    from palkit.config import typed
 
     values = {}
     for item in options.values:
@@ -199,7 +216,7 @@ def _config(options: argparse.Namespace) -> "ExperimentConfig":
         if not equals:
             raise ConfigError(f"{brief(item)} is not KEY=VALUE.")
         values[key] = typed(key, value)
-    return config_from_dict(values)
+    return values
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -347,6 +364,39 @@ def _export(options: argparse.Namespace) -> int:
         metrics = {str(name): float(value) for name, value in end.items()}
     made = export_model(model, options.out, labels, metrics)
     say(f"model and {'no' if labels is None else len(labels)} labels: {made}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import asyncio
+
+    from palkit.labelling.exchange import label_studio_config
+    from palkit.labelling.serve import ANNOTATOR, Backend, Studio, bind, serve, write_tasks
+    from palkit.labelling.session import open_session, stored_session
+
+    values, images = _values(options), Path(options.images).expanduser()
+    session = stored_session(images, options.device, ANNOTATOR)
+    if session is None:
+        session = open_session(options.images, ANNOTATOR, device=options.device, **values)
+    elif values:
+        raise ConfigError(f"{images} is a session, which goes on as it was: leave out {options.values[0]}.")
+    elif not session.rounds():
+        raise ConfigError(f"the session in {images} has no fit yet. Give its images, with the fields it began with.")
+    if not session.class_names:
+        raise ConfigError(f"{options.images} has no classes yet. Name them, as in classes=[tumour,stroma].")
+    print(label_studio_config(session.class_names), end="", flush=True)
+    if options.tasks is not None:
+        folder = f"{images.resolve().name}/" if images.is_dir() else ""
+        write_tasks(session, options.tasks, options.images_url or f"/data/local-files/?d={quote(folder)}")
+        say(f"tasks: {options.tasks}")
+    url, key = os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")
+    studio = Studio(url.rstrip("/"), key) if url and key else None
+    sockets = bind(options.host, options.port)
+    with bars(console) as progress:
+        backend = Backend(session, say, studio, progress)
+    say(f"serving {session.folder} to Label Studio at {options.host}, port {sockets[0].getsockname()[1]}")
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(backend, sockets))
     return 0
 
 

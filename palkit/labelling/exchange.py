@@ -1,4 +1,4 @@
-"""Exchange of labels with other tools: CSV, and the JSON tasks of Label Studio.
+"""Exchange of labels with other tools: CSV, and the JSON tasks of Label Studio, as files or as it sends them.
 
 A table of labels has the text columns `id` (name of the image in the pool, e.g. "a/b.png"), `label` (class name; ""
 where there is none), `annotator` and `time` (ISO 8601 with offset), the last two "" where not known; one row per image
@@ -205,6 +205,52 @@ def label_studio_config(class_names: Sequence[str]) -> str:
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
+@dataclass(frozen=True)
+class Control:
+    """The Choices tag of a labelling configuration.
+
+    Attributes:
+        name: of the tag.
+        to_name: of the image's tag.
+    """
+
+    name: str
+    to_name: str
+
+
+def read_control(config: str, class_names: Collection[str]) -> Control:
+    """The tag of a labelling configuration whose choices are the classes.
+
+    Args:
+        config: XML, as `label_studio_config` or a person has written it.
+        class_names: all classes.
+
+    Raises:
+        DataError: it is no XML, or has not exactly one such tag; says which choices are wrong.
+    """
+    classes, found, wrong = {*map(normal, class_names)}, [], []
+    try:
+        tags = list(ElementTree.fromstring(config).iter("Choices"))
+    except ElementTree.ParseError as error:
+        raise DataError(f"the labelling configuration is not XML ({error}). Correct it in the project.") from error
+    for tag in tags:
+        choices = {normal(one.get("alias") or one.get("value") or "") for one in tag.iter("Choice")}
+        name, strange, missing = tag.get("name", ""), sorted(choices - classes), sorted(classes - choices)
+        if not strange and not missing:
+            found.append(Control(name, tag.get("toName", "")))
+            continue
+        parts = [f"{', '.join(map(repr, strange))} no class of the session"] * bool(strange)
+        parts += [f"{', '.join(map(repr, missing))} missing"] * bool(missing)
+        wrong.append(f"of the choices of {name!r}, {' and '.join(parts)}")
+    if len(found) != 1:
+        reason = f"{len(found)} tags have the classes as choices" if found else "; ".join(wrong) or "it has no Choices"
+        raise DataError(
+            f"the labelling configuration does not fit: {reason}. One Choices tag must have the classes: "
+            f"{', '.join(map(repr, class_names))}."
+        )
+    return found[0]
+
+
 def write_label_studio(
     table: pd.DataFrame,
     path: Path,
@@ -240,7 +286,7 @@ def write_label_studio(
         if row.id not in tasks:
             tasks[row.id] = {"data": {IMAGE: image_url(row.id), ID: row.id}, "annotations": []}
             if guess := guesses.get(row.id):
-                result = [_result(f"prediction-{number}", guess.label)]
+                result = [result_of(f"prediction-{number}", guess.label)]
                 prediction = {"model_version": "palkit", "score": guess.probability, "result": result}
                 tasks[row.id]["predictions"] = [prediction]
         if row.label:
@@ -248,13 +294,14 @@ def write_label_studio(
     _write(path, json.dumps(list(tasks.values()), indent=1, ensure_ascii=False) + "\n")
 
 
-def _result(identifier: str, label: str) -> dict[str, Any]:
-    tags = {"from_name": CONTROL, "to_name": IMAGE, "type": "choices"}
+def result_of(identifier: str, label: str, control: Control = Control(CONTROL, IMAGE)) -> dict[str, Any]:
+    """A choice, as Label Studio stores it."""
+    tags = {"from_name": control.name, "to_name": control.to_name, "type": "choices"}
     return {"id": identifier, **tags, "value": {"choices": [label]}}
 
 
 def _annotation(identifier: str, row: Row) -> dict[str, Any]:
-    result = _result(identifier, row.label)
+    result = result_of(identifier, row.label)
     annotation: dict[str, Any] = {"result": [result], "was_cancelled": False, "ground_truth": False}
     if row.time:
         annotation["created_at"] = row.time
@@ -329,6 +376,26 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
     if not contents or left_out.keys() - {UNLABELLED}:
         warnings.warn(f"{path}: {f'left out: {reasons}' if contents else 'there are no tasks in it'}.", stacklevel=2)
     return _table(row for _, row in latest.values())
+
+
+def task_labels(place: str, task: Any, control: Control) -> list[Row]:
+    """The label that each annotation of a task gives, "" where it gives none: it was skipped, or nothing was chosen.
+
+    Args:
+        place: what the task is called in errors.
+        task: JSON, as Label Studio sends it to a machine-learning backend.
+        control: whose choices are the classes.
+
+    Raises:
+        DataError: it is no task, or an annotation cannot be used.
+    """
+    with explained(place, "Correct it in Label Studio."):
+        read, rows = record(_Task, task), []
+        for annotation in read.annotations or ():
+            row = _row(place, read.data, annotation, (control.name,), "")
+            none = Row(image_name(place, read.data), "", annotation.completed_by)
+            rows.append(none if isinstance(row, str) else row)
+        return rows
 
 
 def _contents(path: Path) -> list[tuple[str, Any]]:
@@ -465,11 +532,20 @@ def _row(place: str, data: Mapping[str, Any], annotation: _Annotation, controls:
     meta = results[0].meta
     annotator = meta.get(ANNOTATOR) if isinstance(meta, Mapping) else None
     annotator = annotation.completed_by if annotator is None else _as_text(annotator)
-    return record(Row, {"id": _name(place, data, root), "label": chosen[0], "annotator": annotator, "time": time})
+    return record(Row, {"id": image_name(place, data, root), "label": chosen[0], "annotator": annotator, "time": time})
 
 
-def _name(place: str, data: Mapping[str, Any], root: str) -> Any:
-    """Id of the image: ours, or else the path in its address, below the root."""
+def image_name(place: str, data: Mapping[str, Any], root: str = "") -> Any:
+    """Id of a task's image: ours, or else the path in its address, below the root.
+
+    Args:
+        place: what the task is called in errors.
+        data: of the task.
+        root: see `read_label_studio`.
+
+    Raises:
+        DataError: nobody knows the image, or it does not lie below the root.
+    """
     if data.get(ID):
         return _as_text(data[ID])
     addresses = [data[IMAGE]] if data.get(IMAGE) else [value for value in data.values() if _is_address(value)]
@@ -530,10 +606,8 @@ def located(names: Iterable[str], ids: Collection[str], pool: str) -> dict[str, 
     strangers = [name for name in dict.fromkeys(names) if name not in found]
     if not strangers:
         return found
-    ends: dict[str, list[str]] = {}
-    for one in ids:
-        ends.setdefault(one.rpartition("/")[2], []).append(one)
-    found |= {name: _ending(name, ids, ends, pool) for name in strangers}
+    ends = endings(ids)
+    found |= {name: ending(name, ids, ends, pool) for name in strangers}
     meant: dict[str, str] = {}
     for name, image in found.items():
         other = meant.setdefault(image, name)
@@ -550,8 +624,26 @@ def located(names: Iterable[str], ids: Collection[str], pool: str) -> dict[str, 
     return found
 
 
-def _ending(name: str, ids: Collection[str], ends: Mapping[str, Sequence[str]], pool: str) -> str:
-    """The one image whose path ends as a name does, or that a name ends as."""
+def endings(ids: Iterable[str]) -> dict[str, list[str]]:
+    """Images by the last part of their path."""
+    ends: dict[str, list[str]] = {}
+    for one in ids:
+        ends.setdefault(one.rpartition("/")[2], []).append(one)
+    return ends
+
+
+def ending(name: str, ids: Collection[str], ends: Mapping[str, Sequence[str]], pool: str) -> str:
+    """The one image whose path ends as a name does, or that a name ends as.
+
+    Args:
+        name: a name, a path or most of an address.
+        ids: of all images.
+        ends: `endings` of them.
+        pool: name of the data set.
+
+    Raises:
+        ConfigError: an image that is not there, or that several could be.
+    """
     path = normal(name).replace("\\", "/")  # of Windows
     parts = path.split("/")
     # Looked up rather than compared with all: thousands of images may share the last part, as "case1/image.png".

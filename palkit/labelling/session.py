@@ -94,15 +94,16 @@ def found_run(folder: Path | str) -> Path:
     return found[0] if len(found) == 1 else Path(folder)
 
 
-def stored_session(folder: Path | str, device: str | None = None) -> "Session | None":
-    """The labelling session in a folder, for whoever only looks at it; None if there is none."""
+def stored_session(folder: Path | str, device: str | None = None, annotator: str = "predict") -> "Session | None":
+    """The labelling session in a folder, with the config of its last fit; None if there is none."""
     file = SessionFile(Path(folder) / "session.json")
     if not file.path.exists():
         return None
     state = file.read()
     fields = without_checksums(state.rounds[-1].config) if state.rounds else {}
     config = config_from_dict({**fields, "dataset": state.dataset})
-    return Session(config, "predict", folder=folder, device=device)
+    classes = state.rounds[-1].class_names if state.rounds else ()
+    return Session(config, annotator, classes=classes, folder=folder, device=device)
 
 
 class Session(Answers):
@@ -211,6 +212,21 @@ class Session(Answers):
         """Those of `labels` that models are fitted to."""
         held_out = set(self.held_out)
         return {name: label for name, label in self.labels().items() if name not in held_out}
+
+    def fittable_labels(self) -> dict[str, str]:
+        """Those of `training_labels`, if a model can be fitted to them.
+
+        Raises:
+            ConfigError: labels of fewer than two classes.
+        """
+        labels = self.training_labels()
+        if len(set(labels.values())) < 2:
+            raise ConfigError(
+                f"a model needs training labels of at least two classes; so far there are {len(labels)}"
+                + "".join(f", all of class {name!r}" for name in set(labels.values()))
+                + ". Label more of what is proposed."
+            )
+        return labels
 
     @property
     def held_out(self) -> list[str]:
@@ -338,13 +354,7 @@ class Session(Answers):
             ConfigError: labels of fewer than two classes.
             DivergenceError: the loss is not finite.
         """
-        labels, names, given, state = self.training_labels(), self.class_names, self.labels(), self.file.read()
-        if len(set(labels.values())) < 2:
-            raise ConfigError(
-                f"a model needs training labels of at least two classes; so far there are {len(labels)}"
-                + "".join(f", all of class {name!r}" for name in set(labels.values()))
-                + ". Label more of what is proposed."
-            )
+        labels, names, given, state = self.fittable_labels(), self.class_names, self.labels(), self.file.read()
         began, number = time.perf_counter(), len(state.rounds)
         held_out = {} if state.drawn else {name: given[name] for name in self.held_out if name in given}
         fit = self.learner.score(self.learner.fit(labels, names, number, progress), held_out, progress)
@@ -399,6 +409,23 @@ class Session(Answers):
         if not rounds:
             raise ConfigError(f"the session in {self.folder} has no fit yet. Label some images and fit first.")
         return self._refitted(rounds[-1], progress).classifier()
+
+    @memory_explained()
+    def predictions(self, progress: Progress = silent) -> pd.DataFrame:
+        """What the last fit takes every image of the pool for, one row each; none before the first fit.
+
+        Args:
+            progress: see `palkit.experiments.experiment.rounds`.
+
+        Returns:
+            Columns id, predicted (class name), probability (of it).
+        """
+        rounds = self.rounds()
+        guesses = []
+        if rounds:
+            fit = self._restored(rounds[-1], progress)
+            guesses = [(name, *fit.guess(position)) for name, position in self.learner.position.items()]
+        return pd.DataFrame(guesses, columns=["id", "predicted", "probability"])
 
     def curve(self) -> pd.DataFrame:
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""

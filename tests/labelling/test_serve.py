@@ -1,0 +1,408 @@
+"""`palkit serve` over a real socket, asked as Label Studio 1.23.2 asks; campaigns/label_studio.py has the server itself."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from palkit.cli import main
+from palkit.errors import ConfigError, DataError
+from palkit.labelling import serve
+from palkit.labelling.exchange import label_studio_config, read_label_studio
+from palkit.labelling.serve import ANNOTATOR, Backend, Studio, bind, write_tasks
+from palkit.labelling.session import Session, open_session
+
+CLASSES = ("dark", "light")
+CONFIG = label_studio_config(CLASSES)
+FIRST_CLASS = CONFIG.replace('<Choice value="light" />', "")
+TIMES = {"created_at": "2026-11-28T12:15:59.454647Z", "updated_at": "2026-11-28T12:15:59.932493Z"}
+
+
+def truth(image: str) -> str:
+    return CLASSES[int(image[-7:-4]) % 2]
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    """A folder of 20 images without labels in two folders, light and dark in turn."""
+    rng, folder = np.random.default_rng(0), tmp_path / "slides"
+    for number in range(20):
+        path = folder / "ward" / f"{number // 10}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (40, 40, 3), dtype=np.uint8) + 120 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def fields(tiny_run: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: tiny_run[key] for key in ("backbone", "training")}
+    return kept | {"classes": CLASSES, "adapter": "linear_probe", "batch_size": 4, "strategy": "margin"}
+
+
+@pytest.fixture
+def session(slides: Path, fields: dict[str, Any]) -> Session:
+    manifest = slides.parent / "slides.csv"  # without labels: the folders are no classes
+    names = sorted(str(path.relative_to(slides.parent)) for path in slides.rglob("*.png"))
+    manifest.write_text("path\n" + "\n".join(names) + "\n")
+    return open_session(str(manifest), ANNOTATOR, folder=slides.parent / "session", **fields)
+
+
+class Client:
+    """What Label Studio sends; fields that nobody reads are left out of the project."""
+
+    def __init__(self, port: int, lines: list[str]) -> None:
+        self.url, self.lines = f"http://127.0.0.1:{port}", lines
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(f"{self.url}/{path}", timeout=30)
+
+    def post(self, path: str, content: dict[str, Any]) -> requests.Response:
+        return requests.post(f"{self.url}/{path}", json=content, timeout=30)
+
+    def setup(self, config: str = CONFIG) -> requests.Response:
+        content = {"project": "4.1795868120", "schema": config, "hostname": "http://localhost:8099"}
+        return self.post("setup", content | {"access_token": "0123456789abcdef", "extra_params": None})
+
+    def predict(self, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        params = {"login": None, "password": None, "context": None}
+        content = {"tasks": tasks, "project": "4.1795868120", "label_config": CONFIG, "params": params}
+        answer = self.post("predict", content)
+        assert answer.status_code == 200, answer.text
+        assert {one["model_version"] for one in answer.json()["results"]} == {answer.json()["model_version"]}
+        return answer.json()["results"]
+
+    def webhook(self, action: str, **content: Any) -> requests.Response:
+        return self.post("webhook", {"action": action, **content, "project": {"id": 4, "label_config": CONFIG}})
+
+    def annotated(
+        self, image: str, label: str | None, number: int = 6, by: int = 1, action: str = "ANNOTATION_CREATED"
+    ) -> requests.Response:
+        return self.webhook(action, annotation=annotation(label, number, by), task=task(image))
+
+
+def annotation(label: str | None, number: int = 6, by: int = 1) -> dict[str, Any]:
+    choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+    cancelled = {"was_cancelled": label is None, "ground_truth": False, "prediction": {}, "task": 75, "project": 4}
+    return {"id": number, "result": [choice] if label else [], "completed_by": by, "updated_by": by, **cancelled, **TIMES}
+
+
+def task(image: str, **further: Any) -> dict[str, Any]:
+    data = {"image": f"/data/local-files/?d={image}", "palkit_id": image}
+    return {"id": 75, "data": data, "meta": {}, "is_labeled": False, "overlap": 1, "project": 4, **TIMES, **further}
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[[Session], Client]]:
+    """Serves a session in a thread."""
+    running = []
+
+    def answer(session: Session) -> Client:
+        lines: list[str] = []
+        sockets, loop = bind("127.0.0.1", 0), asyncio.new_event_loop()
+        served = loop.create_task(serve.serve(Backend(session, lines.append), sockets))
+
+        def run() -> None:
+            with pytest.raises(asyncio.CancelledError):
+                loop.run_until_complete(served)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        running.append((loop, served, thread))
+        return Client(sockets[0].getsockname()[1], lines)
+
+    yield answer
+    for loop, served, thread in running:
+        loop.call_soon_threadsafe(served.cancel)
+        thread.join(30)
+        assert not thread.is_alive()
+        loop.close()
+
+
+def until(met: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def idle(client: Client) -> bool:
+    return not client.get("health").json()["fitting"]
+
+
+def in_order(session: Session, results: list[dict[str, Any]]) -> list[str]:
+    scores = {image: one["score"] for image, one in zip(session.row_of, results, strict=True)}
+    assert all(0 <= score <= 1 for score in scores.values())
+    return sorted(scores, key=scores.__getitem__)
+
+
+def test_tasks_are_in_the_order_of_proposals_before_and_after_a_fit(
+    session: Session, answering: Callable[[Session], Client]
+) -> None:
+    client, tasks = answering(session), [task(image) for image in session.row_of]
+    version = client.setup().json()["model_version"]
+    before = client.predict(tasks)
+    assert {len(one["result"]) for one in before} == {0}
+    assert in_order(session, before)[:4] == session.open()["id"].tolist()
+    for number, image in enumerate(session.open()["id"]):
+        assert client.annotated(image, truth(image), number).json() == {"status": "taken over"}
+    until(lambda: client.setup().json()["model_version"] != version)
+    after = client.predict(tasks)
+    waiting = session.open()
+    assert len(session.rounds()) == 1
+    assert in_order(session, after)[:4] == waiting["id"].tolist()
+    guesses = session.predictions().set_index("id")
+    for image, one in zip(session.row_of, after, strict=True):
+        (result,) = one["result"]
+        assert (result["from_name"], result["to_name"], result["type"]) == ("label", "image", "choices")
+        assert result["value"]["choices"] == [guesses["predicted"][image]]
+        if image not in set(waiting["id"]):
+            assert one["score"] == guesses["probability"][image] > max(after[list(session.row_of).index(w)]["score"] for w in waiting["id"])
+
+
+def test_labels_come_change_and_go(session: Session, answering: Callable[[Session], Client]) -> None:
+    client = answering(session)
+    first, second, *_ = session.row_of
+    client.annotated(first, "dark", 6)
+    client.annotated(second, "light", 7, by=2)
+    assert session.labels() == {first: "dark", second: "light"}
+    assert session.label_table()["annotator"].tolist() == ["1", "2"]
+    client.annotated(first, "light", 6, action="ANNOTATION_UPDATED")
+    assert session.labels() == {first: "light", second: "light"}
+    client.webhook("ANNOTATIONS_DELETED", annotations=[{"id": 6}])
+    assert session.labels() == {second: "light"}, "the label before the change does not come back"
+    client.annotated(second, None, 8, by=2)
+    assert session.labels() == {}
+    client.annotated(first, "dark", 9)
+    assert session.labels() == {first: "dark"}
+    client.webhook("ANNOTATIONS_DELETED", annotations=[{"id": 999}])
+    assert session.labels() == {first: "dark"}
+    assert client.lines[-1] == "annotations were deleted that did not come here: 999"
+
+
+def test_a_deleted_annotation_is_known_after_a_restart(session: Session, answering: Callable[[Session], Client]) -> None:
+    image = next(iter(session.row_of))
+    answering(session).annotated(image, "dark", 6)
+    answering(session).webhook("ANNOTATIONS_DELETED", annotations=[{"id": 6}])
+    assert session.labels() == {}
+
+
+def test_several_annotations_at_once(session: Session, answering: Callable[[Session], Client]) -> None:
+    """As when predictions become annotations."""
+    images = list(session.row_of)[:3]
+    given = {"annotation": [annotation(truth(image), number) for number, image in enumerate(images)]}
+    answering(session).webhook("ANNOTATIONS_CREATED", **given, task=[task(image) for image in images])
+    assert session.labels() == {image: truth(image) for image in images}
+
+
+def test_labels_that_were_missed_come_with_the_tasks(session: Session, answering: Callable[[Session], Client]) -> None:
+    client = answering(session)
+    first, second, third, *_ = session.row_of
+    client.annotated(third, "light", 8)
+    older = annotation("dark", 8)
+    client.predict(
+        [task(first, annotations=[annotation("dark", 6)]), task(second, annotations=[annotation(None, 7)]),
+         task(third, annotations=[older])]
+    )  # fmt: skip
+    assert session.labels() == {third: "light", first: "dark"}, "what is newer here stands"
+    assert session.label_table().set_index("id")["time"][first].startswith("2026-11-28T12:15:59.932")
+
+
+def test_images_are_found_by_their_paths(session: Session, answering: Callable[[Session], Client]) -> None:
+    client = answering(session)
+    image = next(iter(session.row_of))
+    addresses = [f"/data/local-files/?d=root/{image}", "/data/upload/4/1a2b3c4d-000.png", "s3://bucket/slides/ward/9/000.png"]
+    tasks = [{"id": number, "data": {"image": address}} for number, address in enumerate(addresses)]
+    scores = [one["score"] for one in client.predict([*tasks, task("nowhere.png"), {"id": 9, "data": {"text": "a"}}])]
+    known = client.predict([task(image)])[0]["score"]
+    assert scores == [known, known, 1.0, 1.0, 1.0]
+    assert client.lines == [
+        "3 of 5 tasks cannot be used: task 2: there is no image 'slides/ward/9/000.png' in the pool of 'slides'; ids there "
+        f"are as {image!r}. task 75: there is no image 'nowhere.png' in the pool of 'slides'; ids there are as {image!r}. "
+        "task 9: there is neither 'palkit_id' nor 'image' in its data, so nobody knows the image; it has 'text'. Name the "
+        "image 'image' in the tasks."
+    ]
+
+
+def test_a_fit_blocks_nobody(
+    session: Session, answering: Callable[[Session], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tasks = answering(session), [task(image) for image in session.row_of]
+    began, go_on, fit = threading.Event(), threading.Event(), session.learner.fit
+
+    def slow(*arguments: Any) -> Any:
+        began.set()
+        assert go_on.wait(60)
+        return fit(*arguments)
+
+    monkeypatch.setattr(session.learner, "fit", slow)
+    for number, image in enumerate(session.open()["id"][:3]):
+        client.annotated(image, truth(image), number)
+    before = client.predict(tasks)
+    assert client.webhook("START_TRAINING").json()["status"] == "fitting"
+    assert began.wait(60)
+    assert client.get("health").json()["fitting"]
+    assert client.predict(tasks) == before
+    refused = client.post("train", {})
+    assert (refused.status_code, refused.reason.partition(".")[0]) == (400, "a fit is under way already")
+    late = session.open()["id"][0]
+    client.annotated(late, truth(late), 9)
+    go_on.set()
+    until(lambda: idle(client))
+    assert late in session.labels()
+    assert late not in session.rounds()[0].ids
+    assert client.predict(tasks) != before
+
+
+def test_a_fit_that_cannot_be_is_refused_with_the_reason(session: Session, answering: Callable[[Session], Client]) -> None:
+    client = answering(session)
+    refused = client.webhook("START_TRAINING")
+    reason = "a model needs training labels of at least two classes; so far there are 0. Label more of what is proposed."
+    assert (refused.status_code, refused.reason, refused.json()) == (400, reason, {"error": reason})
+    assert client.lines == [f"refused /webhook: {reason}"]
+    assert session.rounds() == []
+
+
+def test_a_batch_of_one_class_is_followed_by_another(session: Session, answering: Callable[[Session], Client]) -> None:
+    client, first = answering(session), session.open()["id"].tolist()
+    version = client.setup().json()["model_version"]
+    for number, image in enumerate(first):
+        client.annotated(image, "dark" if number else None, number)
+    until(lambda: idle(client) and client.setup().json()["model_version"] != version)
+    assert session.rounds() == []
+    assert len(session.open()) == 4
+    assert not {*session.open()["id"]} & {*first}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (FIRST_CLASS, "of the choices of 'label', 'light' missing"),
+        (CONFIG.replace('"light"', '"bright"'), "'bright' no class of the session and 'light' missing"),
+        ("<View><Image name='image' value='$image'/></View>", "it has no Choices"),
+        (CONFIG.replace("</View>", CONFIG[len("<View>") :]), "2 tags have the classes as choices"),
+        ("<View>", "is not XML"),
+    ],
+)
+def test_a_configuration_with_other_classes_is_refused(
+    session: Session, answering: Callable[[Session], Client], config: str, reason: str
+) -> None:
+    refused = answering(session).setup(config)
+    assert refused.status_code == 400
+    assert reason in refused.reason
+
+
+def test_names_of_tags_are_those_of_the_project(session: Session) -> None:
+    config = (
+        "<View><Image name='picture' value='$url'/><Choices name='quality' toName='picture'><Choice value='good'/></Choices>"
+        "<Choices name='choice' toName='picture'><Choice alias='dark' value='D'/><Choice value='light'/></Choices></View>"
+    )
+    control = serve.read_control(config, session.class_names)
+    assert (control.name, control.to_name) == ("choice", "picture")
+
+
+def test_what_is_no_request_is_refused(session: Session, answering: Callable[[Session], Client]) -> None:
+    client = answering(session)
+    image = next(iter(session.row_of))
+    refused = [
+        client.post("predict", {"label_config": CONFIG}),
+        client.post("webhook", {}),
+        client.annotated("nowhere.png", "dark"),
+        client.annotated(image, "grey"),
+    ]
+    assert {one.status_code for one in refused} == {400}
+    assert [one.json()["error"] for one in refused[:2]] == [
+        f"the request is not as Label Studio sends it: the field {name!r} is missing. It was tested with version 1.23."
+        for name in ("tasks", "action")
+    ]
+    assert "there is no image 'nowhere.png'" in refused[2].reason
+    assert "unknown class 'grey'" in refused[3].reason
+    text = {"Content-Type": "text/plain"}
+    sent = requests.post(f"{client.url}/train", data=json.dumps({}), headers=text, timeout=30)
+    assert sent.status_code == 415, "a page of any web site may send that"
+    assert session.labels() == {}
+
+
+def test_tasks_to_import(session: Session, tmp_path: Path) -> None:
+    first = next(iter(session.row_of))
+    session.label(first, "dark")
+    write_tasks(session, tmp_path / "tasks.json", "/data/local-files/?d=")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert sorted(one["data"]["palkit_id"] for one in tasks) == sorted(session.row_of)
+    assert read_label_studio(tmp_path / "tasks.json")[["id", "label"]].values.tolist() == [[first, "dark"]]
+
+
+def test_a_label_studio_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "TRIES", 1)
+    with socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(DataError, match=r"Label Studio at .* did not take over .* Check LABEL_STUDIO_URL"):
+            Studio(url, "0123").order_by("4", "palkit 1")
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    (taken,) = bind("127.0.0.1", 0)
+    with taken, pytest.raises(ConfigError, match=r"cannot serve at 127\.0\.0\.1, port \d+ .* --port"):
+        bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_the_command_begins_a_session_and_goes_on_with_it(
+    slides: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = slides.parent / "flat"
+    flat.mkdir()
+    for path in slides.rglob("*.png"):
+        path.rename(flat / path.name)
+    backbone = f"backbone={{name: test_vit, image_size: 32, depth: 4, checkpoint: {tiny_checkpoint}}}"
+    command = ["serve", str(flat), "adapter=linear_probe", "batch_size=4", "training.head_epochs=2", backbone]
+    assert main(command) == 1
+    assert "has no classes yet. Name them, as in classes=[tumour,stroma]" in capsys.readouterr().err
+    folder, tasks = slides.parent / "session", slides.parent / "tasks.json"
+    (reserved,) = bind("127.0.0.1", 0)
+    port = reserved.getsockname()[1]
+    reserved.close()
+    new = [*command, "classes=[dark, light]", f"folder={folder}", "--port", str(port), "--tasks", str(tasks)]
+    process = subprocess.Popen([sys.executable, "-m", "palkit", *new], stdout=subprocess.PIPE, text=True)
+    try:
+        client = Client(port, [])
+        until(lambda: process.poll() is None and is_there(client))
+        first = json.loads(tasks.read_text())[0]["data"]
+        assert first["image"] == f"/data/local-files/?d=flat/{first['palkit_id']}"
+        for number in range(3):
+            client.annotated(f"{number:03d}.png", truth(f"{number:03d}.png"), number)
+        client.post("train", {})
+        until(lambda: idle(client))
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said == CONFIG
+    assert main(["serve", str(folder), "seed=1"]) == 1
+    assert "is a session, which goes on as it was: leave out seed=1" in capsys.readouterr().err
+    again = serve.Session  # the class names of the last fit, also those nobody has used
+    from palkit.labelling.session import stored_session
+
+    opened = stored_session(folder, annotator=ANNOTATOR)
+    assert isinstance(opened, again)
+    assert opened.class_names == CLASSES
+    assert len(opened.labels()) == 3
+
+
+def is_there(client: Client) -> bool:
+    try:
+        return client.get("health").ok
+    except requests.ConnectionError:
+        return False
