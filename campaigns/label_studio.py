@@ -91,7 +91,9 @@ class Project:
     def __init__(self, url: str, **fields: Any) -> None:
         self.url, self.http = url, requests.Session()
         self.http.headers["Authorization"] = f"Token {TOKEN}"
-        self.id = self.call("POST", "projects", json={"title": "slides", "sampling": "Uncertainty sampling", **fields})["id"]
+        self.id = self.call("POST", "projects", json={"title": "slides", "sampling": "Uncertainty sampling", **fields})[
+            "id"
+        ]
 
     def call(self, method: str, path: str, **content: Any) -> Any:
         answer = self.http.request(method, f"{self.url}/api/{path}", timeout=100, **content)
@@ -101,7 +103,11 @@ class Project:
     def tasks(self) -> list[dict[str, Any]]:
         """As the Data Manager has them, the lowest score first."""
         if not (views := self.call("GET", f"dm/views?project={self.id}")):
-            views = [self.call("POST", "dm/views", json={"project": self.id, "data": {"ordering": ["tasks:predictions_score"]}})]
+            views = [
+                self.call(
+                    "POST", "dm/views", json={"project": self.id, "data": {"ordering": ["tasks:predictions_score"]}}
+                )
+            ]
         path = f"tasks?project={self.id}&view={views[0]['id']}&page_size=200&fields=all"
         return self.call("GET", path)["tasks"]
 
@@ -136,9 +142,18 @@ def campaign(python: Path, root: Path) -> None:
     ]  # fmt: skip
     files = {"LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(root)}
     palkit = [sys.executable, "-m", "palkit", "serve", "--port", backend.rpartition(":")[2]]
-    new = ["slides", f"classes=[{','.join(CLASSES)}]", "adapter=linear_probe", f"batch_size={BATCH}", "--tasks", "tasks.json"]
-    told = {"LABEL_STUDIO_URL": studio, "LABEL_STUDIO_API_KEY": TOKEN, "PALKIT_RUNS": str(root / "runs")}
+    new = [
+        "slides",
+        f"classes=[{','.join(CLASSES)}]",
+        "adapter=linear_probe",
+        f"batch_size={BATCH}",
+        "--tasks",
+        "tasks.json",
+    ]
     with running(label_studio, root / "studio.log", studio, **LOOPBACK, **SILENT, **files):
+        headers = {"Authorization": f"Token {TOKEN}"}  # legacy; palkit gets what users are given now
+        key = requests.post(f"{studio}/api/token/", json={}, headers=headers, timeout=30).json()["token"]
+        told = {"LABEL_STUDIO_URL": studio, "LABEL_STUDIO_API_KEY": key, "PALKIT_RUNS": str(root / "runs")}
         with running([*palkit, *new], root / "serve.log", backend, **told):
             folder = next((root / "runs" / "labels").iterdir())
             project = live(studio, backend, root, folder)
@@ -164,11 +179,17 @@ def live(studio: str, backend: str, root: Path, folder: Path) -> Project:
     project.call("POST", "ml", json={"url": backend, "project": project.id, "title": "palkit"})
     version = until(lambda: order(project)[:BATCH] == proposed(folder) and chosen(project))
     holds(f"{len(tasks)} tasks; first what palkit proposes, in its order, before there is a model", version)
-    holds("a task of another image comes last, and is named in the log", order(project)[-1] == "" and "another.png" in (root / "serve.log").read_text())
+    holds(
+        "a task of another image comes last, and is named in the log",
+        order(project)[-1] == "" and "another.png" in (root / "serve.log").read_text(),
+    )
     id_of = {task["data"].get("palkit_id", ""): task["id"] for task in project.tasks()}
     ml = project.call("GET", f"ml?project={project.id}")[0]["id"]
     project.call("POST", f"ml/{ml}/train", json={})
-    holds("a fit without labels is refused, with the reason", "at least two classes; so far there are 0" in (root / "serve.log").read_text())
+    holds(
+        "a fit without labels is refused, with the reason",
+        "at least two classes; so far there are 0" in (root / "serve.log").read_text(),
+    )
 
     first = proposed(folder)
     for image in first[:-1]:
@@ -178,7 +199,10 @@ def live(studio: str, backend: str, root: Path, folder: Path) -> Project:
     holds(f"uncertainty sampling gives out what palkit proposed, one by one: {', '.join(first[:-1])}", True)
     until(lambda: len(stands(folder)) == BATCH - 1)
     user = project.call("GET", "current-user/whoami")["id"]
-    holds("every label is in the session", stands(folder) == {image: ("label", image.partition(" ")[0], str(user)) for image in first[:-1]})
+    holds(
+        "every label is in the session",
+        stands(folder) == {image: ("label", image.partition(" ")[0], str(user)) for image in first[:-1]},
+    )
 
     project.call("POST", f"ml/{ml}/train", json={})
     new = until(lambda: (found := chosen(project)) != version and found)
@@ -186,10 +210,15 @@ def live(studio: str, backend: str, root: Path, folder: Path) -> Project:
     until(lambda: order(project)[:BATCH] == proposed(folder))
     rows = project.tasks()
     scores = [task["predictions_score"] for task in rows]
-    holds("tasks are in the order of the new proposals, all scores there", None not in scores and scores == sorted(scores))
+    holds(
+        "tasks are in the order of the new proposals, all scores there", None not in scores and scores == sorted(scores)
+    )
     predicted = {task["data"].get("palkit_id"): task["predictions_results"] for task in rows}
     right = [json.dumps(image.partition(" ")[0])[1:-1] in str(predicted[image]) for image in id_of if image]
-    holds(f"predictions name a class: {sum(right)} of {len(right)} right after {BATCH - 1} labels", sum(right) > len(right) / 2)
+    holds(
+        f"predictions name a class: {sum(right)} of {len(right)} right after {BATCH - 1} labels",
+        sum(right) > len(right) / 2,
+    )
 
     second = proposed(folder)
     number = project.annotate(id_of[second[0]], "red")
@@ -205,7 +234,10 @@ def live(studio: str, backend: str, root: Path, folder: Path) -> Project:
     for image in second[2:]:
         project.annotate(id_of[image], image.partition(" ")[0])
     last = until(lambda: (found := chosen(project)) != new and found)
-    holds(f"when all that was proposed is answered, the next round comes by itself: {last!r}", order(project)[:BATCH] == proposed(folder))
+    holds(
+        f"when all that was proposed is answered, the next round comes by itself: {last!r}",
+        order(project)[:BATCH] == proposed(folder),
+    )
     (root / "deleted.json").write_text(json.dumps([number, second[0]]))
     return project
 

@@ -7,6 +7,7 @@ predictions but those of the model version that is chosen in the project.
 """
 
 import asyncio
+import dataclasses
 import json
 import re
 import threading
@@ -25,10 +26,11 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from palkit.errors import ConfigError, DataError, PalkitError
+from palkit.errors import ConfigError, DataError, PalkitError, brief, unknown_name
 from palkit.labelling.exchange import (
     COLUMNS,
     Control,
+    Row,
     ending,
     endings,
     image_name,
@@ -59,12 +61,14 @@ class View:
         version: names the fit and the batch; Label Studio asks again for predictions of another version only.
         predicted: class and its probability by image; empty before the first fit.
         order: place by image, from 0, of those to label next.
+        trains: whether there are some to train on among these, not only held-out ones.
         classes: of the fit.
     """
 
     version: str
     predicted: dict[str, tuple[str, float]]
     order: dict[str, int]
+    trains: bool
     classes: int
 
     def score(self, image: str | None) -> float:
@@ -76,7 +80,7 @@ class View:
             image: of the pool, or None.
         """
         if image in self.order:
-            return self.order[image] / (len(self.order) * max(self.classes, 1))
+            return self.order[image] / (len(self.order) * self.classes)
         return self.predicted[image][1] if image in self.predicted else 1.0
 
     def prediction(self, image: str | None, control: Control) -> dict[str, Any]:
@@ -159,7 +163,7 @@ class Studio:
                     said = error.response.text[:200] if error.response is not None else ""
                     raise DataError(
                         f"Label Studio at {self.url} did not take over the predictions ({error}) {said}. Check "
-                        f"LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY."
+                        "LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY."
                     ) from error
                 time.sleep(1)
 
@@ -190,7 +194,6 @@ class Backend:
         say: takes the lines of the log.
         studio: that is told of new predictions; None if somebody has it fetch them by hand.
         progress: of the first look at the pool, see `palkit.experiments.experiment.rounds`.
-
     """
 
     def __init__(
@@ -239,16 +242,18 @@ class Backend:
         """
         asked, view, strange = _read(_Predict, request), self.view, []
         control = read_control(asked.label_config, self.session.class_names)
-        results = []
+        results: list[dict[str, Any]] = []
+        given: dict[str, Row] = {}
         for task in asked.tasks:
             image = None
             try:
                 image = self._image(task)
-                if task.get("annotations"):
-                    self._take_over(image, task, control)
+                given |= self._annotations(image, task, control)
             except PalkitError as error:
                 strange.append(str(error))
             results.append(view.prediction(image, control))
+        if new := self._take_over(given):
+            self.say(f"{new} labels came with the tasks")
         if strange:
             more = f" And {len(strange) - NAMED} more." * (len(strange) > NAMED)
             self.say(f"{len(strange)} of {len(results)} tasks cannot be used: {' '.join(strange[:NAMED])}{more}")
@@ -281,12 +286,17 @@ class Backend:
         elif action in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"):
             given = _read(_Given, request)
             control = read_control(given.project.label_config, self.session.class_names)
+            rows: dict[str, Row] = {}
             for task, annotation in zip(_listed(given.task), _listed(given.annotation), strict=True):
-                task = {**task, "annotations": [annotation]}
-                self._take_over(self._image(task), task, control, live=True)
+                rows |= self._annotations(self._image(task), {**task, "annotations": [annotation]}, control)
+            # It happens now: clocks of two machines do not matter, and who gives no label leaves the image for later.
+            self._take_over({number: dataclasses.replace(row, time="") for number, row in rows.items()})
+            for row in rows.values():
+                self.say(f"{row.id}: {brief(row.label) if row.label else 'no label'} by {row.annotator}")
+            self._skip([row.id, row.annotator] for row in rows.values() if not row.label)
         else:
             return {"status": "ignored"}
-        if not self._busy and not (self.session.open()["purpose"] == "train").any():
+        if self.view.trains and not self._busy and not (self.session.open()["purpose"] == "train").any():
             self._submit(self._go_on)
         return {"status": "taken over"}
 
@@ -294,48 +304,46 @@ class Backend:
 
     def _image(self, task: Mapping[str, Any]) -> str:
         """The image of the pool that a task is about."""
-        place, data, session = f"task {task.get('id')}:", task.get("data"), self.session
+        place, data, session = f"task {task.get('id')}", task.get("data"), self.session
         if not isinstance(data, Mapping):
-            raise DataError(f"{place} it has no data. Correct it in Label Studio.")
-        name = normal(image_name(place.rstrip(":"), data))
+            raise DataError(f"{place}: it has no data. Correct it in Label Studio.")
+        name = normal(image_name(place, data))
         try:
             return name if name in session.row_of else ending(name, session.row_of, self._ends, session.pool.name)
         except ConfigError as error:
-            raise ConfigError(f"{place} {error}") from error
+            raise ConfigError(f"{place}: {error}") from error
 
-    def _take_over(self, image: str, task: Mapping[str, Any], control: Control, *, live: bool = False) -> None:
-        """Labels of a task's annotations.
-
-        Args:
-            image: of the task.
-            task: with its annotations.
-            control: whose choices are the classes.
-            live: it happens now: clocks of two machines do not matter, and who gives no label leaves it for later.
-        """
+    def _annotations(self, image: str, task: Mapping[str, Any], control: Control) -> dict[str, Row]:
+        """What a task's annotations say of its image, by their numbers."""
         rows = task_labels(f"task {task.get('id')}", task, control)
-        labels = [(image, row.label, row.annotator, "" if live else row.time) for row in rows if row.label]
-        if self.session.import_labels(pd.DataFrame(labels, columns=COLUMNS, dtype=object)):
-            self.say(f"{image}: " + ", ".join(f"{label!r} by {annotator}" for _, label, annotator, _ in labels))
-        annotations = {
-            str(one.get("id")): [image, row.annotator] for one, row in zip(task["annotations"], rows, strict=True)
-        }
-        if not annotations.items() <= self._given.items():
-            self._given |= annotations
+        for row in rows:
+            if row.label and normal(row.label) not in self.session.class_names:
+                raise unknown_name("class", row.label, self.session.class_names)
+        numbers = [str(one.get("id")) for one in task.get("annotations") or ()]
+        return {number: dataclasses.replace(row, id=image) for number, row in zip(numbers, rows, strict=True)}
+
+    def _take_over(self, given: Mapping[str, Row]) -> int:
+        """Record labels, and whose annotations they are; returns how many are new."""
+        labels = sorted((row for row in given.values() if row.label), key=lambda row: row.time)
+        numbers = {number: [row.id, row.annotator] for number, row in given.items()}
+        if not numbers.items() <= self._given.items():
+            self._given |= numbers
             write_json(self._path, self._given)
-        if live:
-            self._skip([image, row.annotator] for row in rows if not row.label)
+        return self.session.import_labels(pd.DataFrame(labels, columns=COLUMNS, dtype=object))
 
     def _take_back(self, annotations: Sequence[Mapping[str, Any]]) -> None:
         numbers = [str(one.get("id")) for one in annotations]
         unknown = [number for number in numbers if number not in self._given]
         if unknown:
             self.say(f"annotations were deleted that did not come here: {', '.join(unknown)}")
-        self._skip(self._given[number] for number in numbers if number in self._given)
+        known = [self._given[number] for number in numbers if number in self._given]
+        for image, annotator in known:
+            self.say(f"{image}: the label by {annotator} was deleted")
+        self._skip(known)
 
     def _skip(self, given: Iterable[Sequence[str]]) -> None:
         """Whatever an annotator said of an image does not stand any more; nobody is asked again before the next fit."""
         for image, annotator in given:
-            self.say(f"{image}: no label by {annotator}")
             whose = dict.fromkeys((annotator, self.session.annotator))
             self.session.log.append([Event(now(), who, "skip", image) for who in whose])
 
@@ -381,14 +389,15 @@ class Backend:
 
     def _look(self, progress: Progress) -> View:
         """What is to be labelled next, and what the last fit says of all images."""
-        order = {name: place for place, name in enumerate(self.session.propose(progress=progress)["id"])}
+        waiting = self.session.propose(progress=progress)
         guesses = self.session.predictions(progress).itertuples(index=False, name=None)
         state = self.session.file.read()
         times = [*(one.time for one in state.rounds[-1:]), *(one.time for one in state.proposed[-1:])]
         return View(
             version=" ".join(["palkit", str(len(state.rounds)), *times[-1:]]),
             predicted={name: (predicted, probability) for name, predicted, probability in guesses},
-            order=order,
+            order={name: place for place, name in enumerate(waiting["id"])},
+            trains=bool((waiting["purpose"] == "train").any()),
             classes=len(state.rounds[-1].class_names) if state.rounds else 1,
         )
 
@@ -399,9 +408,12 @@ class Backend:
             self._told[project] = version
             if self._studio is None:
                 self.say(f"project {project}: Retrieve Predictions, then choose the model version {version!r}")
-            else:
+                continue
+            try:
                 self._studio.order_by(project, version)
                 self.say(f"project {project}: tasks are ordered by {version!r}")
+            except DataError as error:  # the next project may be there
+                self.say(f"project {project}: {error}")
 
 
 def _read(kind: type[Kind], request: Any) -> Kind:
