@@ -91,9 +91,8 @@ class Project:
     def __init__(self, url: str, **fields: Any) -> None:
         self.url, self.http = url, requests.Session()
         self.http.headers["Authorization"] = f"Token {TOKEN}"
-        self.id = self.call("POST", "projects", json={"title": "slides", "sampling": "Uncertainty sampling", **fields})[
-            "id"
-        ]
+        fields |= {"title": "slides", "sampling": "Uncertainty sampling"}
+        self.id = self.call("POST", "projects", json=fields)["id"]
 
     def call(self, method: str, path: str, **content: Any) -> Any:
         answer = self.http.request(method, f"{self.url}/api/{path}", timeout=100, **content)
@@ -102,12 +101,8 @@ class Project:
 
     def tasks(self) -> list[dict[str, Any]]:
         """As the Data Manager has them, the lowest score first."""
-        if not (views := self.call("GET", f"dm/views?project={self.id}")):
-            views = [
-                self.call(
-                    "POST", "dm/views", json={"project": self.id, "data": {"ordering": ["tasks:predictions_score"]}}
-                )
-            ]
+        by_score = {"project": self.id, "data": {"ordering": ["tasks:predictions_score"]}}
+        views = self.call("GET", f"dm/views?project={self.id}") or [self.call("POST", "dm/views", json=by_score)]
         path = f"tasks?project={self.id}&view={views[0]['id']}&page_size=200&fields=all"
         return self.call("GET", path)["tasks"]
 
@@ -141,20 +136,14 @@ def campaign(python: Path, root: Path) -> None:
         "--enable-legacy-api-token", "--data-dir", str(root / "studio"),
     ]  # fmt: skip
     files = {"LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(root)}
+    tasks = ["--tasks", "tasks.json"]
     palkit = [sys.executable, "-m", "palkit", "serve", "--port", backend.rpartition(":")[2]]
-    new = [
-        "slides",
-        f"classes=[{','.join(CLASSES)}]",
-        "adapter=linear_probe",
-        f"batch_size={BATCH}",
-        "--tasks",
-        "tasks.json",
-    ]
+    new = ["slides", f"classes=[{','.join(CLASSES)}]", "adapter=linear_probe", f"batch_size={BATCH}"]
     with running(label_studio, root / "studio.log", studio, **LOOPBACK, **SILENT, **files):
         headers = {"Authorization": f"Token {TOKEN}"}  # legacy; palkit gets what users are given now
         key = requests.post(f"{studio}/api/token/", json={}, headers=headers, timeout=30).json()["token"]
         told = {"LABEL_STUDIO_URL": studio, "LABEL_STUDIO_API_KEY": key, "PALKIT_RUNS": str(root / "runs")}
-        with running([*palkit, *new], root / "serve.log", backend, **told):
+        with running([*palkit, *new, *tasks], root / "serve.log", backend, **told):
             folder = next((root / "runs" / "labels").iterdir())
             project = live(studio, backend, root, folder)
         with running([*palkit, str(folder)], root / "serve.log", backend, **told):
@@ -214,7 +203,8 @@ def live(studio: str, backend: str, root: Path, folder: Path) -> Project:
         "tasks are in the order of the new proposals, all scores there", None not in scores and scores == sorted(scores)
     )
     predicted = {task["data"].get("palkit_id"): task["predictions_results"] for task in rows}
-    right = [json.dumps(image.partition(" ")[0])[1:-1] in str(predicted[image]) for image in id_of if image]
+    named = {image: [name for name in CLASSES if name in str(predicted[image])] for image in id_of if image}
+    right = [names == [image.partition(" ")[0]] for image, names in named.items()]
     holds(
         f"predictions name a class: {sum(right)} of {len(right)} right after {BATCH - 1} labels",
         sum(right) > len(right) / 2,

@@ -438,7 +438,8 @@ def write_tasks(session: Session, path: Path, images_url: str) -> None:
         DataError: the file cannot be written.
     """
     table = session.label_table()
-    others = [name for name in session.row_of if name not in {*table["id"]}]
+    labelled = {*table["id"]}
+    others = [name for name in session.row_of if name not in labelled]
     tasks = pd.concat([table, pd.DataFrame({"id": others})]).fillna("")
     write_label_studio(tasks, path, image_url=lambda name: images_url + quote(name), class_names=session.class_names)
 
