@@ -227,7 +227,9 @@ def session_cases(draw: DrawFn, world: World) -> Case:
     kind = draw(st.sampled_from(["open", "call", "call"]))
     if kind == "open":
         field = draw(
-            st.sampled_from(["annotator", "classes", "budget", "held_out", "folder", "device", "dataset", *FIELDS])
+            st.sampled_from(
+                ["annotator", "classes", "budget", "held_out", "ask_again", "folder", "device", "dataset", *FIELDS]
+            )
         )
         value = draw(VALUES)
         values: dict[str, Any] = {"dataset": "digits", "annotator": "ann", "pool_size": 60, "folder": world.place()}

@@ -8,18 +8,19 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from palkit.data import ImagePool
 from palkit.errors import ConfigError, DataError, brief, hidden_difference, seen, unknown_name
+from palkit.labelling.annotators import consensus, judge, numbered
 from palkit.labelling.exchange import check_labels, located
 from palkit.labelling.labels import (
     Event,
     LabelLog,
-    agreed,
     agreement,
+    answered,
     classes,
     disagreements,
     last_answer,
@@ -30,6 +31,15 @@ from palkit.labelling.labels import (
 from palkit.storage.checks import checked, normal
 
 NONE = "none of these"  # class of images that belong to no other
+
+
+class _Stands(NamedTuple):
+    """What stands; see `palkit.labelling.labels.standing`, `skipped`, `answered`, and `consensus`."""
+
+    answers: pd.DataFrame
+    skips: dict[tuple[str, str], int]
+    places: dict[tuple[str, str], int]
+    labels: dict[str, str]
 
 
 class Answers:
@@ -67,7 +77,7 @@ class Answers:
         self.annotator = named("annotator", annotator)
         self.log = LabelLog(path)
         self._known = (*map(normal, pool.class_names), *(named("class", name) for name in class_names))
-        self._standing: tuple[list[Event], tuple[pd.DataFrame, dict[tuple[str, str], int]]] | None = None
+        self._standing: tuple[list[Event], _Stands] | None = None
         self.log.check()
 
     @property
@@ -77,20 +87,25 @@ class Answers:
 
     def answers(self) -> pd.DataFrame:
         """What stands, one row per image and annotator, see `palkit.labelling.labels.standing`."""
-        return self._stands()[0]
+        return self._stands().answers
 
-    def _stands(self) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
-        """What stands, and `palkit.labelling.labels.skipped`; made again only when there is something new."""
+    def _stands(self) -> "_Stands":
+        """Made again only when there is something new."""
         events = self.log.events()
         if self._standing is None or self._standing[0] is not events:
-            self._standing = events, (standing(events), skipped(events))
+            table = standing(events)
+            labels = consensus(table, self.class_names)
+            self._standing = events, _Stands(table, skipped(events), answered(events), labels)
         return self._standing[1]
 
     def labels(self) -> dict[str, str]:
-        """Label of each image on which annotators agree, in order of labelling; those of the data set come first."""
+        """Label of each image, in order of labelling; those of the data set come first.
+
+        Where annotators contradict each other, see `palkit.labelling.annotators.consensus`.
+        """
         names = self.pool.label_names()
         known = {name: normal(str(names[row])) for name, row in self.row_of.items() if names[row]}
-        return known | {name: label for name, label in agreed(self.answers()).items() if name in self.row_of}
+        return known | {name: label for name, label in self._stands().labels.items() if name in self.row_of}
 
     def label(self, ids: str | Sequence[str], labels: str | Sequence[str]) -> None:
         """Record labels; they are on the disk when this returns.
@@ -204,12 +219,28 @@ class Answers:
         return len(events)
 
     def disagreements(self) -> pd.DataFrame:
-        """Images with different labels, which are not trained on; see `palkit.labelling.labels.disagreements`."""
+        """Images with different labels; see `palkit.labelling.labels.disagreements`."""
         return disagreements(self.answers())
 
     def agreement(self) -> pd.DataFrame:
         """Agreement of every two annotators; see `palkit.labelling.labels.agreement`."""
         return agreement(self.answers())
+
+    def annotators(self) -> pd.DataFrame:
+        """How often each annotator is right, and what is taken for what, as far as answers to the same images tell.
+
+        Returns:
+            One row per annotator and two classes: annotator, quality (probability that an answer of theirs is right),
+            true, said, labels (expected number of images of the first class of which they said the second). See
+            `palkit.labelling.annotators.judge`.
+        """
+        classes = self.class_names
+        answers, _, people = numbered(self.answers(), classes)
+        judged = judge(answers)
+        names = pd.MultiIndex.from_product([people, classes, classes], names=["annotator", "true", "said"])
+        rows = names.to_frame(index=False).assign(labels=judged.confusions.ravel())
+        rows.insert(1, "quality", judged.quality.repeat(len(classes) ** 2))
+        return rows
 
 
 def _listed(what: str, values: str | Sequence[str]) -> list[str]:

@@ -361,6 +361,11 @@ def skipped(events: Iterable[Event]) -> dict[tuple[str, str], int]:
     return {(one.id, one.annotator): place for place, one in _last_answers(events) if one.action == "skip"}
 
 
+def answered(events: Iterable[Event]) -> dict[tuple[str, str], int]:
+    """Image and annotator of every answer that stands and is not "skip", and its place in the log."""
+    return {(one.id, one.annotator): place for place, one in _last_answers(events) if one.action != "skip"}
+
+
 def last_answer(events: Iterable[Event], annotator: str) -> Event | None:
     """What an undo of this annotator would take back."""
     mine = _not_undone(events).get(annotator)

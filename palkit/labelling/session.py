@@ -21,6 +21,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
+from palkit.labelling.annotators import RIGHT, WRONG, gains, judge, numbered, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import now
 from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
@@ -34,7 +35,8 @@ from palkit.storage.files import runs_dir
 if TYPE_CHECKING:
     from palkit.labelling.extrapolation import Forecast
 
-OURS = ("classes", "budget", "held_out", "test_share", "folder", "device")
+OURS = ("classes", "budget", "held_out", "test_share", "ask_again", "folder", "device")
+AGAIN = "second opinion"  # purpose of an image that has a label and is proposed once more
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
 
 
@@ -44,8 +46,9 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
     Args:
         dataset: name, folder or manifest.
         annotator: who labels.
-        fields: `classes`, `budget`, `held_out`, `test_share`, `folder` and `device` of `Session`; all others are
-            fields of `ExperimentConfig`, such as `strategy="entropy"` or `adapter={"name": "lora", "rank": 8}`.
+        fields: `classes`, `budget`, `held_out`, `test_share`, `ask_again`, `folder` and `device` of `Session`; all
+            others are fields of `ExperimentConfig`, such as `strategy="entropy"` or
+            `adapter={"name": "lora", "rank": 8}`.
 
     Raises:
         ConfigError: a field that does not exist or does not fit.
@@ -131,6 +134,8 @@ class Session(Answers):
         held_out: images of the pool to set aside, drawn at random when the session begins.
         test_share: share of the labels asked for from now on that goes to images set aside; None asks for all of
             these, or, where some were drawn before, for those alone.
+        ask_again: in the place of up to half of a batch, propose images that others have labelled, or dispute, where
+            this annotator's answer is worth more than one to a new image, see `doubts`.
         folder: where it is kept; None for `runs/labels/<data set>`, with a mark of the place for own images.
         device: as for `palkit.experiments.experiment.rounds`.
 
@@ -153,15 +158,17 @@ class Session(Answers):
         budget: int | None = None,
         held_out: int = 0,
         test_share: float | None = None,
+        ask_again: bool = False,
         folder: Path | str | None = None,
         device: str | None = None,
     ) -> None:
         checked("budget", budget, Count | None)
         checked("held_out", held_out, int)
         checked("test_share", test_share, Annotated[float, Field(gt=0, lt=1)] | None)
+        checked("ask_again", ask_again, bool)
         checked("classes", classes, tuple[str, ...])
         checked("folder", folder, str | Path | None)
-        self.config, self.budget, self.test_share = config, budget, test_share
+        self.config, self.budget, self.test_share, self.ask_again = config, budget, test_share, ask_again
         pool = pool_of(config)
         known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
         hidden = dataclasses.replace(pool, labels=known)
@@ -245,8 +252,8 @@ class Session(Answers):
 
         Returns:
             Columns id, row (of the pool), rank, predicted (class name, "" before the first fit), probability (of it),
-            purpose ("train" or "held out"). Empty if the budget is spent or nothing is left. Images that the model
-            takes for `NONE` are not proposed.
+            purpose ("train", "held out", or "second opinion", for which no class is predicted lest it sways). Empty if
+            the budget is spent or nothing is left. Images that the model takes for `NONE` are not proposed.
 
         Raises:
             ConfigError: a batch size below 1.
@@ -254,7 +261,7 @@ class Session(Answers):
         checked("batch_size", batch_size, Count | None)
         size = self.learner.batch_size(self.class_names) if batch_size is None else batch_size
         waiting = self.open()
-        if (waiting["purpose"] == "train").any():
+        if (waiting["purpose"] != "held out").any():
             return waiting
         if self.budget is not None:
             size = min(size, self.budget - len(self.training_labels()))
@@ -265,19 +272,26 @@ class Session(Answers):
 
             def add(state: SessionState) -> SessionState:
                 # Another annotator may have proposed a batch meanwhile: then everybody has that one.
-                if (self.open()["purpose"] == "train").any():
+                if (self.open()["purpose"] != "held out").any():
                     return state
-                proposed = [*state.proposed, *chosen]
-                return dataclasses.replace(state, proposed=proposed, drawn=self._tests(fit, state, len(chosen)))
+                new = sum(one.purpose == "train" for one in chosen)
+                return dataclasses.replace(
+                    state, proposed=[*state.proposed, *chosen], drawn=self._tests(fit, state, new)
+                )
 
             self.file.change(add)
         return self.open()
 
     def open(self) -> pd.DataFrame:
         """What was proposed and still waits for an answer; computes nothing. Columns as of `propose`."""
-        state, (answers, skips) = self.file.read(), self._stands()
-        done = set(answers.loc[answers["answer"] != "skip", "id"])
-        mine = {name: place for (name, annotator), place in skips.items() if annotator == self.annotator}
+        state, stands = self.file.read(), self._stands()
+        again = {one.id: one.events for one in state.proposed if one.purpose == AGAIN}
+        done = {
+            name
+            for (name, who), place in stands.places.items()
+            if name not in again or who == self.annotator or place >= again[name]
+        }
+        mine = {name: place for (name, annotator), place in stands.skips.items() if annotator == self.annotator}
         fitted_at = max((one.events for one in state.rounds), default=0)
         drawn = self.test_share is not None or state.drawn
         asked = [one.id for one in state.drawn] if drawn else state.held_out
@@ -300,6 +314,52 @@ class Session(Answers):
         wanted = [name for name in names if name not in mine and name in self.row_of]
         return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
 
+    @memory_explained()
+    def doubts(self, progress: Progress = silent) -> pd.DataFrame:
+        """Labelled and disputed images, those first whose next answer is worth most.
+
+        What an image is follows from its answers, the quality of who gave them, and heads that were fitted to the
+        labels of other images (`palkit.labelling.annotators`). Compare ActiveLab (Goh & Mueller, 2023), which has one
+        score for labelled and new images, too, and active label cleaning (Bernhardt et al., 2022).
+
+        Args:
+            progress: see `palkit.experiments.experiment.rounds`.
+
+        Returns:
+            Columns id, row, label ("" where it is disputed), likeliest (class), wrong (probability that the label is,
+            or else the likeliest class), worth (of an answer of this annotator, see
+            `palkit.labelling.annotators.gains`, beyond that of one to a new image).
+
+        Raises:
+            ConfigError: nothing has been fitted yet.
+        """
+        return self._doubts(self._restored(self._last(), progress))
+
+    def _doubts(self, fit: Fit) -> pd.DataFrame:
+        answers, names, labels = self.answers(), self.class_names, self.labels()
+        apart = ~answers["id"].isin(self.learner.position) | answers["id"].isin(self.held_out)
+        given, ids, people = numbered(answers[~apart], names)
+        code = {name: number for number, name in enumerate(names)}
+        have = np.array([code[labels[name]] if name in labels else -1 for name in ids], dtype=np.int64)
+        positions = np.array([self.learner.position[name] for name in ids], dtype=np.int64)
+        judged = judge(given, unseen_probs(fit.scores.features, positions, have, len(names)))
+        quality = dict(zip(people, judged.quality, strict=True)).get(self.annotator, RIGHT / (RIGHT + WRONG))
+        named = have[:, None] == np.arange(len(names))  # (N, C)
+        named[given.images, given.labels] |= have[given.images] < 0
+        likeliest = judged.probs.argmax(axis=1)
+        said = judged.probs[np.arange(len(ids)), np.where(have < 0, likeliest, have)]
+        table = pd.DataFrame(
+            {
+                "id": ids,
+                "row": [self.row_of[name] for name in ids],
+                "label": [labels.get(name, "") for name in ids],
+                "likeliest": np.array(names)[likeliest],
+                "wrong": 1 - said,
+                "worth": gains(judged.probs, named, quality) - (2 * quality - 1),
+            }
+        )
+        return table.sort_values("worth", ascending=False, kind="stable", ignore_index=True)
+
     def _tests(self, fit: Fit | None, state: SessionState, more: int) -> list[Drawn]:
         """Images set aside that are to be labelled, with those that `more` training labels call for."""
         if self.test_share is None:
@@ -313,7 +373,8 @@ class Session(Answers):
         return tested(state, fit, self.learner.position, self.labels(), answered)
 
     def _choose(self, fit: Fit | None, size: int, progress: Progress) -> list[Proposed]:
-        rounds, labels, (answers, skips) = self.rounds(), self.training_labels(), self._stands()
+        state, labels, stands = self.file.read(), self.training_labels(), self._stands()
+        rounds, answers, skips = state.rounds, stands.answers, stands.skips
         # What was skipped since the last fit is not asked again before the next.
         since = rounds[-1].events if rounds else 0
         lately = {name for (name, _), place in skips.items() if place >= since}
@@ -321,10 +382,17 @@ class Session(Answers):
         if fit is not None and NONE in fit.class_names:
             foreign = fit.scores.probs[:, fit.class_names.index(NONE)] > 0.5
             refused |= {name for name, position in self.learner.position.items() if foreign[position]}
-        positions = self.learner.choose(fit, labels, self.class_names, refused, size, len(rounds), progress)
+        again: list[str] = []
+        others = set(self.second_opinions()["id"]) - {one.id for one in state.proposed} if self.ask_again else set()
+        if fit is not None and others:
+            table = self._doubts(fit)
+            again = table.loc[(table["worth"] > 0) & table["id"].isin(others), "id"].tolist()[: size // 2]
+        positions = self.learner.choose(
+            fit, labels, self.class_names, refused, size - len(again), len(rounds), progress
+        )
         moment, events = now(), len(self.log.events())
-        proposed = []
-        for rank, position in enumerate(positions, start=1):
+        proposed = [Proposed(name, rank, "", None, AGAIN, moment, events) for rank, name in enumerate(again, start=1)]
+        for rank, position in enumerate(positions, start=len(again) + 1):
             name = normal(str(self.pool.ids[self.learner.rows[position]]))
             predicted, probability = fit.guess(position) if fit else ("", None)
             proposed.append(Proposed(name, rank, predicted, probability, "train", moment, events))
@@ -405,10 +473,13 @@ class Session(Answers):
         Raises:
             ConfigError: nothing has been fitted yet.
         """
+        return self._refitted(self._last(), progress).classifier()
+
+    def _last(self) -> SessionRound:
         rounds = self.rounds()
         if not rounds:
             raise ConfigError(f"the session in {self.folder} has no fit yet. Label some images and fit first.")
-        return self._refitted(rounds[-1], progress).classifier()
+        return rounds[-1]
 
     @memory_explained()
     def predictions(self, progress: Progress = silent) -> pd.DataFrame:

@@ -78,7 +78,7 @@ class Proposed:
         rank: in its batch, from 1.
         predicted: class name, "" before the first fit.
         probability: of that class.
-        purpose: "train" or "held out".
+        purpose: "train", "held out", or "second opinion" of an image that others have labelled.
         time: when it was proposed, ISO 8601.
         events: length of the log of answers then.
     """

@@ -148,6 +148,7 @@ function render({ model, el }) {
   function caption(item) {
     const parts = [item.id];
     if (item.purpose === "held out") parts.push("for evaluation only");
+    if (item.purpose === "second opinion") parts.push("second opinion");
     if (item.said) parts.push(item.said);
     if (guess.checked && item.predicted) parts.push(`guess: ${item.predicted}, ${percentage(item.probability)}`);
     return parts.join(" · ");

@@ -373,7 +373,7 @@ def _agreement(session: Session) -> str:
         + ("" if np.isnan(kappa) else f" (kappa {kappa:.2f})")
         for first, second, images, same, kappa in session.agreement().itertuples(index=False, name=None)
     ]
-    count = len(session.disagreements())
+    count = len(set(session.disagreements().index) - session.labels().keys())
     if count:
         parts.append(f"{count} disputed images are not trained on")
     return "; ".join(parts) + "." * bool(parts)

@@ -181,6 +181,18 @@ def test_two_annotators_and_what_they_dispute(session: Session, fields: dict[str
     assert ana.tell("label", id=first[0], label=wrong)["queues"][2] == [DISPUTED, 0]
 
 
+def test_second_opinions_come_with_the_batch_and_without_a_guess(fields: dict[str, Any], truth: dict[str, str]) -> None:
+    ana = open_session("digits", "ana", batch_size=40, **fields)
+    ids = ana.propose()["id"].tolist()
+    ana.label(ids, [truth[ids[place - place % 8]] for place in range(40)])
+    ana.fit()
+    page = Page(Labeller(open_session("digits", "ben", batch_size=10, ask_again=True, **fields)))
+    again = [item for item in page.view["items"] if item["purpose"] == "second opinion"]
+    assert {item["id"] for item in again} <= {*ids}
+    assert len(again) == 5 == len(page.ids) - 5
+    assert {(item["predicted"], item["answer"]) for item in again} == {("", "")}
+
+
 def test_a_new_class_and_keys_for_it(session: Session) -> None:
     page = Page(Labeller(session))
     assert page.tell("class", label="<b>smudge</b>")["names"][-1] == "<b>smudge</b>"
