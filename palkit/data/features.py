@@ -28,6 +28,7 @@ FEATURES = "features"  # column or array that tells such a file from a manifest
 PROBS = "probs"
 PLURALS = {"ids": "image_id", "id": "image_id", **{f"{name}s": name for name in ("path", "label", "split", "group")}}
 CLASSES = "classes"
+KNOWN = {*COLUMNS, *PLURALS, PROBS, CLASSES}  # beside the features; an archive may hold more
 LARGEST = 10**9  # number of a class
 BLOCK = 2**13  # rows that are read at a time
 LAYOUT = (
@@ -233,7 +234,7 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
         return file, {name.strip().lower(): table[name].to_pylist() for name in columns}
     found = np.load(path, mmap_mode="r")
     arrays = [] if isinstance(found, np.ndarray) else found.files
-    return found, {name.lower(): found[name] for name in arrays if name != FEATURES}
+    return found, {name.lower(): found[name] for name in arrays if name.lower() in KNOWN}
 
 
 def _blocks(found: Any) -> Iterator[tuple[int, np.ndarray]]:
@@ -241,6 +242,8 @@ def _blocks(found: Any) -> Iterator[tuple[int, np.ndarray]]:
     if isinstance(found, parquet.ParquetFile):
         for batch in found.iter_batches(BLOCK, columns=[FEATURES], use_threads=False):
             column = batch.column(0)
+            if not hasattr(column, "value_lengths"):
+                raise ValueError(f"{FEATURES} must be a list of numbers a row, are {column.type}")
             widths = np.unique(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
             if len(widths) > 1:
                 raise ValueError(f"rows of {FEATURES} differ in length: {', '.join(map(str, widths))}")

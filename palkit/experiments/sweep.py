@@ -193,7 +193,8 @@ def load_sweep(name: str | Path) -> Sweep:
     for key in stop:
         if key not in Stop.__dataclass_fields__:
             raise unknown_name(f"key of stop in {path.name}", key, Stop.__dataclass_fields__)
-    return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude), Stop(**stop) if stop else None)
+    rules = None if content.get("stop") is None else Stop(**stop)
+    return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude), rules)
 
 
 @dataclass(frozen=True)

@@ -279,4 +279,4 @@ def stops_of(sweep: Sweep, device: str | None = None) -> pd.DataFrame:
         if task.is_complete:
             run = Predictions.of(task)
             rows += [{"run": task.directory.run} | stop_row(run, *rule) for rule in rules_of(run, sweep.stop)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(dict.fromkeys(("target", "needed", "labels", "tests", "accuracy"), float))

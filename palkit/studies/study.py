@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from IPython.display import Markdown
 
 FILE_MAX = 60  # characters of a figure's name that say what it shows
-STOPS = "stopping.parquet"  # in the folder of the results, if the sweep has rules to stop by
+STOPS = "stops.parquet"  # in the folder of the results, if the sweep has rules to stop by
 
 Subject = TypeVar("Subject", ImagePool, Readout)
 Made = TypeVar("Made")
@@ -281,11 +281,12 @@ def stops(folder: Path, rounds: pd.DataFrame) -> pd.DataFrame:
     table = read_table(folder / STOPS).merge(runs, on="run")
     table = table.assign(
         accuracy=100 * table["accuracy"].astype(float),
-        wrong=(table["accuracy"] < table["target"]).where(table["stopped"] & table["target"].notna()),
+        reaches=table["needed"].notna().astype(float).where(table["target"].notna()),
+        wrong=(table["accuracy"] < table["target"]).astype(float).where(table["stopped"] & table["target"].notna()),
     )
     return table.groupby([*by, "rule", "target"], sort=False, dropna=False).agg(
         runs=("run", "nunique"),
-        reach=("needed", lambda needed: needed.notna().mean()),
+        reach=("reaches", "mean"),
         needed=("needed", "median"),
         stop=("stopped", "mean"),
         labels=("labels", "median"),

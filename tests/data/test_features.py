@@ -223,7 +223,11 @@ def test_the_explorer_shows_grey_squares_or_the_images_themselves(tmp_path: Path
         ("latin.npz", lambda parts: parts | {"labels": np.array(["ü".encode("latin-1")] * N)}, "utf-8"),
         ("half.npz", lambda parts: parts | {"labels": np.full(N, 0.5)}, "labels are numbers such as 0.5"),
         ("far.npz", lambda parts: parts | {"labels": np.full(N, np.inf)}, "labels are numbers such as inf"),
-        ("plain.parquet", lambda parts: parts | {"features": np.zeros(N)}, "a list of numbers a row"),
+        (
+            "plain.parquet",
+            lambda parts: parts | {"features": np.zeros(N)},
+            "a list of numbers a row, are double",
+        ),
         ("looks.npz", lambda parts: parts | {"ids": [*parts["ids"][2:], "\u00e4", "a\u0308"]}, "the id of another row"),
         ("space.npz", lambda parts: parts | {"ids": [*parts["ids"][1:], " case 001"]}, "the id of another row"),
         ("gap.parquet", lambda parts: parts | {"features": [None, *parts["features"][1:]]}, "differ in length"),
@@ -311,6 +315,8 @@ def test_select_by_ones_own_model_is_select_of_arrays(tmp_path: Path, capsys: py
     path = write(tmp_path / "mine.npz", {name: parts[name] for name in ("features", "ids")} | {"probs": probs})
     np.save(tmp_path / "probs.npy", probs)
     np.testing.assert_allclose(probs_of(path)[0], probs)
+    np.savez(tmp_path / "more.npz", probs=probs, notes=np.array([{}], dtype=object))
+    np.testing.assert_array_equal(probs_of(tmp_path / "more.npz")[0], probs)
     same = ("-n", "7", "--strategy", "entropy", "--classes", *NAMES)
     table = selected(capsys, str(path), "--labels", str(tmp_path / "labels.csv"), *same)
     features, ids = parts["features"], parts["ids"].tolist()

@@ -121,6 +121,8 @@ def test_what_is_wrong_is_named() -> None:
     twice = table(lora=0.01)
     with pytest.raises(ConfigError, match="variant=lora and variant=probe do not pair on eyes"):
         crossings(twice.drop(twice.index[twice["run"] == "eyes lora 3 250"]), "probe")
+    with pytest.raises(ConfigError, match="several runs of one variant, seed and labels"):
+        crossings(pd.concat([twice, twice.assign(run=twice["run"] + "b")]), "probe")
     more = table(lora=0.01, full=0.02)
     longer = more[(more["variant"] == "full") | (more["labels"] < 1500)]
     assert set(crossings(longer[longer["variant"] != "full"], "probe")["most"]) == {600}

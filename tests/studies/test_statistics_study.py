@@ -153,6 +153,8 @@ def test_gains_are_differences_to_the_run_of_the_same_seed() -> None:
         assert row["accuracy"] == pytest.approx(at[row["strategy"]] - at["random"])
     with pytest.raises(ConfigError, match="no run with strategy=random has the setting"):
         statistics.gains(rounds[(rounds["strategy"] != "random") | (rounds["seed"] > 0)])
+    with pytest.raises(ConfigError, match="several runs of one setting and seed"):
+        statistics.gains(pd.concat([rounds, rounds.assign(run=rounds["run"] + "x")]))
 
 
 # --- ranks

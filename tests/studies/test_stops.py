@@ -85,6 +85,7 @@ def test_order_of_images_and_numbers_of_classes_play_no_part(seed: int, share: f
     [
         ({"acuracy": [0.9]}, "Did you mean 'accuracy'"),
         ({"tests": 0.5}, "give accuracy, a list of targets, or gain"),
+        ({}, "give accuracy, a list of targets, or gain"),
         ({"accuracy": [90]}, "stop.accuracy"),
         ({"accuracy": 0.9}, "stop.accuracy"),
         ({"accuracy": [0.9], "tests": 1}, "stop.tests"),
@@ -128,7 +129,8 @@ def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     assert shown.index.names == ["strategy", "rule", "target"]
     assert shown.xs("guarantee", level="rule")["runs"].tolist() == [2, 2, 1, 1]
     untargeted = shown.xs("gain", level="rule")
-    assert untargeted["wrong"].isna().all()
+    assert untargeted[["wrong", "reach", "needed"]].isna().all(axis=None)
+    assert set(shown.dtypes.astype(str)) == {"int64", "float64"}
     reached = shown.xs(0.2, level="target").xs("guarantee", level="rule")
     own = results.groupby(["strategy", "run"])["accuracy"].max().ge(0.2).groupby("strategy").mean()
     assert reached["reach"].to_dict() == pytest.approx(own.to_dict())

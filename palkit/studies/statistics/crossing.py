@@ -121,6 +121,9 @@ def _pairs(rounds: pd.DataFrame, reference: str, metric: str, by: str) -> Iterat
     """Data set, configuration and (labels, seeds) by how much it is better than the reference."""
     tables.validate(rounds, [by, "dataset"], metric)
     for dataset, table in rounds.groupby("dataset"):
+        twice = table.loc[table.duplicated([by, "seed", "labels"]), "run"].unique()
+        if len(twice):
+            raise ConfigError(f"{dataset} has several runs of one {by}, seed and labels: filter {tables.some(twice)}.")
         values = tables.sign_of(metric) * table.pivot(index="labels", columns=[by, "seed"], values=metric)
         if reference not in values:
             raise ConfigError(f"no run of {dataset} has {by}={reference}, which the others are compared with.")

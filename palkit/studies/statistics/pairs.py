@@ -108,11 +108,14 @@ def gains(rounds: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
         metric: column to compare.
 
     Raises:
-        ConfigError: the table cannot be used, or a run has no random one.
+        ConfigError: the table cannot be used, or a run has no random one, or several.
     """
     tables.validate(rounds, ["strategy", *tables.SETTING], metric)
     keys = [*tables.SETTING, "seed", "labels"]
     base = tables.pick(rounds, {"strategy": "random"})
+    twice = base.loc[base.duplicated(keys), "run"].unique()
+    if len(twice):
+        raise ConfigError(f"random choice has several runs of one setting and seed: filter {tables.some(twice)}.")
     found = rounds[keys].merge(base[[*keys, metric]], on=keys, how="left", validate="many_to_one")[metric].to_numpy()
     alone = rounds.loc[np.isnan(found), "run"].unique()
     if len(alone):
