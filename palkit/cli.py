@@ -372,21 +372,23 @@ def _serve(options: argparse.Namespace) -> int:
 
     from palkit.labelling.exchange import label_studio_config
     from palkit.labelling.serve import ANNOTATOR, Backend, Studio, bind, serve, write_tasks
-    from palkit.labelling.session import open_session, stored_session
+    from palkit.labelling.session import ASKED, open_session, stored_session
 
     values, images = _values(options), Path(options.images).expanduser()
-    session = stored_session(images, options.device, ANNOTATOR)
+    asked = {name: values[name] for name in ASKED if name in values}
+    session = stored_session(images, options.device, ANNOTATOR, **asked)
     if session is None:
         session = open_session(options.images, ANNOTATOR, device=options.device, **values)
-    elif values:
-        raise ConfigError(f"{images} is a session, which goes on as it was: leave out {options.values[0]}.")
+    elif others := [one for one in options.values if one.partition("=")[0] not in ASKED]:
+        raise ConfigError(f"{images} is a session, which goes on as it was: leave out {others[0]}.")
     elif not session.rounds():
         raise ConfigError(f"the session in {images} has no fit yet. Give its images, with the fields it began with.")
     if not session.class_names:
         raise ConfigError(f"{options.images} has no classes yet. Name them, as in classes=[tumour,stroma].")
     print(label_studio_config(session.class_names), end="", flush=True)
     if options.tasks is not None:
-        folder = f"{images.resolve().name}/" if images.is_dir() else ""
+        place = Path(session.config.dataset).expanduser()
+        folder = f"{place.resolve().name}/" if place.is_dir() else ""
         write_tasks(session, options.tasks, options.images_url or f"/data/local-files/?d={quote(folder)}")
         say(f"tasks: {options.tasks}")
     url, key = os.environ.get("LABEL_STUDIO_URL"), os.environ.get("LABEL_STUDIO_API_KEY")

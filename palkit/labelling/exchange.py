@@ -212,18 +212,21 @@ class Control:
     Attributes:
         name: of the tag.
         to_name: of the image's tag.
+        choices: that the tag has; empty where nobody has looked.
     """
 
     name: str
     to_name: str
+    choices: frozenset[str] = frozenset()
 
 
-def read_control(config: str, class_names: Collection[str]) -> Control:
+def read_control(config: str, class_names: Collection[str], *, exact: bool = True) -> Control:
     """The tag of a labelling configuration whose choices are the classes.
 
     Args:
         config: XML, as `label_studio_config` or a person has written it.
         class_names: all classes.
+        exact: refuse a tag that lacks some of them, or has others.
 
     Raises:
         DataError: it is no XML, or has not exactly one such tag; says which choices are wrong.
@@ -236,8 +239,8 @@ def read_control(config: str, class_names: Collection[str]) -> Control:
     for tag in tags:
         choices = {normal(one.get("alias") or one.get("value") or "") for one in tag.iter("Choice")}
         name, strange, missing = tag.get("name", ""), sorted(choices - classes), sorted(classes - choices)
-        if not strange and not missing:
-            found.append(Control(name, tag.get("toName", "")))
+        if classes & choices if not exact else not strange and not missing:
+            found.append(Control(name, tag.get("toName", ""), frozenset(choices)))
             continue
         parts = [f"{', '.join(map(repr, strange))} no class of the session"] * bool(strange)
         parts += [f"{', '.join(map(repr, missing))} missing"] * bool(missing)

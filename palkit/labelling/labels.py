@@ -113,6 +113,8 @@ class LabelLog:
         Raises:
             DataError: the file cannot be written, or has lost its end; nothing of them is in it then.
         """
+        for event in events:
+            record(_Line, asdict(event))  # what could not be read again would take the whole log with it
         lines = b"".join(_line(event) for event in events)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -29,6 +30,7 @@ from tornado.web import Application, RequestHandler
 from palkit.errors import ConfigError, DataError, PalkitError, brief, unknown_name
 from palkit.labelling.exchange import (
     COLUMNS,
+    ENCODED,
     Control,
     Row,
     ending,
@@ -41,7 +43,7 @@ from palkit.labelling.exchange import (
 )
 from palkit.labelling.labels import Event, now
 from palkit.labelling.records import Text, explained, record
-from palkit.labelling.session import Session
+from palkit.labelling.session import AGAIN, Session
 from palkit.progress import Progress, silent
 from palkit.storage.checks import normal
 from palkit.storage.files import read_json, write_json
@@ -49,6 +51,7 @@ from palkit.storage.files import read_json, write_json
 Kind = TypeVar("Kind")
 
 ANNOTATOR = "Label Studio"  # of the session; who labels there has a number
+NOBODY = "unknown"  # who labels there without one
 NAMED = 5  # tasks in a line of the log
 TRIES = 5  # a second apart: a project that is being connected knows its backend a moment later
 
@@ -61,15 +64,15 @@ class View:
         version: names the fit and the batch; Label Studio asks again for predictions of another version only.
         predicted: class and its probability by image; empty before the first fit.
         order: place by image, from 0, of those to label next.
-        trains: whether there are some to train on among these, not only held-out ones.
         classes: of the fit.
+        unbiased: images of which nobody shall know the prediction: those to test on, and second opinions.
     """
 
     version: str
     predicted: dict[str, tuple[str, float]]
     order: dict[str, int]
-    trains: bool
     classes: int
+    unbiased: frozenset[str]
 
     def score(self, image: str | None) -> float:
         """What Label Studio orders by, lowest first: what palkit asks next, in its order; then by probability.
@@ -90,7 +93,8 @@ class View:
             image: of the pool, or None.
             control: that a choice is for.
         """
-        result = [result_of("palkit", self.predicted[image][0], control)] if image in self.predicted else []
+        name = self.predicted[image][0] if image in self.predicted and image not in self.unbiased else None
+        result = [result_of("palkit", name, control)] if name in control.choices else []
         return {"result": result, "score": self.score(image), "model_version": self.version}
 
 
@@ -206,8 +210,13 @@ class Backend:
         self._given: dict[str, list[str]] = read_json(self._path) if self._path.exists() else {}
         self._told: dict[str, str] = {}  # version that was taken over, by project
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="palkit-serve")
-        self._job: Future[None] | None = None
+        self._busy, self._lock = False, threading.Lock()
         self._closed = threading.Event()
+        last = session.rounds()[-1:]
+        self._followed = {name: label for one in last for name, label in zip(one.ids, one.labels, strict=True)}
+        self._odd = ""  # difference between the project's choices and the classes that was last told
+        if self._answered():  # while nobody served it
+            self._follow(progress)
         self.view = self._look(progress)
 
     def close(self) -> None:
@@ -241,19 +250,25 @@ class Backend:
             DataError: the request or its labelling configuration cannot be used.
         """
         asked, view, strange = _read(_Predict, request), self.view, []
-        control = read_control(asked.label_config, self.session.class_names)
+        names = self.session.class_names
+        control = self._control(asked.label_config, names)
         results: list[dict[str, Any]] = []
         given: dict[str, Row] = {}
         for task in asked.tasks:
             image = None
             try:
                 image = self._image(task)
-                given |= self._annotations(image, task, control)
             except PalkitError as error:
                 strange.append(str(error))
+            for annotation in (task.get("annotations") or ()) if image else ():
+                try:
+                    given |= self._annotation(image or "", task, annotation, control, names)
+                except PalkitError as error:  # the others can be used
+                    strange.append(str(error))
             results.append(view.prediction(image, control))
         if new := self._take_over(given):
             self.say(f"{new} labels came with the tasks")
+            self._follow_if_answered()
         if strange:
             more = f" And {len(strange) - NAMED} more." * (len(strange) > NAMED)
             self.say(f"{len(strange)} of {len(results)} tasks cannot be used: {' '.join(strange[:NAMED])}{more}")
@@ -285,10 +300,10 @@ class Backend:
             self._take_back(_read(_Deleted, request).annotations)
         elif action in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"):
             given = _read(_Given, request)
-            control = read_control(given.project.label_config, self.session.class_names)
-            rows: dict[str, Row] = {}
-            for task, annotation in zip(_listed(given.task), _listed(given.annotation), strict=True):
-                rows |= self._annotations(self._image(task), {**task, "annotations": [annotation]}, control)
+            names, rows = self.session.class_names, dict[str, Row]()
+            control = self._control(given.project.label_config, names)
+            for task, annotation in zip(_listed(given.task), _listed(given.annotation), strict=False):
+                rows |= self._annotation(self._image(task), task, annotation, control, names)
             # It happens now: clocks of two machines do not matter, and who gives no label leaves the image for later.
             self._take_over({number: dataclasses.replace(row, time="") for number, row in rows.items()})
             for row in rows.values():
@@ -296,8 +311,7 @@ class Backend:
             self._skip([row.id, row.annotator] for row in rows.values() if not row.label)
         else:
             return {"status": "ignored"}
-        if self.view.trains and not self._busy and not (self.session.open()["purpose"] == "train").any():
-            self._submit(self._go_on)
+        self._follow_if_answered()
         return {"status": "taken over"}
 
     # Labels
@@ -307,20 +321,36 @@ class Backend:
         place, data, session = f"task {task.get('id')}", task.get("data"), self.session
         if not isinstance(data, Mapping):
             raise DataError(f"{place}: it has no data. Correct it in Label Studio.")
-        name = normal(image_name(place, data))
+        try:
+            given = image_name(place, data)
+        except ValueError as error:  # an address that is none
+            raise DataError(f"{place}: the address of its image cannot be read ({error}).") from error
+        if not isinstance(given, str):
+            raise DataError(f"{place}: palkit_id {brief(given)} is no text. Correct it in Label Studio.")
+        name = normal(given)
         try:
             return name if name in session.row_of else ending(name, session.row_of, self._ends, session.pool.name)
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from error
 
-    def _annotations(self, image: str, task: Mapping[str, Any], control: Control) -> dict[str, Row]:
-        """What a task's annotations say of its image, by their numbers."""
-        rows = task_labels(f"task {task.get('id')}", task, control)
-        for row in rows:
-            if row.label and normal(row.label) not in self.session.class_names:
-                raise unknown_name("class", row.label, self.session.class_names)
-        numbers = [str(one.get("id")) for one in task.get("annotations") or ()]
-        return {number: dataclasses.replace(row, id=image) for number, row in zip(numbers, rows, strict=True)}
+    def _control(self, config: str, names: Sequence[str]) -> Control:
+        """The tag whose choices are classes; a class that was added since is not missed by those who label."""
+        control = read_control(config, names, exact=False)
+        odd = ", ".join(sorted(control.choices ^ {*map(normal, names)}))
+        if odd and odd != self._odd:
+            self.say(f"not among both the classes and the project's choices, which should be the same: {odd}")
+        self._odd = odd
+        return control
+
+    def _annotation(
+        self, image: str, task: Mapping[str, Any], annotation: Any, control: Control, names: Sequence[str]
+    ) -> dict[str, Row]:
+        """What an annotation says of the image, by its number."""
+        (row,) = task_labels(f"task {task.get('id')}", {**task, "annotations": [annotation]}, control)
+        if row.label and normal(row.label) not in names:
+            raise unknown_name("class", row.label, names)
+        annotator = normal(row.annotator).strip() or NOBODY
+        return {str(annotation.get("id")): dataclasses.replace(row, id=image, annotator=annotator)}
 
     def _take_over(self, given: Mapping[str, Row]) -> int:
         """Record labels, and whose annotations they are; returns how many are new."""
@@ -336,10 +366,11 @@ class Backend:
         unknown = [number for number in numbers if number not in self._given]
         if unknown:
             self.say(f"annotations were deleted that did not come here: {', '.join(unknown)}")
-        known = [self._given[number] for number in numbers if number in self._given]
+        known = [self._given.pop(number) for number in numbers if number in self._given]
+        write_json(self._path, self._given)
         for image, annotator in known:
             self.say(f"{image}: the label by {annotator} was deleted")
-        self._skip(known)
+        self._skip([one for one in known if one not in self._given.values()])  # who annotated twice has said it twice
 
     def _skip(self, given: Iterable[Sequence[str]]) -> None:
         """Whatever an annotator said of an image does not stand any more; nobody is asked again before the next fit."""
@@ -349,41 +380,62 @@ class Backend:
 
     # What takes time
 
-    @property
-    def _busy(self) -> bool:
-        return self._job is not None and not self._job.done()
+    def _answered(self) -> bool:
+        """Whether a batch is answered, and what follows has not been done."""
+        waiting = self.session.open()["purpose"] != "held out"
+        return not waiting.any() and self.session.training_labels() != self._followed
+
+    def _follow_if_answered(self) -> None:
+        with self._lock:
+            follows = not self._busy and self._answered()
+        if follows:
+            self._submit(self._follow)
 
     def _submit(self, work: Callable[[], None]) -> None:
-        def explained_work() -> None:
-            try:
-                work()
-            except Exception as error:  # nobody would see it elsewhere
-                self.say(f"error: {error}" if isinstance(error, PalkitError) else f"error: {error!r}")
+        """Have something done in the other thread, and then what follows the answers given meanwhile."""
 
-        self._job = self._worker.submit(explained_work)
+        def explained_work() -> None:
+            wanted: Callable[[], None] | None = work
+            while wanted is not None:
+                try:
+                    wanted()
+                except CancelledError:  # the session is as it was
+                    return
+                except Exception as error:  # nobody would see it elsewhere
+                    self.say(f"error: {error}" if isinstance(error, PalkitError) else f"error: {error!r}")
+                with self._lock:
+                    self._busy = False
+                    with suppress(PalkitError):  # the next request says so
+                        self._busy = self._answered()
+                    wanted = self._follow if self._busy else None
+
+        self._busy = True
+        self._worker.submit(explained_work)
 
     def _while_open(self, stage: str, done: int, total: int) -> None:
         if self._closed.is_set():
             raise CancelledError  # which leaves the session as it was
 
-    def _go_on(self) -> None:
+    def _follow(self, progress: Progress | None = None) -> None:
         """The next round, or if there are too few labels for it, more images to label."""
+        self._followed = self.session.training_labels()
         try:
             self.session.fittable_labels()
         except ConfigError:
-            self._propose()
+            self._propose(progress)
         else:
-            self._fit()
+            self._fit(progress)
 
-    def _fit(self) -> None:
+    def _fit(self, progress: Progress | None = None) -> None:
         self.say("fitting")
-        round_ = self.session.fit(self._while_open)
+        self._followed = self.session.training_labels()
+        round_ = self.session.fit(progress or self._while_open)
         accuracy = f", accuracy {round_.metrics['accuracy']:.3f}" if "accuracy" in round_.metrics else ""
         self.say(f"fit {round_.number}: {len(round_.ids)} labels{accuracy}, {round_.seconds:.1f} s")
-        self._propose()
+        self._propose(progress)
 
-    def _propose(self) -> None:
-        self.view = self._look(self._while_open)
+    def _propose(self, progress: Progress | None = None) -> None:
+        self.view = self._look(progress or self._while_open)
         self.say(f"model version {self.view.version}: {len(self.view.order)} images to label next")
         self._tell()
 
@@ -397,8 +449,8 @@ class Backend:
             version=" ".join(["palkit", str(len(state.rounds)), *times[-1:]]),
             predicted={name: (predicted, probability) for name, predicted, probability in guesses},
             order={name: place for place, name in enumerate(waiting["id"])},
-            trains=bool((waiting["purpose"] == "train").any()),
             classes=len(state.rounds[-1].class_names) if state.rounds else 1,
+            unbiased=frozenset({*state.held_out, *waiting.loc[waiting["purpose"] == AGAIN, "id"]}),
         )
 
     def _tell(self) -> None:
@@ -441,7 +493,9 @@ def write_tasks(session: Session, path: Path, images_url: str) -> None:
     labelled = {*table["id"]}
     others = [name for name in session.row_of if name not in labelled]
     tasks = pd.concat([table, pd.DataFrame({"id": others})]).fillna("")
-    write_label_studio(tasks, path, image_url=lambda name: images_url + quote(name), class_names=session.class_names)
+    scheme, is_url, _ = images_url.partition("://")
+    coded = quote if not is_url or scheme.lower() in ENCODED else str  # keys of a bucket are as they are
+    write_label_studio(tasks, path, image_url=lambda name: images_url + coded(name), class_names=session.class_names)
 
 
 class _Get(RequestHandler):
@@ -462,7 +516,7 @@ class _Post(RequestHandler):
 
     def post(self) -> None:
         # A page in a browser must ask before it sends this type to another server, and gets no answer.
-        if self.request.headers.get("Content-Type") != "application/json":
+        if self.request.headers.get("Content-Type", "").partition(";")[0] != "application/json":
             self.send_error(415)
             return
         try:

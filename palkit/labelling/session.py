@@ -35,6 +35,7 @@ from palkit.storage.files import runs_dir
 if TYPE_CHECKING:
     from palkit.labelling.extrapolation import Forecast
 
+ASKED = ("budget", "test_share", "ask_again")  # what a session does not remember
 OURS = ("classes", "budget", "held_out", "test_share", "ask_again", "folder", "device")
 AGAIN = "second opinion"  # purpose of an image that has a label and is proposed once more
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
@@ -97,7 +98,9 @@ def found_run(folder: Path | str) -> Path:
     return found[0] if len(found) == 1 else Path(folder)
 
 
-def stored_session(folder: Path | str, device: str | None = None, annotator: str = "predict") -> "Session | None":
+def stored_session(
+    folder: Path | str, device: str | None = None, annotator: str = "predict", **asked: Any
+) -> "Session | None":
     """The labelling session in a folder, with the config of its last fit; None if there is none."""
     file = SessionFile(Path(folder) / "session.json")
     if not file.path.exists():
@@ -106,7 +109,7 @@ def stored_session(folder: Path | str, device: str | None = None, annotator: str
     fields = without_checksums(state.rounds[-1].config) if state.rounds else {}
     config = config_from_dict({**fields, "dataset": state.dataset})
     classes = state.rounds[-1].class_names if state.rounds else ()
-    return Session(config, annotator, classes=classes, folder=folder, device=device)
+    return Session(config, annotator, classes=classes, folder=folder, device=device, **asked)
 
 
 class Session(Answers):

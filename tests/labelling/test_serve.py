@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -21,6 +21,7 @@ from palkit.cli import main
 from palkit.errors import ConfigError, DataError
 from palkit.labelling import serve
 from palkit.labelling.exchange import label_studio_config, read_label_studio
+from palkit.labelling.labels import Event
 from palkit.labelling.serve import ANNOTATOR, Backend, Studio, bind, write_tasks
 from palkit.labelling.session import Session, open_session, stored_session
 
@@ -112,14 +113,14 @@ def task(image: str, **further: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def answering() -> Iterator[Callable[[Session], Client]]:
+def answering() -> Iterator[Callable[..., Client]]:
     """Serves a session in a thread."""
     running = []
 
-    def answer(session: Session) -> Client:
+    def answer(session: Session, studio: Studio | None = None) -> Client:
         lines: list[str] = []
         sockets, loop = bind("127.0.0.1", 0), asyncio.new_event_loop()
-        served = loop.create_task(serve.serve(Backend(session, lines.append), sockets))
+        served = loop.create_task(serve.serve(Backend(session, lines.append, studio), sockets))
 
         def run() -> None:
             with pytest.raises(asyncio.CancelledError):
@@ -417,3 +418,109 @@ def is_there(client: Client) -> bool:
         return client.get("health").ok
     except requests.ConnectionError:
         return False
+
+
+def answer_all(client: Client, images: Iterable[str], first: int = 0) -> None:
+    for number, image in enumerate(images, start=first):
+        assert client.annotated(image, truth(image), number).ok
+
+
+def test_who_labels_without_a_number_takes_nobodys_label(session: Session, answering: Callable[..., Client]) -> None:
+    client, (image, other, *_) = answering(session), session.open()["id"]
+    nameless = annotation("dark", 7) | {"completed_by": None}
+    assert client.webhook("ANNOTATION_CREATED", annotation=nameless, task=task(image)).ok
+    skipped = annotation(None, 8) | {"completed_by": None}
+    assert client.webhook("ANNOTATION_CREATED", annotation=skipped, task=task(other)).ok
+    assert client.annotated(image, None, 9, by=7).ok, "somebody else skips it"
+    assert session.labels() == {image: "dark"}
+    with pytest.raises(ValueError, match="needs annotator"):
+        session.log.append([Event("2026-01-01T00:00:00+00:00", "", "skip", image)])
+    assert session.labels() == {image: "dark"}
+
+
+def test_a_batch_is_followed_whenever_it_was_answered(
+    session: Session, slides: Path, fields: dict[str, Any], answering: Callable[..., Client]
+) -> None:
+    """By labels that come with tasks; while nobody served it; and while a slow server is told of the batch before."""
+    client = answering(session)
+    images = session.open()["id"].tolist()
+    client.predict([task(image, annotations=[annotation(truth(image), n)]) for n, image in enumerate(images)])
+    until(lambda: idle(client) and len(session.rounds()) == 1)
+    batch = session.open()["id"].tolist()
+    assert len(batch) == 4
+    session.label(batch, [truth(image) for image in batch])
+    spent = Session(session.config, ANNOTATOR, classes=CLASSES, folder=session.folder, budget=8)
+    again = answering(spent)
+    until(lambda: idle(again))
+    assert len(spent.rounds()) == 2, "the budget is spent: nothing is left to be asked, and the model is there"
+    spent.budget = None
+    told, go_on = threading.Event(), threading.Event()
+
+    class Slow(Studio):
+        def order_by(self, project: str, version: str) -> None:
+            told.set()
+            assert go_on.wait(60)
+
+    slow = answering(spent, Slow("http://nowhere", "key"))
+    slow.setup()
+    assert told.wait(60)
+    answer_all(slow, spent.open()["id"], 20)
+    go_on.set()
+    until(lambda: idle(slow) and len(spent.rounds()) == 3)
+    assert len(spent.open()) == 4
+
+
+def test_a_class_that_is_added_elsewhere_stops_nobody(session: Session, answering: Callable[..., Client]) -> None:
+    client = answering(session)
+    image = session.open()["id"].iloc[0]
+    session.add_class("grey")
+    assert client.annotated(image, truth(image)).ok
+    assert session.labels() == {image: truth(image)}
+    client.predict([task(image)])
+    assert [line for line in client.lines if "grey" in line] == [client.lines[0]], "said once"
+    assert "'grey' missing" in client.setup().reason
+
+
+def test_nobody_is_shown_what_the_model_says_of_test_images(
+    session: Session, slides: Path, answering: Callable[..., Client]
+) -> None:
+    tested = Session(session.config, ANNOTATOR, classes=CLASSES, folder=slides.parent / "tested", held_out=6)
+    client = answering(tested)
+    open_ = tested.open()
+    answer_all(client, open_.loc[open_["purpose"] == "train", "id"])
+    until(lambda: idle(client) and len(tested.rounds()) == 1)
+    results = dict(zip(tested.row_of, client.predict([task(image) for image in tested.row_of]), strict=True))
+    assert {image for image, one in results.items() if not one["result"]} == {*tested.held_out}
+
+
+def test_what_is_odd_spares_the_others(session: Session, answering: Callable[..., Client]) -> None:
+    client, (image, other, *_) = answering(session), session.open()["id"]
+    odd = [task(image) | {"data": data} for data in ({"image": "http://[x/1.png"}, {"palkit_id": ["a"]})]
+    both = annotation("dark", 2, by=2)
+    both["result"][0]["value"]["choices"] = ["dark", "light"]
+    results = client.predict([*odd, task(other, annotations=[both, annotation("light", 1)])])
+    assert [one["score"] for one in results[:2]] == [1.0, 1.0]
+    assert session.labels() == {other: "light"}
+    assert "3 of 3 tasks cannot be used" in client.lines[-1]
+
+
+def test_who_annotated_twice_has_said_it_when_one_is_deleted(
+    session: Session, answering: Callable[..., Client]
+) -> None:
+    client, image = answering(session), session.open()["id"].iloc[0]
+    answer_all(client, [image, image])
+    for number, labels in ((0, {image: truth(image)}), (1, {})):
+        client.webhook("ANNOTATIONS_DELETED", annotations=[{"id": number}])
+        assert session.labels() == labels
+
+
+@pytest.mark.parametrize(("url", "name"), [("s3://bucket/", "ü 1%.png"), ("https://x/", "%C3%BC%201%25.png")])
+def test_keys_of_a_bucket_are_as_they_are(url: str, name: str, slides: Path, fields: dict[str, Any]) -> None:
+    folder = slides.parent / "odd"
+    folder.mkdir()
+    next(slides.rglob("*.png")).rename(folder / "ü 1%.png")
+    next(slides.rglob("*.png")).rename(folder / "b.png")
+    session = open_session(str(folder), ANNOTATOR, folder=slides.parent / "session", **fields)
+    write_tasks(session, slides.parent / "tasks.json", url)
+    tasks = json.loads((slides.parent / "tasks.json").read_text())
+    assert {one["data"]["image"] for one in tasks} == {url + name, url + "b.png"}
