@@ -382,7 +382,7 @@ class Backend:
 
     def _answered(self) -> bool:
         """Whether a batch is answered, and what follows has not been done."""
-        waiting = self.session.open()["purpose"] != "held out"
+        waiting = self.session.open()["purpose"] == "train"  # a task is given out again only where projects ask for it
         return not waiting.any() and self.session.training_labels() != self._followed
 
     def _follow_if_answered(self) -> None:

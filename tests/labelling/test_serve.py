@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -21,9 +22,10 @@ from palkit.cli import main
 from palkit.errors import ConfigError, DataError
 from palkit.labelling import serve
 from palkit.labelling.exchange import label_studio_config, read_label_studio
-from palkit.labelling.labels import Event
+from palkit.labelling.labels import Event, now
 from palkit.labelling.serve import ANNOTATOR, Backend, Studio, bind, write_tasks
-from palkit.labelling.session import Session, open_session, stored_session
+from palkit.labelling.session import AGAIN, Session, open_session, stored_session
+from palkit.labelling.session_file import Proposed
 
 CLASSES = ("dark", "light")
 CONFIG = label_studio_config(CLASSES)
@@ -468,6 +470,20 @@ def test_a_batch_is_followed_whenever_it_was_answered(
     go_on.set()
     until(lambda: idle(slow) and len(spent.rounds()) == 3)
     assert len(spent.open()) == 4
+
+
+def test_a_second_opinion_that_nobody_gives_keeps_nobody_waiting(
+    session: Session, answering: Callable[..., Client]
+) -> None:
+    client, images = answering(session), session.open()["id"].tolist()
+    answer_all(client, images)
+    until(lambda: idle(client) and len(session.rounds()) == 1)
+    again = Proposed(images[0], 1, "", None, AGAIN, now(), len(session.log.events()))
+    session.file.change(lambda state: replace(state, proposed=[*state.proposed, again]))
+    open_ = session.open()
+    assert open_["purpose"].tolist().count(AGAIN) == 1
+    answer_all(client, open_.loc[open_["purpose"] == "train", "id"], 10)
+    until(lambda: idle(client) and len(session.rounds()) == 2)
 
 
 def test_a_class_that_is_added_elsewhere_stops_nobody(session: Session, answering: Callable[..., Client]) -> None:
