@@ -392,7 +392,10 @@ def test_the_command_begins_a_session_and_goes_on_with_it(
     port = reserved.getsockname()[1]
     reserved.close()
     new = [*command, "classes=[dark, light]", f"folder={folder}", "--port", str(port), "--tasks", str(tasks)]
-    process = subprocess.Popen([sys.executable, "-m", "palkit", *new], stdout=subprocess.PIPE, text=True)
+    # Who runs the tests in the background may have had interrupts ignored, which processes inherit.
+    command = [sys.executable, "-c", "import signal, runpy; signal.signal(2, signal.default_int_handler); "
+               "runpy.run_module('palkit', run_name='__main__', alter_sys=True)"]  # fmt: skip
+    process = subprocess.Popen([*command, *new], stdout=subprocess.PIPE, text=True)
     try:
         client = Client(port, [])
         until(lambda: process.poll() is None and is_there(client))
