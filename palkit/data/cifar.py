@@ -36,12 +36,20 @@ def _archive(file: str, checksum: str) -> Remote:
 
 CIFAR10 = Cifar(
     _archive("cifar-10-binary.tar.gz", "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
-    "cifar-10-batches-bin", [f"data_batch_{n}.bin" for n in range(1, 6)], "test_batch.bin", "batches.meta.txt", 1,
-)  # fmt: skip
+    folder="cifar-10-batches-bin",
+    train=[f"data_batch_{number}.bin" for number in range(1, 6)],
+    test="test_batch.bin",
+    names="batches.meta.txt",
+    labels=1,
+)
 CIFAR100 = Cifar(
     _archive("cifar-100-binary.tar.gz", "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
-    "cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", 2,
-)  # fmt: skip
+    folder="cifar-100-binary",
+    train=["train.bin"],
+    test="test.bin",
+    names="fine_label_names.txt",
+    labels=2,
+)
 
 
 def cifar10() -> ImagePool:

@@ -28,7 +28,8 @@ FEATURES = "features"  # column or array that tells such a file from a manifest
 PROBS = "probs"
 PLURALS = {"ids": "image_id", "id": "image_id", **{f"{name}s": name for name in ("path", "label", "split", "group")}}
 CLASSES = "classes"
-KNOWN = {*COLUMNS, *PLURALS, PROBS, CLASSES}  # beside the features; an archive may hold more
+COLUMN_OF = {name: name for name in COLUMNS} | PLURALS  # of a manifest, by the name of an array
+KNOWN = {*COLUMN_OF, PROBS, CLASSES}  # beside the features; a file may hold more
 LARGEST = 10**9  # number of a class
 BLOCK = 2**13  # rows that are read at a time
 LAYOUT = (
@@ -131,7 +132,7 @@ def from_features(
         array = np.load(copy, mmap_mode="r")
     table = pd.DataFrame(index=[f"row {row}" for row in range(1, len(array) + 1)])
     with _reading(path):
-        for given, column in ({name: name for name in COLUMNS} | PLURALS).items():
+        for given, column in COLUMN_OF.items():
             if given in others and (labels or column in ("path", "image_id")):
                 what, values, rows = f"{path}: {given}", others[given], len(array)
                 texts = _labels(what, values, names, rows) if column == "label" else _texts(what, values, rows)
@@ -229,7 +230,7 @@ def _opened(path: Path) -> tuple[Any, dict[str, Any]]:
     """A file that holds features, of which none are read yet, and what else it says of the rows."""
     if path.suffix.lower() == ".parquet":
         file = parquet.ParquetFile(path)
-        columns = [name for name in file.schema_arrow.names if name != FEATURES]
+        columns = [name for name in file.schema_arrow.names if name.strip().lower() in KNOWN]
         table = file.read(columns=columns, use_threads=False)
         return file, {name.strip().lower(): table[name].to_pylist() for name in columns}
     found = np.load(path, mmap_mode="r")

@@ -18,14 +18,13 @@ from palkit.errors import ConfigError, DataError, PalkitError, WeightsError, bri
 from palkit.experiments.experiment import resolve
 from palkit.experiments.runs import RunDirectory
 from palkit.experiments.setting import looked_at_once
-from palkit.storage.checks import Checked, checked
+from palkit.storage.checks import Checked, Probability, checked
 from palkit.storage.files import REPOSITORY, runs_dir
 from palkit.storage.plain_yaml import read_yaml
 from palkit.storage.plugins import load_plugins
 
 SWEEPS = REPOSITORY / "notebooks" / "sweeps"
 SUFFIXES = (".yaml", ".yml")
-Probability = Annotated[float, Field(gt=0, lt=1)]
 KEYS = {
     "base": dict[str, Any],
     "grid": dict[str, Annotated[list[Any], Field(min_length=1)]],

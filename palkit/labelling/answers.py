@@ -20,7 +20,6 @@ from palkit.labelling.labels import (
     Event,
     LabelLog,
     agreement,
-    answered,
     classes,
     disagreements,
     last_answer,
@@ -34,11 +33,10 @@ NONE = "none of these"  # class of images that belong to no other
 
 
 class _Stands(NamedTuple):
-    """What stands; see `palkit.labelling.labels.standing`, `skipped`, `answered`, and `consensus`."""
+    """What stands; see `palkit.labelling.labels.standing`, `skipped`, and `consensus`."""
 
     answers: pd.DataFrame
     skips: dict[tuple[str, str], int]
-    places: dict[tuple[str, str], int]
     labels: dict[str, str]
 
 
@@ -89,13 +87,12 @@ class Answers:
         """What stands, one row per image and annotator, see `palkit.labelling.labels.standing`."""
         return self._stands().answers
 
-    def _stands(self) -> "_Stands":
+    def _stands(self) -> _Stands:
         """Made again only when there is something new."""
         events = self.log.events()
         if self._standing is None or self._standing[0] is not events:
             table = standing(events)
-            labels = consensus(table, self.class_names)
-            self._standing = events, _Stands(table, skipped(events), answered(events), labels)
+            self._standing = events, _Stands(table, skipped(events), consensus(table, self.class_names))
         return self._standing[1]
 
     def labels(self) -> dict[str, str]:

@@ -381,24 +381,22 @@ def read_label_studio(path: Path, *, control: str | None = None, root: str = "")
     return _table(row for _, row in latest.values())
 
 
-def task_labels(place: str, task: Any, control: Control) -> list[Row]:
-    """The label that each annotation of a task gives, "" where it gives none: it was skipped, or nothing was chosen.
+def given_label(place: str, data: Mapping[str, Any], annotation: Any, control: Control) -> Row:
+    """The label that an annotation gives, "" where it gives none: it was skipped, or nothing was chosen.
 
     Args:
         place: what the task is called in errors.
-        task: JSON, as Label Studio sends it to a machine-learning backend.
+        data: of the task.
+        annotation: JSON, as Label Studio sends it to a machine-learning backend.
         control: whose choices are the classes.
 
     Raises:
-        DataError: it is no task, or an annotation cannot be used.
+        DataError: it cannot be used.
     """
     with explained(place, "Correct it in Label Studio."):
-        read, rows = record(_Task, task), []
-        for annotation in read.annotations or ():
-            row = _row(place, read.data, annotation, (control.name,), "")
-            none = Row(image_name(place, read.data), "", annotation.completed_by)
-            rows.append(none if isinstance(row, str) else row)
-        return rows
+        read = record(_Annotation, annotation)
+        row = _row(place, data, read, (control.name,), "")
+        return Row(image_name(place, data), "", read.completed_by) if isinstance(row, str) else row
 
 
 def _contents(path: Path) -> list[tuple[str, Any]]:

@@ -35,10 +35,10 @@ from palkit.labelling.exchange import (
     Row,
     ending,
     endings,
+    given_label,
     image_name,
     read_control,
     result_of,
-    task_labels,
     write_label_studio,
 )
 from palkit.labelling.labels import Event, now
@@ -249,22 +249,14 @@ class Backend:
         Raises:
             DataError: the request or its labelling configuration cannot be used.
         """
-        asked, view, strange = _read(_Predict, request), self.view, []
+        asked, view, strange = _read(_Predict, request), self.view, list[str]()
         names = self.session.class_names
         control = self._control(asked.label_config, names)
         results: list[dict[str, Any]] = []
         given: dict[str, Row] = {}
         for task in asked.tasks:
-            image = None
-            try:
-                image = self._image(task)
-            except PalkitError as error:
-                strange.append(str(error))
-            for annotation in (task.get("annotations") or ()) if image else ():
-                try:
-                    given |= self._annotation(image or "", task, annotation, control, names)
-                except PalkitError as error:  # the others can be used
-                    strange.append(str(error))
+            image, rows = self._told_by(task, task.get("annotations") or (), control, names, strange)
+            given |= rows
             results.append(view.prediction(image, control))
         if new := self._take_over(given):
             self.say(f"{new} labels came with the tasks")
@@ -290,9 +282,11 @@ class Backend:
         """Take over what was done in Label Studio: an annotation, several, a deleted one, or the wish for a fit.
 
         Raises:
-            DataError: the annotation cannot be used.
-            ConfigError: its image or class is not that of the session; or see `train`.
+            DataError: an annotation cannot be used, or its image or class is not that of the session; the others have
+                been taken over.
+            ConfigError: see `train`.
         """
+        strange: list[str] = []
         action = _read(_Webhook, request).action
         if action == "START_TRAINING":
             return self.train()
@@ -300,10 +294,13 @@ class Backend:
             self._take_back(_read(_Deleted, request).annotations)
         elif action in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"):
             given = _read(_Given, request)
+            tasks, annotations = _listed(given.task), _listed(given.annotation)
+            if len(tasks) != len(annotations):
+                raise DataError(f"{len(annotations)} annotations came with {len(tasks)} tasks: each needs its own.")
             names, rows = self.session.class_names, dict[str, Row]()
             control = self._control(given.project.label_config, names)
-            for task, annotation in zip(_listed(given.task), _listed(given.annotation), strict=False):
-                rows |= self._annotation(self._image(task), task, annotation, control, names)
+            for task, annotation in zip(tasks, annotations, strict=True):
+                rows |= self._told_by(task, [annotation], control, names, strange)[1]
             # It happens now: clocks of two machines do not matter, and who gives no label leaves the image for later.
             self._take_over({number: dataclasses.replace(row, time="") for number, row in rows.items()})
             for row in rows.values():
@@ -312,6 +309,8 @@ class Backend:
         else:
             return {"status": "ignored"}
         self._follow_if_answered()
+        if strange:
+            raise DataError(" ".join(strange))
         return {"status": "taken over"}
 
     # Labels
@@ -342,15 +341,35 @@ class Backend:
         self._odd = odd
         return control
 
-    def _annotation(
-        self, image: str, task: Mapping[str, Any], annotation: Any, control: Control, names: Sequence[str]
-    ) -> dict[str, Row]:
-        """What an annotation says of the image, by its number."""
-        (row,) = task_labels(f"task {task.get('id')}", {**task, "annotations": [annotation]}, control)
-        if row.label and normal(row.label) not in names:
-            raise unknown_name("class", row.label, names)
-        annotator = normal(row.annotator).strip() or NOBODY
-        return {str(annotation.get("id")): dataclasses.replace(row, id=image, annotator=annotator)}
+    def _told_by(
+        self,
+        task: dict[str, Any],
+        annotations: Iterable[Any],
+        control: Control,
+        names: Sequence[str],
+        strange: list[str],
+    ) -> tuple[str | None, dict[str, Row]]:
+        """Image of a task, None if it is not of the pool, and what annotations say of it, by their numbers.
+
+        What cannot be used is added to `strange`.
+        """
+        rows: dict[str, Row] = {}
+        try:
+            image = self._image(task)
+        except PalkitError as error:
+            strange.append(str(error))
+            return None, rows
+        for annotation in annotations:
+            try:
+                row = given_label(f"task {task.get('id')}", task["data"], annotation, control)
+                if row.label and normal(row.label) not in names:
+                    raise unknown_name("class", row.label, names)
+            except PalkitError as error:  # the others can be used
+                strange.append(str(error))
+                continue
+            annotator = normal(row.annotator).strip() or NOBODY
+            rows[str(annotation.get("id"))] = dataclasses.replace(row, id=image, annotator=annotator)
+        return image, rows
 
     def _take_over(self, given: Mapping[str, Row]) -> int:
         """Record labels, and whose annotations they are; returns how many are new."""

@@ -23,13 +23,13 @@ from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of
 from palkit.labelling.annotators import RIGHT, WRONG, gains, judge, numbered, unseen_probs
 from palkit.labelling.answers import NONE, Answers
-from palkit.labelling.labels import now
+from palkit.labelling.labels import answered, now
 from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
 from palkit.labelling.session_tests import Tested, tested, wanted_tests
 from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
-from palkit.storage.checks import Count, checked, normal
+from palkit.storage.checks import Count, Probability, checked, normal
 from palkit.storage.files import runs_dir
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class Session(Answers):
     ) -> None:
         checked("budget", budget, Count | None)
         checked("held_out", held_out, int)
-        checked("test_share", test_share, Annotated[float, Field(gt=0, lt=1)] | None)
+        checked("test_share", test_share, Probability | None)
         checked("ask_again", ask_again, bool)
         checked("classes", classes, tuple[str, ...])
         checked("folder", folder, str | Path | None)
@@ -289,11 +289,10 @@ class Session(Answers):
         """What was proposed and still waits for an answer; computes nothing. Columns as of `propose`."""
         state, stands = self.file.read(), self._stands()
         again = {one.id: one.events for one in state.proposed if one.purpose == AGAIN}
-        done = {
-            name
-            for (name, who), place in stands.places.items()
-            if name not in again or who == self.annotator or place >= again[name]
-        }
+        done = set(stands.answers.loc[stands.answers["answer"] != "skip", "id"]) - again.keys()
+        if again:  # a second opinion is given by this annotator, or was since it was asked for
+            places = answered(self.log.events()).items()
+            done |= {name for (name, who), place in places if who == self.annotator or place >= again.get(name, place)}
         mine = {name: place for (name, annotator), place in stands.skips.items() if annotator == self.annotator}
         fitted_at = max((one.events for one in state.rounds), default=0)
         drawn = self.test_share is not None or state.drawn
@@ -372,8 +371,8 @@ class Session(Answers):
 
     def _tested(self, fit: Fit | None, state: SessionState) -> Tested:
         answers = self.answers()
-        answered = set(answers.loc[answers["answer"] != "skip", "id"])
-        return tested(state, fit, self.learner.position, self.labels(), answered)
+        known = set(answers.loc[answers["answer"] != "skip", "id"])
+        return tested(state, fit, self.learner.position, self.labels(), known)
 
     def _choose(self, fit: Fit | None, size: int, progress: Progress) -> list[Proposed]:
         state, labels, stands = self.file.read(), self.training_labels(), self._stands()

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from palkit.errors import ConfigError, brief, unknown_name
 
 Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
 WHOLE = 2**63  # what torch and numpy hold
 EXACT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 # What takes no room and changes no letter: soft hyphen, zero-width space, word joiner and invisible

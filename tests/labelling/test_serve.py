@@ -523,6 +523,21 @@ def test_what_is_odd_spares_the_others(session: Session, answering: Callable[...
     assert "3 of 3 tasks cannot be used" in client.lines[-1]
 
 
+def test_of_several_annotations_the_bad_one_alone_is_refused(
+    session: Session, answering: Callable[..., Client]
+) -> None:
+    client, images = answering(session), session.open()["id"].tolist()[:3]
+    given = [annotation("grey", 1), annotation("light", 2), annotation("dark", 3)]
+    answer = client.webhook("ANNOTATIONS_CREATED", annotation=given[:2], task=[task(image) for image in images[:2]])
+    assert answer.status_code == 400
+    assert "unknown class 'grey'" in answer.reason
+    assert session.labels() == {images[1]: "light"}
+    answer = client.webhook("ANNOTATIONS_CREATED", annotation=given[1:], task=[task(images[2])])
+    assert answer.status_code == 400
+    assert "2 annotations came with 1 tasks" in answer.reason
+    assert session.labels() == {images[1]: "light"}
+
+
 def test_who_annotated_twice_has_said_it_when_one_is_deleted(
     session: Session, answering: Callable[..., Client]
 ) -> None:
