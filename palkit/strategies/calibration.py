@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from palkit.errors import ConfigError, unknown_name
+
+WEIGHTINGS = ("balanced", "effective")
 EFFECTIVE_BETA = 0.999
 EPSILON = 1e-6
 LOSS_LIMIT = 5.0
@@ -29,13 +32,18 @@ def calibration_loss(logits: Tensor, labels: Tensor, weighting: str = "balanced"
     Args:
         logits: (B, C) float.
         labels: (B,) int64 true classes.
-        weighting: "balanced" or "effective".
+        weighting: one of `WEIGHTINGS`.
 
     Returns:
         Scalar, at most 5.
 
+    Raises:
+        ConfigError: no such weighting.
+
     Source: C-PEAL, arXiv 2507.21521; effective numbers from Cui et al., CVPR 2019, eq. 2.
     """
+    if weighting not in WEIGHTINGS:
+        raise unknown_name("calibration weighting", weighting, WEIGHTINGS)
     probs = logits.softmax(dim=1)  # (B, C)
     # The epsilon can take the entropy of a sure prediction just below 0, where rounding could make the last
     # logarithm NaN.
@@ -69,8 +77,13 @@ def calibration_weight(epoch: int, epochs: int, peak: float = 1.0) -> float:
         epochs: how many there are.
         peak: weight in the last epoch.
 
+    Raises:
+        ConfigError: there is no such epoch.
+
     Source: C-PEAL, arXiv 2507.21521.
     """
+    if not 0 <= epoch < epochs:
+        raise ConfigError(f"epoch {epoch} of {epochs}: must be from 0 to {epochs - 1}.")
     done = epoch / (epochs - 1) if epochs > 1 else 1.0
     return float(np.interp(done, [0, 0.1, 1], [0, peak / 100, peak]))
 
@@ -83,11 +96,19 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     in every row say nothing and give 1.
 
     Args:
-        logits: (N, C) float, of samples, one or more, that the model was not fitted to. Log-probabilities do as well.
+        logits: (N, C) float, of samples that the model was not fitted to. Log-probabilities do as well.
         labels: (N,) int64 true classes.
+
+    Raises:
+        ConfigError: no samples, or logits that are not finite.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
     """
+    if not len(logits) or not logits.isfinite().all():
+        raise ConfigError(
+            f"a temperature needs at least one sample and finite logits, got {len(logits)} samples and "
+            f"{int((~logits.isfinite()).sum())} values that are not finite. Clamp log-probabilities away from log 0."
+        )
     lead = logits.double() - logits.double().gather(1, labels[:, None])  # (N, C) over the true class
     if not lead.any():
         return 1.0
@@ -116,6 +137,9 @@ def softening(logits: Tensor, labels: Tensor) -> float:
     Args:
         logits: (N, C) float, as for `fit_temperature`.
         labels: (N,) int64 true classes.
+
+    Raises:
+        ConfigError: no samples, or logits that are not finite.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2

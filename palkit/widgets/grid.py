@@ -14,7 +14,7 @@ import traitlets
 from matplotlib.figure import Figure
 
 from palkit.data.pool import Decoder
-from palkit.errors import PalkitError, unknown_name
+from palkit.errors import ConfigError, PalkitError, unknown_name
 from palkit.progress import Progress
 from palkit.storage.checks import Count, checked
 from palkit.studies.plots import image_grid
@@ -86,16 +86,17 @@ class ImageGrid(ImageDisplay):
             label: heading.
 
         Raises:
-            ConfigError: an unknown column, or a size below 1.
+            ConfigError: an unknown column, a row that `images` lacks, a bar outside [0, 1], or a size below 1.
         """
         super().__init__()
         self.caption, self.bar, self.label = tuple(caption), bar, label
         self.page_size = checked("page_size", page_size, Count)
+        self._rows = len(images)
         self._thumbnails, self._jobs = Thumbnails(images, checked("side", side, Count)), Jobs()
         self._generation = 0
         self.table = self._checked(table)
         if sort is not None and sort not in self.columns:
-            raise unknown_name("column", sort, self.columns)
+            raise unknown_name("column to sort by", sort, self.columns)
         self._turn(sort, ascending, 1)
 
     def __len__(self) -> int:
@@ -148,10 +149,12 @@ class ImageGrid(ImageDisplay):
             figure.text(0, 0.5, NO_IMAGES, va="center", fontsize=8)
             return figure
         pixels = self._thumbnails.take(self.table["row"].to_numpy()[shown])
-        titles = []
-        for item in self._items(shown):
-            bar = [] if item["bar"] is None else [f"{100 * item['bar']:.0f}\N{NO-BREAK SPACE}%"]
-            titles.append(", ".join([*item["caption"], *bar]))
+        titles = [
+            ", ".join(
+                [*item["caption"], *([] if item["bar"] is None else [f"{100 * item['bar']:.0f}\N{NO-BREAK SPACE}%"])]
+            )
+            for item in self._items(shown)
+        ]
         return image_grid(list(pixels), titles if any(titles) else None, columns)
 
     def _still(self, live: bool) -> dict[str, bytes]:
@@ -174,9 +177,29 @@ class ImageGrid(ImageDisplay):
     def _checked(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table, numbered from 0, if it can be shown."""
         table = table.reset_index(drop=True).rename(columns=str)
-        for name in ("row", *self.caption, *([] if self.bar is None else [self.bar])):
-            if name not in table:
-                raise unknown_name("column", name, map(str, table))
+        names = list(map(str, table))
+        if "row" not in names:
+            found = ", ".join(names) or "none"
+            raise ConfigError(f"image grid: the table lacks the column 'row', each image's row (columns: {found}).")
+        for kind, column in [*(("caption", name) for name in self.caption), ("bar", self.bar)]:
+            if column is not None and column not in names:
+                raise unknown_name(f"column of the {kind}", column, names)
+        if table.empty:
+            return table
+        rows, whole = table["row"], pd.api.types.is_integer_dtype(table["row"])
+        wrong = rows[~rows.between(0, self._rows - 1)].tolist() if whole else [rows.dtype]
+        if wrong:
+            raise ConfigError(
+                f"image grid: the column 'row' holds {wrong[0]}, but there are {self._rows} images: give integers from "
+                f"0 to {self._rows - 1}."
+            )
+        if self.bar is not None:
+            values = table[self.bar]
+            outside = values[values.notna() & ~pd.to_numeric(values, errors="coerce").between(0, 1)].tolist()
+            if outside:
+                raise ConfigError(
+                    f"image grid: the column {self.bar!r} of the bar holds {outside[0]}; give values in [0, 1]."
+                )
         return table
 
     def _items(self, positions: np.ndarray) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from palkit.errors import ConfigError
 from palkit.strategies.calibration import (
+    WEIGHTINGS,
     calibration_loss,
     calibration_weight,
     fit_temperature,
@@ -50,13 +52,7 @@ def slow_loss(logits: list[list[float]], labels: list[int], weighting: str) -> f
 
 
 @settings(max_examples=50)
-@given(
-    seeds,
-    st.integers(1, 300),
-    st.integers(2, 8),
-    st.sampled_from(("balanced", "effective")),
-    st.sampled_from([0.1, 2.0, 8.0]),
-)
+@given(seeds, st.integers(1, 300), st.integers(2, 8), st.sampled_from(WEIGHTINGS), st.sampled_from([0.1, 2.0, 8.0]))
 def test_loss_by_its_definition(seed: int, n: int, classes: int, weighting: str, scale: float) -> None:
     logits, labels = sample(n, classes, seed, scale)
     loss = calibration_loss(logits, labels, weighting)
@@ -65,7 +61,7 @@ def test_loss_by_its_definition(seed: int, n: int, classes: int, weighting: str,
     assert float(calibration_loss(logits.float(), labels, weighting)) == pytest.approx(float(loss), rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("weighting", ["balanced", "effective"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_gradient_of_the_loss(weighting: str) -> None:
     logits, labels = sample(12, 4, 0)
     logits.requires_grad_()
@@ -83,7 +79,7 @@ def entropy(logits: Tensor) -> Tensor:
     return torch.distributions.Categorical(logits=logits).entropy()
 
 
-@pytest.mark.parametrize("weighting", ["balanced", "effective"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_batch_of_one_group_has_no_loss(weighting: str) -> None:
     logits = torch.tensor([[1.0, 0.0], [2.0, 0.0]], requires_grad=True)
     for label in (0, 1):
@@ -98,9 +94,7 @@ def test_weightings_part_in_large_batches() -> None:
     logits = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4000, 1)
     labels = (torch.arange(4000) < 200).long()
     u = math.tanh(float(entropy(logits[:1])))
-    balanced, effective = (
-        float(calibration_loss(logits, labels, weighting)) for weighting in ("balanced", "effective")
-    )
+    balanced, effective = (float(calibration_loss(logits, labels, weighting)) for weighting in WEIGHTINGS)
     right_term, wrong_term = -math.log(1 - u), -math.log(u)
     assert balanced == pytest.approx(0.05 * right_term + 0.95 * wrong_term, rel=1e-3)
     e_right, e_wrong = 1 - 0.999**3800, 1 - 0.999**200
@@ -130,6 +124,11 @@ def test_sure_and_wrong_below_the_cut_stays_finite() -> None:
     assert logits.grad.isfinite().all()
 
 
+def test_unknown_weighting_names_the_valid_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown calibration weighting 'balance'.*'balanced'.*effective"):
+        calibration_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), "balance")
+
+
 # --- its weight
 
 
@@ -153,6 +152,12 @@ def test_weight_rises_to_its_peak(epochs: int, peak: float) -> None:
         assert (weights[early] <= peak / 100 * (1 + 1e-9)).all()
         assert (weights[~early] > peak / 100).all()
     np.testing.assert_allclose(np.diff(weights[~early], 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("epoch", "epochs"), [(-1, 5), (5, 5), (0, 0)])
+def test_weight_of_no_epoch(epoch: int, epochs: int) -> None:
+    with pytest.raises(ConfigError, match=f"epoch {epoch} of {epochs}"):
+        calibration_weight(epoch, epochs)
 
 
 # --- temperature
@@ -205,6 +210,15 @@ def test_constant_logits_have_temperature_1() -> None:
     labels = torch.tensor([0, 1, 2])
     assert fit_temperature(torch.zeros(3, 3), labels) == 1
     assert fit_temperature(torch.tensor([[0.1], [7.3], [-2.0]]).repeat(1, 3), labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [(torch.zeros(0, 3), "0 samples"), (torch.tensor([[0.0, -math.inf, math.nan]]), "2 values that are not finite")],
+)
+def test_temperature_needs_finite_samples(logits: Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fit_temperature(logits, torch.zeros(len(logits), dtype=torch.int64))
 
 
 # --- how far labels compel

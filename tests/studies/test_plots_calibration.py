@@ -1,6 +1,7 @@
 """Figures of calibration by the data behind them: positions, names and units, never pixels."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_nothing_in_a_reliability_diagram_overlaps(count: int, tmp_path: Path) -
         assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in boxes[number + 1 :])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="variant"), "lacks the columns variant"),
+        (lambda table: table.head(0), "is empty"),
+        (lambda table: pd.concat([table, table]), r"variant 'temperature' .* 30 rows"),
+        (lambda table: table.query("bin != 3"), r"variant 'temperature' .* 14 rows"),
+        (lambda table: table.assign(count=0), "0 samples"),
+    ],
+)
+def test_unusable_reliability_tables_are_named(change: Callable[[pd.DataFrame], pd.DataFrame], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plots.reliability_diagrams(change(tables(["temperature"])))
+
+
 def rounds(strategies: tuple[str, ...] = ("random", "badge"), seeds: int = 3) -> pd.DataFrame:
     """Temperature scaling is a variant of the very runs that cross entropy trained."""
     rng = np.random.default_rng(0)
@@ -147,6 +163,8 @@ def test_variants_keep_their_look_over_panels_where_one_is_missing() -> None:
 
 def test_unusable_rounds_are_named() -> None:
     table = rounds()
+    with pytest.raises(ConfigError, match="lacks the columns variant"):
+        plots.calibration_curves(table.drop(columns="variant"))
     with pytest.raises(ConfigError, match="lacks the columns kappa"):
         plots.calibration_curves(table, "kappa")
     with pytest.raises(ConfigError, match=re.escape("random-plain-0/cross entropy is there twice")):

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from plots_helpers import CLASSES, depth_table, line_of, names
 
+from palkit.errors import ConfigError
 from palkit.studies import plots
 
 # A warning from matplotlib or numpy would land in every notebook.
@@ -85,6 +86,9 @@ def test_depth_curves_and_the_best_of_each_readout() -> None:
 
 def test_projection_shows_classes() -> None:
     points = np.arange(12.0).reshape(6, 2)
+    for label in (-1, len(CLASSES)):
+        with pytest.raises(ConfigError, match=r"labels of a projection must lie in 0\.\."):
+            plots.projection(points, [0, 1, 2, 0, 1, label], CLASSES)
     figure = plots.projection(points, [0, 1, 2, 0, 1, 2], CLASSES)
     (axes,) = figure.axes
     np.testing.assert_array_equal(line_of(axes, "ankle_boot").get_xydata(), points[[1, 4]])

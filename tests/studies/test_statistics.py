@@ -51,9 +51,18 @@ def test_area_is_a_weighted_mean(curve: tuple[list[int], np.ndarray], scale: flo
     assert area_under_curve(labels, np.full(len(labels), shift)) == pytest.approx(shift)
 
 
-def test_area_needs_rounds() -> None:
-    with pytest.raises(ConfigError, match="two or more rounds"):
-        area_under_curve([10], [0.5])
+@pytest.mark.parametrize(
+    ("labels", "values", "message"),
+    [
+        ([10], [0.5], "two or more rounds"),
+        ([10, 20], [0.5], "two or more rounds"),
+        ([10, 10], [0.5, 0.6], "must increase"),
+        ([20, 10], [0.5, 0.6], "must increase"),
+    ],
+)
+def test_area_rejects(labels: list[int], values: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        area_under_curve(labels, values)
 
 
 # --- t intervals

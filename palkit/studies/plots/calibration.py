@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from palkit.errors import ConfigError
 from palkit.models.metrics import ECE_BINS, calibration_error
 from palkit.studies.plots import style
 from palkit.studies.statistics import curves
-from palkit.studies.statistics.tables import between
+from palkit.studies.statistics.tables import between, check_table
 
 ACCURACY_COLOUR, GAP_COLOUR = style.CLASS_COLOURS[1], style.SERIES_COLOURS[1]
 VARIANT_COLOURS = (*style.SERIES_COLOURS, *style.OTHER_COLOURS[1:6])
@@ -33,9 +34,20 @@ def reliability_diagrams(tables: pd.DataFrame) -> Figure:
         tables: `variant` and the columns of `palkit.models.metrics.reliability_of`, 15 rows per variant; panels are in
             order of appearance. For several seeds, give the table of all their samples together.
 
+    Raises:
+        ConfigError: columns or rows are missing, or a variant has a bin more than once or no samples.
+
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, figure 1.
     """
+    check_table(tables, ["variant", "bin", "count", "confidence", "accuracy"], "reliability table")
     variants = {str(name): table.sort_values("bin") for name, table in tables.groupby("variant", sort=False)}
+    for name, table in variants.items():
+        if list(table["bin"]) != list(range(ECE_BINS)) or not table["count"].sum():
+            raise ConfigError(
+                f"the reliability table of variant {name!r} must have each bin from 0 to {ECE_BINS - 1} once and at "
+                f"least one sample; it has {len(table)} rows and {table['count'].sum()} samples. Make one table per "
+                "variant, of all its samples, with palkit.models.metrics.reliability_of."
+            )
     # One or two panels are wide, and the diagonal should not lie flat.
     figure, panels = style.side_by_side(len(variants), 2.3 if len(variants) > 2 else 3.2)
     strips = []
@@ -100,6 +112,7 @@ def calibration_curves(rounds: pd.DataFrame, metric: str = "ece", by: str = "var
     Raises:
         ConfigError: as `palkit.studies.statistics.curves`.
     """
+    check_table(rounds, ["run", by], "table of rounds")
     # Run and round alone would count such a repetition as a run read twice.
     named = rounds.assign(run=rounds["run"].astype(str) + "/" + rounds[by].astype(str))
     table = curves(named, metric, ("adapter", "strategy", by))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from palkit.errors import ConfigError
 from palkit.studies.plots import style
 
 GAP = 0.03  # inches between images
@@ -122,8 +123,13 @@ def projection(points_2d: ArrayLike, labels: ArrayLike, class_names: Sequence[st
         points_2d: (N, 2) positions.
         labels: (N,) class indices.
         class_names: (C,) names.
+
+    Raises:
+        ConfigError: a label has no name.
     """
     points, classes = np.asarray(points_2d, dtype=float), np.asarray(labels)
+    if classes.size and (classes.min() < 0 or classes.max() >= len(class_names)):
+        raise ConfigError(f"labels of a projection must lie in 0..{len(class_names) - 1}: others would not be drawn.")
     beside = ceil(len(class_names) / 20)  # columns of a legend on the right, where two are the most
     figure, axes = style.one_panel(min(3.8 + (1.4 + style.excess(class_names)) * min(beside, 2), style.WIDTH), 3.8)
     look: dict[str, Any] = {"markersize": 3, "markeredgewidth": 0, "linestyle": "", "alpha": 0.8}

@@ -25,13 +25,18 @@ def area_under_curve(labels: ArrayLike, metric: ArrayLike) -> float:
         metric: (R,) value of the metric at each.
 
     Raises:
-        ConfigError: there are fewer than two points.
+        ConfigError: the two differ in length, there are fewer than two points, or labels do not increase.
 
     Source: Zhan et al., A Comparative Survey: Benchmarking for Pool-based Active Learning, IJCAI 2021.
     """
     x, y = np.asarray(labels, dtype=float), np.asarray(metric, dtype=float)
-    if len(x) < 2:
-        raise ConfigError("an area under the budget curve needs two or more rounds.")
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
+        raise ConfigError(
+            f"an area under the budget curve needs two or more rounds, each with a label count and a value; there are "
+            f"{x.size} counts and {y.size} values."
+        )
+    if not (np.diff(x) > 0).all():
+        raise ConfigError(f"label counts must increase from round to round, got {x.tolist()}.")
     return float(integrate.trapezoid(y, x) / (x[-1] - x[0]))
 
 
