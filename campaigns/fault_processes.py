@@ -1,16 +1,18 @@
 """Work in forked processes, killed at a moment or before a change of a file, and what it had told by then."""
 
+import faulthandler
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from palkit.errors import PalkitError
 
@@ -22,12 +24,16 @@ Work = Callable[[Path, Tell], Any]
 
 @dataclass
 class Ended:
-    """How a forked process ended: with a value, an error, or a signal or exit status, and what it had told before."""
+    """How a forked process ended: with a value, an error, or a signal or exit status, and what it had told before.
+
+    What it wrote to its standard error, ends of stacks among it, is there for a signal that nobody sent.
+    """
 
     value: Any = None
     error: str = ""
     clear: bool = False
     signal: int = 0
+    words: str = ""
     pid: int = 0
     told: list[Any] = field(default_factory=list)
     seconds: float = 0.0
@@ -53,11 +59,12 @@ def forked(
         patience: seconds after which it is killed because it hangs.
     """
     here, there = Pipe(duplex=False)
+    words = tempfile.TemporaryFile()  # noqa: SIM115  (closed after its child has ended)
     began = time.perf_counter()
     pid = os.fork()
     if pid == 0:
         here.close()
-        _child(work, folder, kill_before, there)
+        _child(work, folder, kill_before, there, words)
     there.close()
     ended, deadline = Ended(), began + (patience if kill_after is None else kill_after)
     while True:
@@ -81,18 +88,21 @@ def forked(
     _, status = os.waitpid(pid, 0)
     # The C library has an exit status of its own for "no memory for another thread".
     ended.signal = os.WTERMSIG(status) or os.WEXITSTATUS(status)
+    with words:
+        words.seek(0)
+        ended.words = words.read().decode(errors="replace") if ended.signal not in (0, signal.SIGKILL) else ""
     if not (ended.error or ended.value or ended.signal):
         ended.error = "it ended without a word"
     ended.pid, ended.seconds = pid, time.perf_counter() - began
     return ended
 
 
-def _child(work: Work, folder: Path, kill_before: int | None, there: Any) -> None:
+def _child(work: Work, folder: Path, kill_before: int | None, there: Any, words: IO[bytes]) -> None:
     """What a forked process does; never returns."""
     try:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(words.fileno(), 2)
+        faulthandler.enable(words)
         os.setsid()
         os.environ |= surroundings(folder)
         changes = Changes(folder, kill_before)

@@ -87,7 +87,7 @@ def repair(message: str, path: Path, backup: Path | None) -> None:
 
 def _difference(ended: Ended, undisturbed: Ended, tolerance: float) -> str:
     if ended.signal:
-        return f"signal {ended.signal}"
+        return f"signal {ended.signal}\n{ended.words}".strip()
     if ended.error:
         return f"an error: {ended.error[:300]}"
     there, expected = ended.value, undisturbed.value
