@@ -226,10 +226,10 @@ def read_control(config: str, class_names: Collection[str], *, exact: bool = Tru
     Args:
         config: XML, as `label_studio_config` or a person has written it.
         class_names: all classes.
-        exact: refuse a tag that lacks some of them, or has others.
+        exact: refuse a tag that lacks some of them, has others, or lets people choose several.
 
     Raises:
-        DataError: it is no XML, or has not exactly one such tag; says which choices are wrong.
+        DataError: it is no XML, or has not exactly one such tag; says what is wrong.
     """
     classes, found, wrong = {*map(normal, class_names)}, [], []
     try:
@@ -241,6 +241,11 @@ def read_control(config: str, class_names: Collection[str], *, exact: bool = Tru
         name, strange, missing = tag.get("name", ""), sorted(choices - classes), sorted(classes - choices)
         if classes & choices if not exact else not strange and not missing:
             found.append(Control(name, tag.get("toName", ""), frozenset(choices)))
+            if exact and tag.get("choice") == "multiple":
+                raise DataError(
+                    f"the labelling configuration does not fit: {name!r} has choice=\"multiple\", and an image has one "
+                    "class. Set choice=\"single\"."
+                )
             continue
         parts = [f"{', '.join(map(repr, strange))} no class of the session"] * bool(strange)
         parts += [f"{', '.join(map(repr, missing))} missing"] * bool(missing)

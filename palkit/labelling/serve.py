@@ -211,6 +211,7 @@ class Backend:
         self._told: dict[str, str] = {}  # version that was taken over, by project
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="palkit-serve")
         self._busy, self._lock = False, threading.Lock()
+        self._fitting = self._wished = False  # a fit is computed, or the next thing to be; it was wished for meanwhile
         self._closed = threading.Event()
         last = session.rounds()[-1:]
         self._followed = {name: label for one in last for name, label in zip(one.ids, one.labels, strict=True)}
@@ -228,7 +229,7 @@ class Backend:
 
     def health(self) -> dict[str, Any]:
         """That the backend is there, and whether it fits."""
-        return {"status": "UP", "model_version": self.view.version, "fitting": self._busy}
+        return {"status": "UP", "model_version": self.view.version, "fitting": self._fitting}
 
     def setup(self, request: Any) -> dict[str, Any]:
         """The model version, for a project whose labelling configuration fits.
@@ -267,15 +268,19 @@ class Backend:
         return {"results": results, "model_version": view.version}
 
     def train(self, request: Any = None) -> dict[str, Any]:
-        """Begin a fit.
+        """Begin a fit, or have one follow what is done now, such as waiting for Label Studio.
 
         Raises:
-            ConfigError: there are labels of fewer than two classes, or something is being computed.
+            ConfigError: there are labels of fewer than two classes, or a fit is under way.
         """
         self.session.fittable_labels()
-        if self._busy:
-            raise ConfigError("a fit is under way already. Wait for it; the next one has the labels given since.")
-        self._submit(self._fit)
+        with self._lock:
+            if self._fitting:
+                raise ConfigError("a fit is under way already. Wait for it; the next one has the labels given since.")
+            self._fitting, self._wished = True, self._busy
+            free = not self._busy
+        if free:
+            self._submit(self._fit)
         return {"status": "fitting", "model_version": self.view.version}
 
     def webhook(self, request: Any) -> dict[str, Any]:
@@ -423,10 +428,11 @@ class Backend:
                 except Exception as error:  # nobody would see it elsewhere
                     self.say(f"error: {error}" if isinstance(error, PalkitError) else f"error: {error!r}")
                 with self._lock:
-                    self._busy = False
-                    with suppress(PalkitError):  # the next request says so
-                        self._busy = self._answered()
-                    wanted = self._follow if self._busy else None
+                    self._fitting, wanted = self._wished, self._fit if self._wished else None
+                    if wanted is None:
+                        with suppress(PalkitError):  # the next request says so
+                            wanted = self._follow if self._answered() else None
+                    self._busy = wanted is not None
 
         self._busy = True
         self._worker.submit(explained_work)
@@ -446,6 +452,8 @@ class Backend:
             self._fit(progress)
 
     def _fit(self, progress: Progress | None = None) -> None:
+        with self._lock:
+            self._fitting, self._wished = True, False
         self.say("fitting")
         self._followed = self.session.training_labels()
         round_ = self.session.fit(progress or self._while_open)
@@ -455,6 +463,8 @@ class Backend:
 
     def _propose(self, progress: Progress | None = None) -> None:
         self.view = self._look(progress or self._while_open)
+        with self._lock:
+            self._fitting = self._wished
         self.say(f"model version {self.view.version}: {len(self.view.order)} images to label next")
         self._tell()
 

@@ -309,6 +309,7 @@ def test_a_batch_of_one_class_is_followed_by_another(session: Session, answering
         ("<View><Image name='image' value='$image'/></View>", "it has no Choices"),
         (CONFIG.replace("</View>", CONFIG[len("<View>") :]), "2 tags have the classes as choices"),
         ("<View>", "is not XML"),
+        (CONFIG.replace('"single"', '"multiple"'), "'label' has choice=\"multiple\", and an image has one class. Set"),
     ],
 )
 def test_a_configuration_with_other_classes_is_refused(
@@ -473,6 +474,29 @@ def test_a_batch_is_followed_whenever_it_was_answered(
     go_on.set()
     until(lambda: idle(slow) and len(spent.rounds()) == 3)
     assert len(spent.open()) == 4
+
+
+def test_a_fit_may_be_wished_for_while_label_studio_is_waited_for(
+    session: Session, answering: Callable[..., Client]
+) -> None:
+    told, go_on = threading.Event(), threading.Event()
+
+    class Slow(Studio):
+        def order_by(self, project: str, version: str) -> None:
+            told.set()
+            assert go_on.wait(60)
+
+    client = answering(session, Slow("http://nowhere", "key"))
+    answer_all(client, session.open()["id"][:3])
+    client.setup()
+    assert told.wait(60)
+    assert idle(client)
+    assert client.webhook("START_TRAINING").json()["status"] == "fitting"
+    assert not idle(client)
+    assert client.webhook("START_TRAINING").reason.startswith("a fit is under way already")
+    go_on.set()
+    until(lambda: idle(client))
+    assert len(session.rounds()) == 1
 
 
 def test_a_second_opinion_that_nobody_gives_keeps_nobody_waiting(
