@@ -5,9 +5,9 @@ import hashlib
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,8 @@ from palkit.storage.files import runs_dir
 if TYPE_CHECKING:
     from palkit.labelling.extrapolation import Forecast
 
-ASKED = ("budget", "test_share", "ask_again")  # what a session does not remember
+ASKED = {"budget": Count | None, "test_share": Probability | None, "ask_again": bool}  # may change in a session
+STORED: Literal["stored"] = "stored"
 OURS = ("classes", "budget", "held_out", "test_share", "ask_again", "folder", "device")
 AGAIN = "second opinion"  # purpose of an image that has a label and is proposed once more
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
@@ -133,7 +134,8 @@ class Session(Answers):
         config: backbone, adapter, strategy, batch size and seed; `rounds` means nothing here.
         annotator: whose answers are recorded.
         classes: names beyond those of the data set; more may be added at any time.
-        budget: labels to train on that are wanted in all, or None; those of tests come on top.
+        budget: labels to train on that are wanted in all, or None; those of tests come on top. As `test_share` and
+            `ask_again`, it is stored for all who open the session later; "stored" is what was given last, or else None.
         held_out: images of the pool to set aside, drawn at random when the session begins.
         test_share: share of the labels asked for from now on that goes to images set aside; None asks for all of
             these, or, where some were drawn before, for those alone.
@@ -158,20 +160,20 @@ class Session(Answers):
         annotator: str,
         *,
         classes: Sequence[str] = (),
-        budget: int | None = None,
+        budget: int | Literal["stored"] | None = STORED,
         held_out: int = 0,
-        test_share: float | None = None,
-        ask_again: bool = False,
+        test_share: float | Literal["stored"] | None = STORED,
+        ask_again: bool | Literal["stored"] = STORED,
         folder: Path | str | None = None,
         device: str | None = None,
     ) -> None:
-        checked("budget", budget, Count | None)
+        given = {"budget": budget, "test_share": test_share, "ask_again": ask_again}
+        given = {name: value for name, value in given.items() if not (isinstance(value, str) and value == STORED)}
+        asked = {name: checked(name, value, ASKED[name]) for name, value in given.items()}
         checked("held_out", held_out, int)
-        checked("test_share", test_share, Probability | None)
-        checked("ask_again", ask_again, bool)
         checked("classes", classes, tuple[str, ...])
         checked("folder", folder, str | Path | None)
-        self.config, self.budget, self.test_share, self.ask_again = config, budget, test_share, ask_again
+        self.config = config
         pool = pool_of(config)
         known = np.where(pool.split == "pool", UNLABELLED, pool.labels) if pool.is_labelled else pool.labels
         hidden = dataclasses.replace(pool, labels=known)
@@ -180,23 +182,23 @@ class Session(Answers):
         self.file = SessionFile(self.folder / "session.json")
         self._fit: tuple[int, Fit] | None = None
         super().__init__(hidden, self.learner.rows, annotator, classes, self.folder / "labels.jsonl")
-        self._begin(held_out)
+        self._begin(held_out, asked)
         self._report_strangers()
         self._report_new_classes(classes)
 
-    def _begin(self, held_out: int) -> None:
+    def _begin(self, held_out: int, asked: Mapping[str, Any]) -> None:
         free = [name for name, row in self.row_of.items() if self.pool.labels[row] == UNLABELLED]
         if not 0 <= held_out <= len(free) // 2:
             raise ConfigError(
                 f"held_out {held_out}: must lie between 0 and half of the {len(free)} images without a label."
             )
-        if self.test_share is not None and not (self.held_out if self.file.path.exists() else held_out):
+        aside = self.held_out if self.file.path.exists() else held_out
+        if asked.get("test_share") is not None and not aside:
             raise ConfigError("test_share: no images are set aside to be tested on. Begin a session with held_out.")
         rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
-        self.file.begin(
-            str(_place(self.config.dataset) or self.config.dataset),
-            [free[place] for place in rng.permutation(len(free))[:held_out]],
-        )
+        name = str(_place(self.config.dataset) or self.config.dataset)
+        stands = self.file.begin(name, [free[place] for place in rng.permutation(len(free))[:held_out]], asked)
+        self.budget, self.test_share, self.ask_again = stands.budget, stands.test_share, stands.ask_again
 
     def _report_strangers(self) -> None:
         missing = [name for name in self.answers()["id"].unique() if name not in self.row_of]

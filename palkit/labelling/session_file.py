@@ -1,7 +1,7 @@
 """The file `session.json`: what was proposed in a labelling session, and its rounds; labels are not in it."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,6 +112,21 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is asked for in a session, as somebody gave it last.
+
+    Attributes:
+        budget, test_share, ask_again: see `palkit.labelling.session.Session`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    budget: Count | None = None
+    test_share: Share | None = None
+    ask_again: bool = False
+
+
+@dataclass(frozen=True)
 class SessionState:
     """All that the file holds.
 
@@ -121,6 +136,7 @@ class SessionState:
         proposed: since the last fit.
         rounds: all fits, in order.
         drawn: those set aside that are to be labelled, in order; none if all are. Older files lack it.
+        asked: what is asked for. Older files lack it.
     """
 
     dataset: Text
@@ -128,6 +144,7 @@ class SessionState:
     proposed: list[Proposed]
     rounds: list[SessionRound]
     drawn: list[Drawn] = field(default_factory=list)
+    asked: Asked = field(default_factory=Asked)
 
     @model_validator(mode="after")
     def _counted(self) -> "SessionState":
@@ -165,12 +182,13 @@ class SessionFile:
         self.copy = path.with_name(f"{path.name}.copy")
         self._lock = path.with_name(f"{path.name}.lock")
 
-    def begin(self, dataset: str, held_out: Sequence[str]) -> None:
-        """Make the file if it is not there.
+    def begin(self, dataset: str, held_out: Sequence[str], asked: Mapping[str, Any]) -> Asked:
+        """Make the file if it is not there; returns what is asked for.
 
         Args:
             dataset: whose labels these are.
             held_out: ids of images to set aside, if the session begins now.
+            asked: fields of `Asked` that are given now; the others stay as they are stored.
 
         Raises:
             ConfigError: it is there, for another data set.
@@ -180,13 +198,16 @@ class SessionFile:
         with locked(self._lock):
             if not self.path.exists():
                 self._write(SessionState(dataset, list(held_out), [], []))
-        stored = self.read().dataset
-        if normal(stored) != normal(dataset):
+        stored = self.read()
+        if normal(stored.dataset) != normal(dataset):
             raise ConfigError(
-                f"folder {self.path.parent} holds labels of data set {stored!r}, not of {dataset!r}. "
+                f"folder {self.path.parent} holds labels of data set {stored.dataset!r}, not of {dataset!r}. "
                 f"Give another folder; or, if the images have moved, move {self.path} away, then rounds begin again "
                 "with the labels that are there."
             )
+        if replace(stored.asked, **asked) != stored.asked:
+            stored = self.change(lambda state: replace(state, asked=replace(state.asked, **asked)))
+        return stored.asked
 
     def read(self) -> SessionState:
         """What is stored.

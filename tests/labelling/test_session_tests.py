@@ -9,7 +9,7 @@ import pytest
 
 from palkit.data import load_dataset
 from palkit.errors import ConfigError
-from palkit.labelling.session import Session, open_session
+from palkit.labelling.session import Session, open_session, stored_session
 from palkit.labelling.session_file import Drawn
 from palkit.studies import plots
 
@@ -172,14 +172,27 @@ def test_two_fits_at_once_take_the_risks_of_two_rounds(
     assert rounds[0].metrics["accuracy_at_least"] > rounds[1].metrics["accuracy_at_least"] > 0
 
 
-def test_an_opening_without_a_share_changes_nothing_of_what_was_drawn(
+def test_what_is_asked_for_is_stored_with_the_session(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    """What is given counts and is stored; what is not given is as it was given last."""
+    plain = {name: value for name, value in fields.items() if name != "test_share"}
+    open_session("digits", "ana", **fields, budget=30, ask_again=True)
+    session = open_session("digits", "ben", **plain)
+    assert (session.budget, session.test_share, session.ask_again) == (30, SHARE, True)
+    assert set(session.propose()["purpose"]) == {"train", "held out"}
+    assert open_session("digits", "ana", **plain, budget=None, ask_again=False).budget is None
+    stored = stored_session(session.folder)
+    assert stored is not None
+    assert (stored.budget, stored.test_share, stored.ask_again) == (None, SHARE, False)
+
+
+def test_an_opening_that_wants_no_share_changes_nothing_of_what_was_drawn(
     fields: dict[str, Any], answers: dict[str, str]
 ) -> None:
-    """A session that is opened without a share goes on with the images that were drawn, and draws no more."""
+    """A session that is opened with None goes on with the images that were drawn, and draws no more."""
     session = open_session("digits", "ana", **fields)
     answer_all(session, answers)
     drawn = session.file.read().drawn
-    plain = open_session("digits", "ana", **{name: value for name, value in fields.items() if name != "test_share"})
+    plain = open_session("digits", "ana", **fields | {"test_share": None})
     plain.fit()
     assert set(plain.propose()["purpose"]) == {"train"}
     assert plain.file.read().drawn == drawn
@@ -188,9 +201,11 @@ def test_an_opening_without_a_share_changes_nothing_of_what_was_drawn(
 def test_files_of_earlier_versions_are_read(fields: dict[str, Any], answers: dict[str, str]) -> None:
     session = open_session("digits", "ana", **{name: value for name, value in fields.items() if name != "test_share"})
     content = json.loads(session.file.path.read_text())
-    del content["drawn"]
+    del content["drawn"], content["asked"]
     session.file.path.write_text(json.dumps(content))
     assert session.file.read().drawn == []
+    again = open_session("digits", "ana", **{name: value for name, value in fields.items() if name != "test_share"})
+    assert (again.budget, again.test_share, again.ask_again) == (None, None, False)
     assert len(session.open()) == 60
 
 
