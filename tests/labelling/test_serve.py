@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from socket import socket
@@ -389,34 +390,52 @@ def test_the_command_begins_a_session_and_goes_on_with_it(
     assert main(command) == 1
     assert "has no classes yet. Name them, as in classes=[tumour,stroma]" in capsys.readouterr().err
     folder, tasks = slides.parent / "session", slides.parent / "tasks.json"
-    (reserved,) = bind("127.0.0.1", 0)
-    port = reserved.getsockname()[1]
-    reserved.close()
-    new = [*command, "classes=[dark, light]", f"folder={folder}", "--port", str(port), "--tasks", str(tasks)]
-    # Who runs the tests in the background may have had interrupts ignored, which processes inherit.
-    command = [sys.executable, "-c", "import signal, runpy; signal.signal(2, signal.default_int_handler); "
-               "runpy.run_module('palkit', run_name='__main__', alter_sys=True)"]  # fmt: skip
-    process = subprocess.Popen([*command, *new], stdout=subprocess.PIPE, text=True)
-    try:
-        client = Client(port, [])
-        until(lambda: process.poll() is None and is_there(client))
+    with served([*command, "classes=[dark, light]", f"folder={folder}", "--tasks", str(tasks)]) as client:
         first = json.loads(tasks.read_text())[0]["data"]
         assert first["image"] == f"/data/local-files/?d=flat/{first['palkit_id']}"
-        for number in range(3):
-            client.annotated(f"{number:03d}.png", truth(f"{number:03d}.png"), number)
+        answer_all(client, [f"{number:03d}.png" for number in range(3)])
         client.post("train", {})
         until(lambda: idle(client))
-    finally:
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert said == CONFIG
     assert main(["serve", str(folder), "seed=1"]) == 1
     assert "is a session, which goes on as it was: leave out seed=1" in capsys.readouterr().err
     opened = stored_session(folder, annotator=ANNOTATOR)
     assert opened is not None
     assert opened.class_names == CLASSES
     assert len(opened.labels()) == 3
+    tasks.unlink()
+    with served(["serve", str(folder), "budget=8", "--tasks", str(tasks)]) as client:
+        placed = {one["data"]["palkit_id"]: one["data"]["image"] for one in json.loads(tasks.read_text())}
+        assert placed == {name: f"/data/local-files/?d=flat/{name}" for name in opened.row_of}
+        batch = opened.open()["id"].tolist()
+        assert len(batch) == 4
+        answer_all(client, batch, 10)
+        until(lambda: idle(client) and len(opened.rounds()) == 2)
+        assert len(opened.open()) == 1, "of the budget one label is left"
+    with served(["serve", str(folder)]) as client:
+        answer_all(client, opened.open()["id"], 20)
+        until(lambda: idle(client) and len(opened.rounds()) == 3)
+        assert opened.open().empty, "the budget is that of before"
+
+
+@contextmanager
+def served(command: list[str]) -> Iterator[Client]:
+    """`palkit serve` in a process of its own, until it is interrupted."""
+    (reserved,) = bind("127.0.0.1", 0)
+    port = reserved.getsockname()[1]
+    reserved.close()
+    # Who runs the tests in the background may have had interrupts ignored, which processes inherit.
+    palkit = [sys.executable, "-c", "import signal, runpy; signal.signal(2, signal.default_int_handler); "
+              "runpy.run_module('palkit', run_name='__main__', alter_sys=True)"]  # fmt: skip
+    process = subprocess.Popen([*palkit, *command, "--port", str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        client = Client(port, [])
+        until(lambda: process.poll() is None and is_there(client))
+        yield client
+    finally:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said == CONFIG
 
 
 def is_there(client: Client) -> bool:
@@ -510,6 +529,25 @@ def test_a_second_opinion_that_nobody_gives_keeps_nobody_waiting(
     open_ = session.open()
     assert open_["purpose"].tolist().count(AGAIN) == 1
     answer_all(client, open_.loc[open_["purpose"] == "train", "id"], 10)
+    until(lambda: idle(client) and len(session.rounds()) == 2)
+
+
+def test_a_second_opinion_is_asked_for_after_a_restart(session: Session, answering: Callable[..., Client]) -> None:
+    client, images = answering(session), session.open()["id"].tolist()
+    answer_all(client, images)
+    until(lambda: idle(client) and len(session.rounds()) == 1)
+    again = Proposed(images[0], 1, "", None, AGAIN, now(), len(session.log.events()))
+    session.file.change(lambda state: replace(state, proposed=[again, *state.proposed]))
+    reopened = stored_session(session.folder, annotator=ANNOTATOR)
+    assert reopened is not None
+    client = answering(reopened)
+    results = dict(zip(session.row_of, client.predict([task(image) for image in session.row_of]), strict=True))
+    assert {image for image, one in results.items() if not one["result"]} == {images[0]}, "lest it sways"
+    assert in_order(session, [*results.values()])[0] == images[0]
+    client.annotated(images[0], truth(images[0]), 20, by=2)
+    assert reopened.open()["purpose"].tolist() == ["train"] * 4
+    assert reopened.label_table().query("id == @images[0]")["annotator"].tolist() == ["1", "2"]
+    answer_all(client, reopened.open()["id"], 30)
     until(lambda: idle(client) and len(session.rounds()) == 2)
 
 
