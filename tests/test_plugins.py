@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 import palkit
 from palkit.config import config_from_dict, config_of, plain
+from palkit.data import ImagePool, StoredFeatures
 from palkit.errors import ConfigError, DataNotice
 from palkit.experiments.experiment import Run
 from palkit.experiments.sweep import load_sweep
@@ -112,6 +114,21 @@ def test_a_study_knows_how_a_strategy_looks(lab: Path) -> None:
     (lab / "none.yaml").write_text("base: {plugins: [no_such_module]}")
     with pytest.raises(ConfigError, match="plugins: 'no_such_module': no module of that name"):
         load_sweep(lab / "none.yaml")
+
+
+def test_a_session_of_features_from_outside_needs_no_adapter(lab: Path) -> None:
+    @palkit.dataset("my_features")
+    def my_features() -> ImagePool:
+        rng, ids = np.random.default_rng(0), np.array([f"case {number}" for number in range(30)], dtype=object)
+        images = StoredFeatures(rng.normal(size=(30, 4)), np.arange(30))
+        return ImagePool("my_features", images, np.full(30, -1), np.full(30, "pool"), ids, ("a", "b"))
+
+    session = palkit.open_session("my_features", "ana", folder=lab / "session")
+    batch = session.propose(4)["id"].tolist()
+    session.label(batch, ["a", "b", "a", "b"])
+    assert session.fit().config["adapter"]["name"] == "linear_probe"
+    with pytest.raises(ConfigError, match="adapter 'lora' adapts a network, and data set 'my_features' holds features"):
+        palkit.open_session("my_features", "ana", folder=lab / "lora", **{"adapter.name": "lora"}).propose()
 
 
 def test_a_model_predicts_without_the_strategy_that_chose_its_labels(lab: Path, tiny_run: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from palkit.data.own import COLUMNS, SPLIT_NAMES, located_files, of_table
 from palkit.data.pool import ImagePool, pixel_hash
 from palkit.errors import DataError, PalkitError, brief
 from palkit.storage.checks import normal
-from palkit.storage.files import atomic_path, cache_dir, locked
+from palkit.storage.files import atomic_path, cache_dir
 from palkit.storage.formats import new_array
+from palkit.storage.shards import filled, shard_path
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 FEATURES = "features"  # column or array that tells such a file from a manifest
@@ -257,11 +258,17 @@ def _blocks(found: Any) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _copied(path: Path, found: Any) -> Path:
-    """A copy of the features of an opened file in the cache, (N, D) float32, made once for a file of this content."""
-    copy = cache_dir() / "features" / f"{file_hashes([path])[0]}.npy"
-    with locked(copy.with_suffix(".lock")):
+    """A copy of the features of an opened file in the cache, (N, D) float32, made once for a file of this content.
+
+    A damaged one is made again.
+    """
+    content = file_hashes([path])[0]
+    folder = cache_dir() / "features" / content
+    copy = shard_path(folder, 0)
+
+    def fill() -> int:
         if copy.exists():
-            return copy
+            return 1
         with atomic_path(copy) as temporary:
             output: Any = np.empty((0, 0))
             done = 0
@@ -282,4 +289,7 @@ def _copied(path: Path, found: Any) -> Path:
             if not output.size:
                 raise ValueError("it holds no features")
             output.flush()
+        return 1
+
+    filled(folder, {"file": content}, fill)
     return copy

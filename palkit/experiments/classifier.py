@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from palkit.config import ExperimentConfig, config_from_dict, plain
 from palkit.data import (
@@ -37,7 +38,7 @@ from palkit.scoring.scorer import score_pool
 from palkit.storage.files import read_json, write_text
 from palkit.strategies.ties import Keys, predict
 
-NewImages = str | Path | ImagePool | np.ndarray | Sequence[str | Path]
+NewImages = str | Path | ImagePool | np.ndarray | torch.Tensor | Sequence[Any]
 
 
 @dataclasses.dataclass(repr=False)
@@ -72,6 +73,7 @@ class Classifier:
         Args:
             images: a folder (its sub-folders mean nothing here), a manifest, the name of a data set, paths of files,
                 a pool, or an array (N, H, W) or (N, H, W, 3) of uint8; features, (N, D), of a model of features.
+                In place of an array a tensor, or a list of images or rows, as arrays, tensors, numbers or PIL images.
             progress: called with (stage, done, total).
 
         Returns:
@@ -80,6 +82,7 @@ class Classifier:
 
         Raises:
             DataError: there are no images, or one cannot be read; names it.
+            ConfigError: what is given are no images.
         """
         pool = new_images(images, features=not self.backbone.depth)
         scoring = measured(self.config.scoring, self.backbone.config, str(self.backbone.device))
@@ -165,6 +168,15 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
         return load_dataset(name, unlabelled=Path(images).expanduser().is_dir(), skip_unreadable=skip_unreadable)
     if not len(images):
         raise DataError("there are no images to predict.")
+    if isinstance(images, torch.Tensor):
+        images = images.numpy(force=True)
+    elif not isinstance(images, np.ndarray) and not all(isinstance(one, str | Path) for one in images):
+        if odd := sorted({one.mode for one in images if isinstance(one, Image.Image)} - {"L", "RGB"}):
+            raise ConfigError(f"images are of mode {odd[0]!r}. Convert them by image.convert('RGB'), or give paths.")
+        try:
+            images = np.stack([np.asarray(one) for one in images])
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"images are neither all paths nor arrays of one shape ({error}).") from error
     if features and isinstance(images, np.ndarray) and images.ndim == 2 and images.dtype.kind in "fiu":
         stored = StoredFeatures(images, np.arange(len(images)))
         found: Images = stored

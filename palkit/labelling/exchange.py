@@ -243,8 +243,8 @@ def read_control(config: str, class_names: Collection[str], *, exact: bool = Tru
             found.append(Control(name, tag.get("toName", ""), frozenset(choices)))
             if exact and tag.get("choice") == "multiple":
                 raise DataError(
-                    f"the labelling configuration does not fit: {name!r} has choice=\"multiple\", and an image has one "
-                    "class. Set choice=\"single\"."
+                    f'the labelling configuration does not fit: {name!r} has choice="multiple", and an image has one '
+                    'class. Set choice="single".'
                 )
             continue
         parts = [f"{', '.join(map(repr, strange))} no class of the session"] * bool(strange)

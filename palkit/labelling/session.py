@@ -14,23 +14,25 @@ import pandas as pd
 from pydantic import Field
 
 from palkit.config import ExperimentConfig, config_from_dict
-from palkit.data import DATASETS, UNLABELLED, holds_features
-from palkit.errors import ConfigError, unknown_name
+from palkit.data import DATASETS, UNLABELLED, StoredFeatures
+from palkit.errors import ConfigError, DataError, unknown_name
 from palkit.experiments import classifier
 from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
-from palkit.experiments.setting import pool_of
+from palkit.experiments.setting import pool_of, width_of
 from palkit.labelling.annotators import RIGHT, WRONG, gains, judge, numbered, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import answered, now
+from palkit.labelling.records import explained
 from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
 from palkit.labelling.session_learner import Fit, Fitted, SessionLearner
 from palkit.labelling.session_tests import Tested, tested, wanted_tests
+from palkit.models.adapters import AdapterConfig
 from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Count, Probability, checked, normal
-from palkit.storage.files import runs_dir
+from palkit.storage.files import read_json, runs_dir, write_json
 
 if TYPE_CHECKING:
     from palkit.labelling.extrapolation import Forecast
@@ -66,10 +68,11 @@ def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
         if name.partition(".")[0] not in known:
             raise unknown_name("field of a session", name, known)
     ours = {name: fields.pop(name) for name in OURS if name in fields}
-    defaults: dict[str, Any] = {"pool_size": None, "strategy": "auto", "initial": "centroid"}
-    if holds_features(dataset):
-        defaults["adapter"] = "linear_probe"
-    return Session(config_from_dict({"dataset": dataset, **defaults, **fields}), annotator, **ours)
+    defaults = {"pool_size": None, "strategy": "auto", "initial": "centroid"}
+    config = config_from_dict({"dataset": dataset, **defaults, **fields})
+    if "adapter" not in [name.partition(".")[0] for name in fields] and width_of(pool_of(config)) is not None:
+        config = dataclasses.replace(config, adapter=AdapterConfig("linear_probe"))  # of features there is no network
+    return Session(config, annotator, **ours)
 
 
 def load_model(folder: Path | str, device: str | None = None) -> Classifier:
@@ -145,7 +148,8 @@ class Session(Answers):
         device: as for `palkit.experiments.experiment.rounds`.
 
     Raises:
-        ConfigError: an oracle as strategy, an empty name, or a folder with labels of another data set.
+        ConfigError: an oracle as strategy, `per_group` without groups, an empty name, or a folder with labels of
+            another data set.
         DataError: images, or what is in the folder, cannot be used.
 
     >>> import tempfile
@@ -183,6 +187,7 @@ class Session(Answers):
         self._fit: tuple[int, Fit] | None = None
         super().__init__(hidden, self.learner.rows, annotator, classes, self.folder / "labels.jsonl")
         self._begin(held_out, asked)
+        self._refuse_moved_rows()
         self._report_strangers()
         self._report_new_classes(classes)
 
@@ -199,6 +204,32 @@ class Session(Answers):
         name = str(_place(self.config.dataset) or self.config.dataset)
         stands = self.file.begin(name, [free[place] for place in rng.permutation(len(free))[:held_out]], asked)
         self.budget, self.test_share, self.ask_again = stands.budget, stands.test_share, stands.ask_again
+
+    def _refuse_moved_rows(self) -> None:
+        """Compare labelled rows of features that are called by their numbers with what they were when they were seen.
+
+        Raises:
+            DataError: they hold other features.
+        """
+        images, path = self.pool.images, self.folder / "rows.json"
+        if not isinstance(images, StoredFeatures) or self.pool.ids.tolist() != images.index.astype(str).tolist():
+            return
+        seen: dict[str, Any] = {"all": "", "rows": {}}
+        if path.exists():
+            with explained(f"{path} cannot be read", "If the features are as they were, delete it."):
+                seen = read_json(path)
+        if seen["all"] == images.checksum():
+            return
+        rows = dict(zip(self.pool.ids.tolist(), images.checksums(), strict=True))
+        labelled = [name for name in self.answers()["id"].unique() if name in rows]
+        if changed := [name for name in labelled if seen["rows"].get(name, rows[name]) != rows[name]]:
+            raise DataError(
+                f"{len(changed)} labelled rows of {self.config.dataset!r}, the first is {changed[0]!r}, hold other "
+                "features than when they were labelled. Rows without ids are called by their numbers: if they have "
+                "moved, their labels are those of others now. Bring the file back as it was. If features of the same "
+                f"images in the same order were computed anew, delete {path}."
+            )
+        write_json(path, {"all": images.checksum(), "rows": seen["rows"] | rows})
 
     def _report_strangers(self) -> None:
         missing = [name for name in self.answers()["id"].unique() if name not in self.row_of]

@@ -20,6 +20,7 @@ from palkit.progress import Progress
 from palkit.storage.checks import normal
 from palkit.strategies import get_strategy
 from palkit.strategies.kernels import Rows, View
+from palkit.strategies.registry import check_groups
 from palkit.strategies.scores import PoolScores
 from palkit.strategies.ties import Keys
 
@@ -81,13 +82,14 @@ class SessionLearner:
         device: where to compute.
 
     Raises:
-        ConfigError: the strategy reads labels.
+        ConfigError: the strategy reads labels, or bounds images per group where there are no groups.
     """
 
     def __init__(self, config: ExperimentConfig, pool: ImagePool, device: str) -> None:
         for name in (config.strategy, config.initial):
             if get_strategy(name).is_oracle:
                 raise ConfigError(f"strategy {name!r} reads labels that nobody has given yet; choose another.")
+        check_groups(config.strategy_options.get("per_group"), pool.groups is not None)
         self.config, self.pool, self.device = config, pool, device
         self.rows = pool.rows("pool")
         self.position = {normal(str(name)): position for position, name in enumerate(pool.ids[self.rows])}

@@ -149,8 +149,7 @@ def select(
     check("batch_size", batch_size, Count)
     check("subsample", subsample, Count | None)
     check("per_group", per_group, Count | None)
-    if per_group is not None and groups is None:
-        raise ConfigError("per_group: nothing says which images are of one group; give groups, in a manifest a column.")
+    check_groups(per_group, groups is not None)
     if groups is not None and groups.shape != (len(scores),):
         raise ConfigError(f"groups are {tuple(groups.shape)} for a pool of {len(scores)} rows; give one for each.")
     _check_labelled(labelled, scores)
@@ -243,6 +242,16 @@ def check_options(chosen: Strategy, balance: str | None, options: Mapping[str, A
             raise unknown_name(what, option, known)
         check(f"{what} {option!r}", value, known[option])
     return set(own), set(wrapping)
+
+
+def check_groups(per_group: int | None, grouped: bool) -> None:
+    """Refuse a bound on images of a group where nothing says which images are of one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if per_group is not None and not grouped:
+        raise ConfigError("per_group: nothing says which images are of one group; give groups, in a manifest a column.")
 
 
 def _hints(function: Callable[..., Tensor], given: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from palkit.experiments.experiment import run_directory
 from palkit.experiments.setting import setting
 from palkit.labelling.explore import Exploration, Question
 from palkit.labelling.selection import next_batch, read_labels
+from palkit.labelling.session import Session
 from palkit.studies.readouts import readout
 
 pytestmark = pytest.mark.filterwarnings("ignore::palkit.errors.DataNotice")
@@ -166,10 +167,46 @@ def test_a_session_labels_them_and_its_model_predicts_others(tmp_path: Path) -> 
     assert (table["predicted"].to_numpy() == parts["labels"]).mean() > 0.8
     again = palkit.load_model(model.save(tmp_path / "model"))
     pd.testing.assert_frame_equal(again.predict(str(path)).drop(columns="id"), table.drop(columns="id"))
+    for same in (torch.from_numpy(parts["features"]), parts["features"].tolist(), [*parts["features"]]):
+        pd.testing.assert_frame_equal(model.predict(same), table)
     with pytest.raises(ConfigError, match="the model takes 6 features each, and 'new images' holds images"):
         model.predict(np.zeros((2, 8, 8), np.uint8))
     with pytest.raises(ConfigError, match="holds 4 features each"):
         model.predict(np.zeros((2, 4), np.float32))
+
+
+def test_a_session_notices_that_labelled_rows_without_ids_have_moved(tmp_path: Path) -> None:
+    """Others may change and come; rows with ids may move."""
+    parts = arrays()
+
+    def opened(features: np.ndarray, **ids: np.ndarray) -> Session:
+        path = write(tmp_path / ("known.npz" if ids else "mine.npz"), {"features": features, **ids})
+        return palkit.open_session(str(path), "ana", classes=NAMES, folder=tmp_path / path.stem, batch_size=6)
+
+    features = parts["features"]
+    opened(features).label(["0", "7"], ["red", "blue"])
+    changed = np.vstack([features, features[:2]])
+    changed[1] = 0
+    assert len(opened(changed).labels()) == 2
+    with pytest.raises(DataError, match=r"2 labelled rows of .*mine.npz', the first is '0', hold other features than"):
+        opened(changed[1:])
+    assert len(opened(changed).labels()) == 2, "as it was"
+    with pytest.raises(DataError, match=r"1 labelled rows .* '7', .* delete .*rows\.json"):
+        opened(np.where(np.arange(len(changed))[:, None] == 7, 0, changed))
+    opened(features, ids=parts["ids"]).label(parts["ids"][:1].tolist(), ["red"])
+    assert opened(features[::-1], ids=parts["ids"][::-1]).labels() == {parts["ids"][0]: "red"}
+
+
+def test_a_damaged_copy_in_the_cache_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / "cache"))
+    parts = arrays()
+    path = write(tmp_path / "mine.npz", parts)
+    copy = load_dataset(str(path)).images.file
+    for damage in (b"", copy.read_bytes()[:-8] + b"\0" * 8):
+        copy.unlink()  # a pool may hold the file that was there
+        copy.write_bytes(damage)
+        pool = load_dataset(str(path))
+        np.testing.assert_array_equal(pool.images.array, parts["features"])
 
 
 def test_the_explorer_shows_grey_squares_or_the_images_themselves(tmp_path: Path) -> None:
@@ -394,5 +431,8 @@ def test_no_patient_fills_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[
         session.fit()
     table = selected(capsys, str(mine), "-n", "8", "--per-group", "1")
     assert table["id"].map(of).is_unique
+    with pytest.raises(ConfigError, match="nothing says which images are of one group"):
+        palkit.open_session(str(write(tmp_path / "none.npz", unknown)), "ana", folder=tmp_path / "none", **bound)
+    assert not (tmp_path / "none" / "session.json").exists()
     assert main(["select", str(write(tmp_path / "none.npz", unknown)), "--per-group", "1", "--device", "cpu"]) == 1
     assert "nothing says which images are of one group" in capsys.readouterr().err.replace("\n", " ")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import palkit
@@ -54,7 +55,9 @@ def test_new_images_in_every_form(run: Run, tmp_path: Path) -> None:
     paths = sorted(folder.rglob("*.png"))
     assert by_folder.to_dict() == {f"ward {n % 2}/{n}.png": expected[str(n)] for n in range(6)}
     assert model.predict(paths)["predicted"].tolist() == [expected[path.stem] for path in paths]
-    assert model.predict(array[..., 0])["predicted"].tolist() == expected.tolist()
+    tensor, pictures = torch.from_numpy(array), [Image.fromarray(pixels) for pixels in array]
+    for same in (array[..., 0], tensor, [*tensor], [*array], pictures):
+        assert model.predict(same)["predicted"].tolist() == expected.tolist()
 
     out = tmp_path / "out.csv"
     assert main(["predict", str(run.directory.path), str(folder), str(out)]) == 0
@@ -92,6 +95,12 @@ def test_what_cannot_be_used_is_named(run: Run, tmp_path: Path, capsys: pytest.C
         model.predict(np.zeros((3, 8)))
     with pytest.raises(DataError, match="no images to predict"):
         model.predict([])
+    with pytest.raises(ConfigError, match="neither all paths nor arrays of one shape"):
+        model.predict([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)])
+    with pytest.raises(ConfigError, match=r"array \(1, 2, 2\) of int64; it must be .* of uint8"):
+        model.predict([[[0, 1], [2, 3]]])
+    with pytest.raises(ConfigError, match=r"of mode 'P'\. Convert them"):
+        model.predict([Image.new("P", (8, 8))])
     assert repr(model).startswith("Classifier: test_vit, ")
     assert "10 classes: 0, 1, 2" in repr(model)
     with pytest.raises(DataError, match="there is no folder, manifest or image 'nodir', nor a data set of that name"):
