@@ -121,11 +121,13 @@ def stopped(stored: Stored) -> list[dict]:
     """One row per rule."""
     run, none, known = stored.run, [0] * len(stored.run.labels), range(1, len(stored.run.labels) + 1)
     rules: list[tuple[str, float | None, list[bool], list[int]]] = []
+    found = {share: tests_of(run, share) for share in SHARES}
     for share in SHARES:
-        for rule, target, reached, tests in rules_of(run, Stop(TARGETS, 0.01 if share == SHARES[0] else None, share)):
+        stop = Stop(TARGETS, 0.01 if share == SHARES[0] else None, share)
+        for rule, target, reached, tests in rules_of(run, stop, found[share]):
             name = "next round gains 1 point at most" if target is None else f"{rule}, {share:.0%} tests"
             rules.append((name, target, reached, tests))
-    _, estimates, tests = tests_of(run, SHARES[0])
+    _, estimates, tests = found[SHARES[0]]
     flat = [accuracy_flat(estimates[:number], epsilon=0.005) for number in known]
     rules.append(("three estimates within half a point", None, flat, tests))
     for kappa in (0.99, 0.95):

@@ -1,13 +1,17 @@
 """What active testing saves, how rules for stopping did, and what it costs not to know the best strategy."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+import palkit.labelling
 from palkit.errors import ConfigError
 from palkit.experiments.setting import looked_at_once, pool_of
 from palkit.experiments.sweep import Stop, Sweep, Task, plan
@@ -15,12 +19,17 @@ from palkit.labelling.extrapolation import forecast
 from palkit.labelling.session_tests import wanted_tests
 from palkit.labelling.stopping import accuracy_at_least, little_to_gain
 from palkit.labelling.testing import Draws, draw_tests, error_terms, measured_accuracy
+from palkit.storage.files import short_hash
+from palkit.storage.formats import read_table
 from palkit.strategies import get_strategy
 from palkit.strategies.ties import keys_of
 from palkit.studies.statistics.intervals import with_ends
 from palkit.studies.statistics.ranks import block_areas
 from palkit.studies.statistics.tables import sign_of
 
+# The code of the rules: results of another are not those of this one.
+CODE = [Path(__file__), *sorted(Path(palkit.labelling.__path__[0]).glob("*.py"))]
+SOURCE = sha256(b"".join(file.read_bytes() for file in CODE)).hexdigest()
 SHARES = ("holds", "width", "recalls_hold", "calibration_holds")
 BATCH = 25  # test labels between two looks
 
@@ -206,15 +215,18 @@ def tests_of(run: Predictions, share: float) -> tuple[list[float], list[float], 
     return least, estimates, tests
 
 
-def rules_of(run: Predictions, stop: Stop) -> Iterator[tuple[str, float | None, list[bool], list[int]]]:
+def rules_of(
+    run: Predictions, stop: Stop, tested: tuple[list[float], list[float], list[int]]
+) -> Iterator[tuple[str, float | None, list[bool], list[int]]]:
     """Every rule with its target, and of every round whether it says stop, and the test labels spent by then.
 
     Args:
         run: whose models are tested.
         stop: what is wanted. The rules are the guarantee, the estimate alone, which promises nothing, and what the next
             round may gain by the forecast.
+        tested: what `tests_of` says for its share of tests.
     """
-    least, estimates, tests = tests_of(run, stop.tests)
+    least, estimates, tests = tested
     for target in stop.accuracy:
         yield "guarantee", target, [value >= target for value in least], tests
         yield "estimate", target, [value >= target for value in estimates], tests
@@ -259,24 +271,34 @@ def stop_row(
 
 
 @looked_at_once()
-def stops_of(sweep: Sweep, device: str | None = None) -> pd.DataFrame:
+def stops_of(sweep: Sweep, device: str | None = None, before: Path | None = None) -> pd.DataFrame:
     """When the labelling of every complete run of a sweep would have stopped, by the rules under `stop:` in its file.
 
     Args:
         sweep: with rules.
         device: that its runs were computed on.
+        before: file of an earlier result, which says the same of its runs if rules and their code are the same.
 
     Returns:
-        A row per run, rule and target: `run`, and what `stop_row` says.
+        A row per run, rule and target: `run`, `rules` (a hash of all rules and their code), and what `stop_row` says.
 
     Raises:
         ConfigError: the sweep has no rules.
     """
     if sweep.stop is None:
         raise ConfigError(f"the sweep {sweep.name} has no `stop:`, such as {{accuracy: [0.8, 0.9]}}.")
-    rows = []
+    rows, which = list[dict[str, object]](), {"rules": short_hash([asdict(sweep.stop), SOURCE])}
+    known = dict[str, list[dict[str, object]]]()
+    with suppress(OSError, ValueError, MemoryError):  # not there, or damaged
+        for row in read_table(before).to_dict("records") if before is not None else ():
+            if row.get("rules") == which["rules"]:
+                known.setdefault(str(row["run"]), []).append({str(name): value for name, value in row.items()})
     for task in plan(sweep, device):
-        if task.is_complete:
+        name = task.directory.run
+        if task.is_complete and name not in known:
             run = Predictions.of(task)
-            rows += [{"run": task.directory.run} | stop_row(run, *rule) for rule in rules_of(run, sweep.stop)]
+            rules = rules_of(run, sweep.stop, tests_of(run, sweep.stop.tests))
+            known[name] = [{"run": name} | which | stop_row(run, *rule) for rule in rules]
+        if task.is_complete:
+            rows += known[name]
     return pd.DataFrame(rows).astype(dict.fromkeys(("target", "needed", "labels", "tests", "accuracy"), float))

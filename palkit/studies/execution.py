@@ -57,13 +57,15 @@ def execute(name: str, *, device: str, console: Console) -> Iterator[Executed]:
     sweep = load_sweep(name)
     styles = sorted((name, one.style) for name, one in STRATEGIES.items() if one.style is not None)
     results = write_results(sweep, device) / "rounds.parquet"
-    results.with_name(STOPS).unlink(missing_ok=True)
-    if sweep.stop is not None:
-        write_table(stops_of(sweep, device), results.with_name(STOPS))
+    stops = results.with_name(STOPS)
+    if sweep.stop is None:
+        stops.unlink(missing_ok=True)
+    else:
+        write_table(stops_of(sweep, device, stops), stops)
     for stem, values in _parameters(sweep, device).items():
         source, target = NOTEBOOKS / f"{stem}.ipynb", sweep.studies / f"{stem}.ipynb"
         stamp = target.with_suffix(".json")
-        tables = (results, results.with_name(MISSING), results.with_name(STOPS))
+        tables = (results, results.with_name(MISSING), stops)
         seen = _state((source, *tables, sweep.conclusion), {**values, "styles": styles})
         # With the executed copy's own checksum: a damaged one is executed again.
         if stamp.exists() and target.exists() and stamp.read_text(errors="replace") == seen + sha256(target):

@@ -17,6 +17,7 @@ from palkit.experiments.results import collect
 from palkit.experiments.sweep import Stop, load_sweep, plan
 from palkit.storage.formats import write_table
 from palkit.strategies.ties import keys_of
+from palkit.studies import deciding
 from palkit.studies.deciding import Predictions, rules_of, stop_row, stops_of
 from palkit.studies.study import STOPS, stops
 
@@ -33,7 +34,9 @@ def predictions(accuracies: list[float], images: int = 40, classes: int = 3, see
 
 
 def by_rule(run: Predictions, stop: Stop) -> dict[tuple[str, float | None], dict[str, Any]]:
-    return {(rule[0], rule[1]): stop_row(run, *rule) for rule in rules_of(run, stop)}
+    return {
+        (rule[0], rule[1]): stop_row(run, *rule) for rule in rules_of(run, stop, deciding.tests_of(run, stop.tests))
+    }
 
 
 def test_with_all_images_tested_the_guarantee_is_the_accuracy() -> None:
@@ -101,7 +104,7 @@ def test_a_rule_that_cannot_be_is_explained(stop: Any, what: str, tmp_path: Path
     assert what in str(error.value)
 
 
-def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path) -> None:
+def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a table says of real runs agrees with their own; runs are the same with and without rules."""
     file, plain = tmp_path / "mine.yaml", tmp_path / "plain.yaml"
     content = {"base": {**tiny_run, "rounds": 3}, "grid": {"strategy": ["random", "margin"], "seed": [0, 1]}}
@@ -134,6 +137,26 @@ def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path) -> None:
     reached = shown.xs(0.2, level="target").xs("guarantee", level="rule")
     own = results.groupby(["strategy", "run"])["accuracy"].max().ge(0.2).groupby("strategy").mean()
     assert reached["reach"].to_dict() == pytest.approx(own.to_dict())
+
+    computed, tests_of = list[float](), deciding.tests_of
+
+    def counted(run: Predictions, share: float) -> Any:
+        computed.append(share)
+        return tests_of(run, share)
+
+    monkeypatch.setattr(deciding, "tests_of", counted)
+    pd.testing.assert_frame_equal(stops_of(sweep, before=tmp_path / STOPS), table)
+    assert computed == [], "runs and rules are those of before"
+    assert tasks[3].config is not None
+    assert len(list(rounds(tasks[3].config))) == 3
+    pd.testing.assert_frame_equal(stops_of(sweep, before=tmp_path / STOPS).head(15), table)
+    assert computed == [0.4], "there is another run"
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump({**content, "stop": {"accuracy": [0.2, 0.99], "gain": 0.5, "tests": 0.6}}))
+    assert len(stops_of(load_sweep(other), before=tmp_path / STOPS)) == 20
+    assert computed == [0.4, *[0.6] * 4], "there are other rules"
+    (tmp_path / STOPS).write_bytes(b"damaged")
+    assert len(stops_of(sweep, before=tmp_path / STOPS)) == 20
 
 
 def test_a_sweep_without_rules_says_so(tmp_path: Path) -> None:
