@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -343,9 +344,10 @@ class Learner:
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
+        pseudo = partial(self._pseudo_labels, positions) if training.pseudo_labels else None
         plain = self.inputs[torch.from_numpy(positions)].to(device).float()
         try:
-            fit(model, inputs, labels, training, seed, progress, plain=plain, pseudo=self._pseudo_labels(positions))
+            fit(model, inputs, labels, training, seed, progress, plain=plain, pseudo=pseudo)
         except DivergenceError as error:
             if not (copies := contradictions(plain, labels)):
                 raise
@@ -355,17 +357,22 @@ class Learner:
                 "correct their labels, or leave them out with --drop-duplicates."
             ) from error
         if training.temperature_folds:
-            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed)
+            temperature = cross_fitted_temperature(self._attach, inputs, plain, labels, training, seed, pseudo)
             model.temperature.fill_(temperature)
         return model if self.dropout is not None and self.dropout.on == "adapter" else merge(model)
 
-    def _pseudo_labels(self, positions: np.ndarray) -> PseudoLabels | None:
-        """Of the pool, or of MOST_PSEUDO rows of it that the seed draws; None if the config wants none."""
-        if not self.config.training.pseudo_labels:
-            return None
-        labelled = torch.from_numpy(positions)
-        drawn = self.names.rows.argsort()
-        drawn = drawn[~torch.isin(drawn, labelled)][: max(MOST_PSEUDO - len(labelled), 0)]
+    def _pseudo_labels(self, positions: np.ndarray, images: Tensor) -> PseudoLabels:
+        """Of the pool, or of MOST_PSEUDO rows of it that the seed draws, by the labels of some images.
+
+        Other labelled images are left out: a model that is to predict them must not have learnt from them.
+
+        Args:
+            positions: (L,) of the labelled set.
+            images: (n,) of these that say something.
+        """
+        bought = torch.from_numpy(positions)
+        labelled, drawn = bought[images.cpu()], self.names.rows.argsort()
+        drawn = drawn[~torch.isin(drawn, bought)][: max(MOST_PSEUDO - len(labelled), 0)]
         rows = View(self.frozen, torch.cat([labelled, drawn]))
         classes = len(self.here.pool.class_names)
         found = pseudo_labels(rows, torch.arange(len(labelled)), self.pool_labels[labelled], classes)

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -22,6 +23,7 @@ from palkit.strategies.heads import PseudoLabels, logistic_on_views
 Rate = Annotated[float, Field(gt=0, le=1e6)]  # float32 overflows soon after
 Share = Annotated[float, Field(ge=0, lt=1)]
 DIVERGED = 2.0  # times the loss of guessing: what ends there has learnt nothing but harm
+Pseudo = Callable[[Tensor], PseudoLabels]  # what the labels of some images, (n,) of the labelled ones, say of the pool
 Groups = list[tuple[nn.Module, float]]  # what learns, and its learning rate
 LOWER_RATES = "Lower the learning rates, lengthen warmup_epochs, or lower max_grad_norm."
 
@@ -119,7 +121,7 @@ def fit(
     progress: Progress = silent,
     *,
     plain: Tensor | None = None,
-    pseudo: PseudoLabels | None = None,
+    pseudo: Pseudo | None = None,
 ) -> FitReport:
     """Train head and adapter on the labelled set, in place.
 
@@ -131,7 +133,8 @@ def fit(
         seed: of the order of the images, of dropout and of what is held out.
         progress: called with ("fitting", epochs done, epochs in all); what it raises ends the fit.
         plain: (L, ...) the same images as they are; a solved head needs them beside augmented views.
-        pseudo: what a solved head is to learn from beside them.
+        pseudo: what a solved head is to learn from beside them, by the images that it learns from: what is held out
+            says nothing.
 
     A first batch may be of one class: the model is fitted, and the next batch is bought all the same.
 
@@ -175,7 +178,7 @@ def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -
 
 
 def _solve_head(
-    model: AdaptedModel, inputs: Tensor, plain: Tensor | None, pseudo: PseudoLabels | None, loop: "_Loop", probe: bool
+    model: AdaptedModel, inputs: Tensor, plain: Tensor | None, pseudo: Pseudo | None, loop: "_Loop", probe: bool
 ) -> None:
     """Put the solution of logistic regression on frozen features into the head."""
     config = loop.config
@@ -191,8 +194,9 @@ def _solve_head(
     labels, classes = loop.labels[loop.learn], model.head.out_features
     targets = F.one_hot(labels, classes) * (1 - config.label_smoothing) + config.label_smoothing / classes
     weights = torch.ones(len(labels)) if loop.weight is None else loop.weight[labels]
+    others = None if pseudo is None else pseudo(loop.learn.nonzero().squeeze(1))
     solution = logistic_on_views(
-        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay, pseudo
+        views.cpu(), images if images is None else images.cpu(), targets.cpu(), weights.cpu(), config.head_decay, others
     )
     with torch.no_grad():
         model.head.weight.copy_(solution[0])
@@ -240,7 +244,13 @@ def class_weights(labels: Tensor, classes: int, kind: str) -> Tensor | None:
 
 
 def cross_fitted_temperature(
-    make: Callable[[], AdaptedModel], inputs: Tensor, plain: Tensor, labels: Tensor, config: TrainingConfig, seed: int
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+    pseudo: Pseudo | None = None,
 ) -> float:
     """Temperature that suits predictions of labels that a model has not seen: no label is spent on it.
 
@@ -260,18 +270,25 @@ def cross_fitted_temperature(
         labels: (L,) int64.
         config: its `temperature_folds` says how many models are fitted.
         seed: of the parts and the fits.
+        pseudo: as for `fit`; a part's labels say nothing of the pool to the model that predicts them.
 
     Returns:
         At least 1.0; 1.0 for a linear probe, or if no part leaves two classes to the others or all their fits diverge.
     """
     if make().config.name == "linear_probe":
         return 1.0
-    logits, truth = cross_fitted_logits(make, inputs, plain, labels, config, seed)
+    logits, truth = cross_fitted_logits(make, inputs, plain, labels, config, seed, pseudo)
     return softening(logits, truth) if len(logits) else 1.0
 
 
 def cross_fitted_logits(
-    make: Callable[[], AdaptedModel], inputs: Tensor, plain: Tensor, labels: Tensor, config: TrainingConfig, seed: int
+    make: Callable[[], AdaptedModel],
+    inputs: Tensor,
+    plain: Tensor,
+    labels: Tensor,
+    config: TrainingConfig,
+    seed: int,
+    pseudo: Pseudo | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(M, C) logits of labelled images by models that did not see them, and their (M,) labels; arguments as above.
 
@@ -285,8 +302,9 @@ def cross_fitted_logits(
         if len(labels[left].unique()) < 2:
             continue
         model = make()
+        part_pseudo = None if pseudo is None else partial(_of_some, pseudo, left.nonzero().squeeze(1))
         try:
-            fit(model, inputs[:, left], labels[left], config, seed, plain=plain[left])
+            fit(model, inputs[:, left], labels[left], config, seed, plain=plain[left], pseudo=part_pseudo)
         except DivergenceError:
             continue  # the other parts say enough
         precision = config.precision
@@ -294,6 +312,11 @@ def cross_fitted_logits(
             logits.append(model(plain[~left].to(model.feature_mean.dtype))[1].float().cpu())
         truth.append(labels[~left].cpu())
     return torch.cat(logits[1:] or logits), torch.cat(truth)
+
+
+def _of_some(pseudo: Pseudo, images: Tensor, rows: Tensor) -> PseudoLabels:
+    """Pseudo-labels by rows of some images."""
+    return pseudo(images[rows])
 
 
 def contradictions(inputs: Tensor, labels: Tensor) -> int:

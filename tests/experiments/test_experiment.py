@@ -514,6 +514,35 @@ def test_pseudo_labels_of_the_pool(tiny_run: dict[str, Any], monkeypatch: pytest
     assert seen == [25, 25, 30], "all labelled rows, and others up to as many"
 
 
+def test_pseudo_labels_are_spread_from_what_a_model_learns_from(
+    tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from labels held out to stop early, nor from those whose predictions give the temperature."""
+    spread, graphs, original = [], [], experiment.pseudo_labels
+
+    def spied(rows: Any, positions: torch.Tensor, labels: torch.Tensor, *rest: Any) -> Any:
+        spread.append(len(positions))
+        graphs.append(len(rows))
+        return original(rows, positions, labels, *rest)
+
+    monkeypatch.setattr(experiment, "pseudo_labels", spied)
+    training = {**tiny_run["training"], "head": "logistic", "pseudo_labels": 0.5}
+    values = {
+        **tiny_run,
+        "adapter": {"name": "lora", "start_block": 2},
+        "rounds": 1,
+        "batch_size": 40,
+        "pool_size": 100,
+    }
+    list(rounds(config_from_dict({**values, "training": {**training, "temperature_folds": 4}})))
+    assert spread == [40, 30, 30, 30, 30]
+    assert graphs == [100, 90, 90, 90, 90], "what a part is predicted for is not in the pool that it learns from"
+    spread.clear()
+    list(rounds(config_from_dict({**values, "training": {**training, "early_stopping": 0.25}})))
+    assert len(spread) == 1
+    assert 25 <= spread[0] < 35
+
+
 def test_pseudo_labels_need_a_solved_head(tiny_run: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"training\.pseudo_labels .* training\.head must be 'logistic'"):
         config_from_dict({**tiny_run, "training": {"pseudo_labels": 0.5}})
