@@ -159,7 +159,8 @@ def curve_of(rounds: Sequence[SessionRound]) -> pd.DataFrame:
 
     Returns:
         Columns round, labels, held_out, accuracy and balanced_accuracy (NaN without held-out labels), low and high
-        (ends of the accuracy's interval where held-out images were drawn, else NaN), first_guess, guessed, seconds.
+        (ends of the accuracy's 95 % interval, weighted as the images were drawn, at one look; NaN where all held-out
+        images are labelled, for which any interval of a share will do), first_guess, guessed, seconds.
     """
     rows = [
         (one.number, len(one.ids), one.held_out, *map(one.metrics.get, MEASURED), one.first_guess, one.guessed,

@@ -18,8 +18,9 @@ SIZE = (5.0, 3.0)  # inches: a panel beside the images to label
 def session_curve(curve: pd.DataFrame, forecast: Forecast | None = None) -> Figure:
     """Held-out accuracy of a session against its labels, with what more labels would bring.
 
-    Bars are 95 % intervals, those of the curve or else Wilson's: what so few held-out images say about all. The
-    forecast's band is of the next measurements on the same images, which is why it may be narrower than the bars.
+    Bars are 95 % intervals of what so few held-out images say about all: those of the curve where images were drawn by
+    unequal chances, else Wilson's, for images set aside at random. The forecast's band is of the next measurements on
+    the same images, which is why it may be narrower than the bars.
 
     Args:
         curve: a row per round with the columns `labels`; `accuracy`, NaN where nothing was held out; `held_out`,
