@@ -263,12 +263,18 @@ class Learner:
         return PoolScores(features, torch.full((len(self.pool_rows), classes), 1 / classes), names=self.names)
 
     def next_batch(
-        self, scores: PoolScores, positions: np.ndarray, batch_size: int, number: int, rows: Tensor | None = None
+        self,
+        scores: PoolScores,
+        positions: np.ndarray,
+        batch_size: int,
+        number: int,
+        rows: Tensor | None = None,
+        begun: Tensor | None = None,
     ) -> np.ndarray:
         """Pool positions that the strategy of the config buys for round `number`; arguments as of `buy`."""
         config = self.config
         kind: dict[str, Any] = {"balance": config.balance, "options": self.options}
-        return self.buy(config.strategy, scores, positions, batch_size, number, rows=rows, **kind)
+        return self.buy(config.strategy, scores, positions, batch_size, number, rows=rows, begun=begun, **kind)
 
     def buy(
         self,
@@ -282,6 +288,7 @@ class Learner:
         balance: str | None = None,
         options: Mapping[str, Any] | None = None,
         rows: Tensor | None = None,
+        begun: Tensor | None = None,
     ) -> np.ndarray:
         """Pool positions that a strategy buys, best first.
 
@@ -295,6 +302,7 @@ class Learner:
             balance: None or "pcb".
             options: of the strategy; None for those that it cannot do without.
             rows: (n,) ascending positions that the scores are of; None for all.
+            begun: positions that the batch has already from elsewhere; None for an empty batch.
         """
         bought = torch.from_numpy(positions)
         labels = self.pool_labels[bought]
@@ -309,6 +317,7 @@ class Learner:
             balance=balance,
             per_group=bound,
             groups=None if bound is None else self._groups(rows),
+            begun=None if bound is None or begun is None else self._groups(begun),
             **given,
         )
         return (picks if rows is None else rows[picks]).numpy()

@@ -2,23 +2,26 @@
 
 Each annotator is right with one probability, and every mistake is as likely as every other: the one-coin model of Dawid
 and Skene (Maximum likelihood estimation of observer error-rates using the EM algorithm, Applied Statistics 28, 1979),
-with a prior. Their whole matrix of confusions for each annotator has more numbers than the few images with several
+with a prior, whose qualities are not set to the most probable values but summed over, as far as that is easy (see
+`judge`). Their whole matrix of confusions for each annotator has more numbers than the few images with several
 answers settle, and with two annotators nothing would say which of them errs: it is reported, and decides nothing.
 
 crowd-kit 1.4.2 has the model without a prior, and would bring transformers and nltk along; CROWDLAB of cleanlab 2.9.0
 weighs annotators by images with several answers, of which a session has none at first. Hence these few lines.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch.nn.functional import one_hot
 
 from palkit.labelling.labels import agreed
+from palkit.strategies.calibration import softening
 from palkit.strategies.heads import even_rows, logistic_on_views
 from palkit.strategies.kernels import Rows
 
@@ -61,7 +64,12 @@ class Judged:
 
 
 def judge(answers: Answered, prior: NDArray | None = None, doubted: int | None = None) -> Judged:
-    """Classes of images and quality of annotators by EM, to the most probable qualities nearby.
+    """Classes of images and quality of annotators, each of which follows from the other.
+
+    What an answer counts for follows from the other images of its annotator. EM, with one quality for all images, lets
+    answers vouch for themselves, and where they are few it is too sure: on 514 crowds of three the probabilities of
+    disputed images were 0.033 off the exact posterior by EM, and 0.018 so. (This is CVB0, Asuncion et al., On Smoothing
+    and Inference for Topic Models, UAI 2009, for this model.)
 
     Args:
         answers: of annotators who err independently of each other.
@@ -71,7 +79,7 @@ def judge(answers: Answered, prior: NDArray | None = None, doubted: int | None =
 
     >>> three = Answered(np.array([0, 0, 0]), np.array([0, 1, 2]), np.array([1, 1, 0]), (1, 3, 2))
     >>> judge(three).probs.round(2)
-    array([[0.1, 0.9]])
+    array([[0.2, 0.8]])
     """
     images, annotators, labels = answers.images, answers.annotators, answers.labels
     size, people, classes = answers.counts
@@ -80,33 +88,55 @@ def judge(answers: Answered, prior: NDArray | None = None, doubted: int | None =
     quality = np.full(people, RIGHT / (RIGHT + WRONG))
     if doubted is not None:
         quality[doubted] = 0.5
+    elsewhere, probs = quality[annotators], np.zeros((size, classes))
     for _ in range(STEPS):
         # An image's answers all bring the factor of a mistake; that of its label brings what a right one has over it.
-        odds = np.log(quality) - np.log((1 - quality) / max(classes - 1, 1))
-        logits = before.copy()
-        np.add.at(logits, (images, labels), odds[annotators])
-        probs = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probs /= probs.sum(axis=1, keepdims=True)
-        last = quality
-        right = np.bincount(annotators, probs[images, labels], people)
-        quality = (right + RIGHT) / (given + RIGHT + WRONG)
-        if np.abs(quality - last).max(initial=0) < CLOSE:
+        last, logits = probs, before.copy()
+        np.add.at(logits, (images, labels), _odds(elsewhere, classes))
+        probs = softmax(logits, axis=1)
+        right = np.bincount(annotators, probs[images, labels], people) + RIGHT
+        elsewhere = (right[annotators] - probs[images, labels]) / (given[annotators] - 1 + RIGHT + WRONG)
+        if np.abs(probs - last).max(initial=0) < CLOSE:
             break
     confusions = np.zeros((people, classes, classes))
     np.add.at(confusions.swapaxes(1, 2), (annotators, labels), probs[images])
-    return Judged(probs, quality, confusions)
+    return Judged(probs, right / (given + RIGHT + WRONG), confusions)
 
 
-def numbered(table: pd.DataFrame, classes: Sequence[str]) -> tuple[Answered, pd.Index, pd.Index]:
-    """The labels of a table of `palkit.labelling.labels.standing`, and the names of images and annotators, in order."""
+def _odds(quality: NDArray, classes: int) -> NDArray:
+    """Logits that answers of this quality bring to the classes that they name."""
+    return np.log(quality) - np.log((1 - quality) / max(classes - 1, 1))
+
+
+def numbered(
+    table: pd.DataFrame, people: Iterable[str] = (), classes: Iterable[str] = ()
+) -> tuple[Answered, list[str], list[str], list[str]]:
+    """The labels of a table of `palkit.labelling.labels.standing`, and the names of images, annotators and classes.
+
+    A class that nobody has named is none: the more there were, the less would two mistakes be expected to agree.
+
+    Args:
+        table: which.
+        people: annotators beside those in it.
+        classes: beside those in it.
+    """
     given = table[table["answer"] == "label"]
-    images, ids = pd.factorize(given["id"], sort=True)
-    annotators, people = pd.factorize(given["annotator"], sort=True)
-    labels = pd.Categorical(given["label"], pd.Index(classes)).codes.astype(np.int64)
-    return Answered(images, annotators, labels, (len(ids), len(people), len(classes))), ids, people
+    ids, who = sorted({*given["id"]}), sorted({*given["annotator"], *people})
+    said = sorted({*given["label"], *classes})
+    images, annotators, labels = (
+        pd.Categorical(given[column], names).codes.astype(np.int64)
+        for column, names in (("id", ids), ("annotator", who), ("label", said))
+    )
+    return Answered(images, annotators, labels, (len(ids), len(who), len(said))), ids, who, said
 
 
-def consensus(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, str]:
+def shared(table: pd.DataFrame) -> pd.DataFrame:
+    """The labels of images that have several: one alone says nothing of who gave it."""
+    given = table[table["answer"] == "label"]
+    return given[given["id"].duplicated(keep=False)]
+
+
+def consensus(table: pd.DataFrame) -> dict[str, str]:
     """Label of each image: what most annotators say, if it is also the likeliest, or else what is likely enough.
 
     Where all say the same, that is the label. Of two annotators alone neither is better, as far as their answers tell,
@@ -115,63 +145,102 @@ def consensus(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, str]:
 
     Args:
         table: of `palkit.labelling.labels.standing`.
-        classes: all there are.
     """
     labels, given = agreed(table), table[table["answer"] == "label"]
-    named = given.drop_duplicates(["id", "label"])["id"]
-    disputed = named[named.duplicated()].unique()
-    # An image with a single answer says nothing of who gave it, and two people cannot be told apart.
-    shared = given[given["id"].duplicated(keep=False)]
-    if not len(disputed) or shared["annotator"].nunique() < 3:
+    if len(given.drop_duplicates(["id", "label"])) == given["id"].nunique():
         return labels
-    answers, ids, people = numbered(shared, classes)
-    probs = np.min([judge(answers, doubted=number).probs for number in range(len(people))], axis=0)
-    probs = probs[np.searchsorted(ids.to_numpy(), disputed)]
-    settled: dict[str, str | None] = {**labels}
-    for name, code, sure in zip(disputed, probs.argmax(axis=1), probs.max(axis=1) >= SURE, strict=True):
-        likeliest = classes[int(code)]
-        settled[name] = likeliest if sure or labels.get(name) == likeliest else None
-    return {name: label for name in given["id"].unique() if (label := settled.get(name))}
+    answers, ids, _, classes = numbered(table)
+    found = dict(zip(ids, settled(answers)[:, 0].tolist(), strict=True))
+    return {name: classes[found[name]] for name in given["id"].unique() if found[name] >= 0}
 
 
-def unseen_probs(features: Rows, positions: NDArray, labels: NDArray, classes: int) -> NDArray:
+def settled(answers: Answered, by: int | None = None) -> NDArray:
+    """Class that is the label of each image by `consensus`, as it is or after one more answer; -1 for none.
+
+    One answer is taken not to change what is thought of the annotators.
+
+    Args:
+        answers: all.
+        by: number of the annotator who gives another; None for nobody.
+
+    Returns:
+        (N, 1), or (N, C) after each answer there could be.
+    """
+    (size, people, classes), images = answers.counts, answers.images
+    more = np.zeros((1, classes)) if by is None else np.eye(classes)
+    votes, given = np.zeros((size, classes)), np.zeros((size, people), dtype=bool)
+    np.add.at(votes, (images, answers.labels), 1)
+    votes = votes[:, None] + more  # (N, C, C) by image, answer and class
+    given[images, answers.annotators] = True
+    several = given.sum(axis=1)[images] > 1
+    alone = images[~several], answers.labels[~several], answers.annotators[~several]
+    others = Answered(images[several], answers.annotators[several], answers.labels[several], answers.counts)
+    known = np.isin(np.arange(people), others.annotators)  # by images that they share
+    given |= known | (np.arange(people) == by)
+    three = given.sum(axis=1) > 2  # two cannot be told apart: votes count
+    disputed = three[:, None] & ((votes > 0).sum(axis=2) > 1)
+    likely, views = votes / votes.sum(axis=2, keepdims=True), []
+    for number in np.flatnonzero(known & disputed.any()).tolist():
+        judged = judge(others, doubted=number)
+        logits = np.log(judged.probs)
+        np.add.at(logits, alone[:2], _odds(judged.quality[alone[2]], classes))
+        added = 0 if by is None else _odds(judged.quality[by], classes)
+        views.append(softmax(logits[:, None] + added * more, axis=2))
+    if views:
+        likely = np.where(disputed[:, :, None], np.min(views, axis=0), likely)
+    first = votes == votes.max(axis=2, keepdims=True)
+    most = np.where(first.sum(axis=2) == 1, votes.argmax(axis=2), -1)
+    likeliest = likely.argmax(axis=2)
+    return np.where((most == likeliest) | (likely.max(axis=2) >= SURE), likeliest, -1)
+
+
+def unseen_probs(features: Rows, positions: NDArray, labels: NDArray, keys: NDArray, classes: int) -> NDArray:
     """(n, C) class probabilities of images, by heads that were fitted to the labels of others.
+
+    They are softened as far as the labels compel, for a head that is too sure doubts what is right.
 
     Args:
         features: (N, D) of the pool.
         positions: (n,) of the images in it.
         labels: (n,) classes; -1 for those that no head shall be fitted to.
+        keys: (n,) of the images, whose order says what is fitted together: it must not follow their names, which may
+            follow the classes.
         classes: C.
     """
     rows = even_rows(features, torch.from_numpy(positions))[:].cpu()
     rows = rows @ torch.linalg.qr(rows.T).Q  # the weights lie in the span of the rows
-    known, targets = np.flatnonzero(labels >= 0), one_hot(torch.from_numpy(labels).clamp(min=0), classes)
-    part = np.full(len(labels), PARTS)
-    part[known] = np.arange(len(known)) % PARTS
-    probs = np.full((len(labels), classes), 1 / classes)
+    known, given = np.flatnonzero(labels >= 0), torch.from_numpy(labels)
+    targets, part = one_hot(given.clamp(min=0), classes), np.full(len(labels), PARTS)
+    part[known[keys[known].argsort()]] = np.arange(len(known)) % PARTS
+    logits = torch.zeros(targets.shape, dtype=torch.float64)
     for number in np.unique(part):
         fitted, asked = known[part[known] != number], np.flatnonzero(part == number)
         if len(fitted):
             weight, bias = logistic_on_views(rows[fitted][None], None, targets[fitted], torch.ones(len(fitted)), DECAY)
-            probs[asked] = (rows[asked] @ weight.T + bias).softmax(1).numpy()
-    probs = probs.clip(LEAST)
+            logits[asked] = rows[asked] @ weight.T + bias
+    temperature = softening(logits[known], given[known]) if len(known) else 1.0
+    probs = (logits / temperature).softmax(1).numpy().clip(LEAST)
     return probs / probs.sum(axis=1, keepdims=True)
 
 
-def gains(probs: NDArray, given: NDArray, quality: float) -> NDArray:
-    """Labels that become right, less those that become wrong, by another answer to each image.
+def gains(probs: NDArray, before: NDArray, after: NDArray, quality: float) -> NDArray:
+    """(N,) labels that become right, less those that become wrong, by another answer to each image.
 
-    A new image brings 2 * `quality` - 1: it is right or wrong. Another answer that contradicts a label takes it away,
-    be it right or wrong; one that agrees with either side of a dispute makes that the label.
+    A new image brings 2 * `quality` - 1: it is right or wrong. Another answer may take a label away, be it right or
+    wrong, and settle what is disputed.
 
     Args:
         probs: (N, C) of the class of each image, all that is known being considered.
-        given: (N, C) whether the class has been named: one is the label, of several none is.
+        before: (N, 1) class that is its label, -1 for none; of `settled`.
+        after: (N, C) the same after each answer there could be.
         quality: probability that the answer is right.
     """
-    mistake = (1 - quality) / max(probs.shape[1] - 1, 1)  # of one certain other class
-    # Chance of each class to be named again, and to be right then, less that of being wrong.
-    named = given * (probs * quality - (1 - probs) * mistake)
-    alone = given.sum(axis=1) == 1
-    label = (probs * given).sum(axis=1)  # where it is alone
-    return np.where(alone, (1 - label) * (1 - mistake) - label * (1 - quality), named.sum(axis=1))
+    classes = np.arange(probs.shape[1])
+    mistake = (1 - quality) / max(len(classes) - 1, 1)  # of one certain other class
+
+    def value(label: NDArray) -> NDArray:
+        """(N, C, C) 1 where a label is right, -1 where it is wrong, by true class and answer."""
+        return np.where(label[:, None] < 0, 0, np.where(label[:, None] == classes[:, None], 1, -1))
+
+    chance = probs[:, :, None] * np.where(np.eye(len(classes), dtype=bool), quality, mistake)
+    return (chance * (value(after) - value(before))).sum(axis=(1, 2))

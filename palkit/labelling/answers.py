@@ -14,7 +14,7 @@ import pandas as pd
 
 from palkit.data import ImagePool
 from palkit.errors import ConfigError, DataError, brief, hidden_difference, seen, unknown_name
-from palkit.labelling.annotators import consensus, judge, numbered
+from palkit.labelling.annotators import consensus, judge, numbered, shared
 from palkit.labelling.exchange import check_labels, located
 from palkit.labelling.labels import (
     Event,
@@ -92,7 +92,7 @@ class Answers:
         events = self.log.events()
         if self._standing is None or self._standing[0] is not events:
             table = standing(events)
-            self._standing = events, _Stands(table, skipped(events), consensus(table, self.class_names))
+            self._standing = events, _Stands(table, skipped(events), consensus(table))
         return self._standing[1]
 
     def labels(self) -> dict[str, str]:
@@ -227,12 +227,12 @@ class Answers:
         """How often each annotator is right, and what is taken for what, as far as answers to the same images tell.
 
         Returns:
-            One row per annotator and two classes: annotator, quality (probability that an answer of theirs is right),
+            One row per annotator and two classes, of those who answered images that others did, and what these were
+            called: annotator, quality (probability that an answer of theirs is right),
             true, said, labels (expected number of images of the first class of which they said the second). See
             `palkit.labelling.annotators.judge`.
         """
-        classes = self.class_names
-        answers, _, people = numbered(self.answers(), classes)
+        answers, _, people, classes = numbered(shared(self.answers()))
         judged = judge(answers)
         names = pd.MultiIndex.from_product([people, classes, classes], names=["annotator", "true", "said"])
         rows = names.to_frame(index=False).assign(labels=judged.confusions.ravel())

@@ -21,7 +21,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of, width_of
-from palkit.labelling.annotators import RIGHT, WRONG, gains, judge, numbered, unseen_probs
+from palkit.labelling.annotators import gains, judge, numbered, settled, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import answered, now
 from palkit.labelling.records import explained
@@ -342,9 +342,14 @@ class Session(Answers):
         return table.astype({"row": np.int64, "rank": np.int64, "probability": np.float64})
 
     def second_opinions(self) -> pd.DataFrame:
-        """Images that others have labelled and this annotator has not answered yet. Columns id and row."""
-        answers = self.answers()
-        mine = set(answers.loc[answers["annotator"] == self.annotator, "id"])
+        """Images that others have labelled and this annotator has not answered yet. Columns id and row.
+
+        What this annotator has skipped comes again after the next fit.
+        """
+        answers, since = self.answers(), max((one.events for one in self.rounds()), default=0)
+        own = answers[answers["annotator"] == self.annotator]
+        mine = set(own.loc[own["answer"] != "skip", "id"])
+        mine |= {name for (name, who), at in self._stands().skips.items() if who == self.annotator and at >= since}
         names = answers.loc[answers["answer"] == "label", "id"].drop_duplicates()
         wanted = [name for name in names if name not in mine and name in self.row_of]
         return pd.DataFrame({"id": wanted, "row": np.array([self.row_of[name] for name in wanted], dtype=np.int64)})
@@ -371,28 +376,29 @@ class Session(Answers):
         return self._doubts(self._restored(self._last(), progress))
 
     def _doubts(self, fit: Fit) -> pd.DataFrame:
-        answers, names, labels = self.answers(), self.class_names, self.labels()
-        apart = ~answers["id"].isin(self.learner.position) | answers["id"].isin(self.held_out)
-        given, ids, people = numbered(answers[~apart], names)
-        code = {name: number for number, name in enumerate(names)}
-        have = np.array([code[labels[name]] if name in labels else -1 for name in ids], dtype=np.int64)
-        positions = np.array([self.learner.position[name] for name in ids], dtype=np.int64)
-        judged = judge(given, unseen_probs(fit.scores.features, positions, have, len(names)))
-        quality = dict(zip(people, judged.quality, strict=True)).get(self.annotator, RIGHT / (RIGHT + WRONG))
-        named = have[:, None] == np.arange(len(names))  # (N, C)
-        named[given.images, given.labels] |= have[given.images] < 0
+        answers, labels, taught = self.answers(), self.labels(), self.training_labels()
+        inside = answers["id"].isin(self.learner.position)
+        given, ids, people, names = numbered(answers[inside], [self.annotator], labels.values())
+        images = [*dict.fromkeys([*ids, *taught])]  # labels that the data set has teach the heads, too
+        have = np.array([names.index(taught[name]) if name in taught else -1 for name in images], dtype=np.int64)
+        positions = np.array([self.learner.position[name] for name in images], dtype=np.int64)
+        keys = fit.scores.keys.rows.numpy()[positions]
+        judged = judge(given, unseen_probs(fit.scores.features, positions, have, keys, len(names))[: len(ids)])
+        by = people.index(self.annotator)
+        quality, before = float(judged.quality[by]), settled(given)
         likeliest = judged.probs.argmax(axis=1)
-        said = judged.probs[np.arange(len(ids)), np.where(have < 0, likeliest, have)]
+        said = judged.probs[np.arange(len(ids)), np.where(before[:, 0] < 0, likeliest, before[:, 0])]
         table = pd.DataFrame(
             {
                 "id": ids,
                 "row": [self.row_of[name] for name in ids],
                 "label": [labels.get(name, "") for name in ids],
-                "likeliest": np.array(names)[likeliest],
+                "likeliest": [names[code] for code in likeliest],
                 "wrong": 1 - said,
-                "worth": gains(judged.probs, named, quality) - (2 * quality - 1),
+                "worth": gains(judged.probs, before, settled(given, by), quality) - (2 * quality - 1),
             }
         )
+        table = table[~table["id"].isin(self.held_out)]
         return table.sort_values("worth", ascending=False, kind="stable", ignore_index=True)
 
     def _tests(self, fit: Fit | None, state: SessionState, more: int) -> list[Drawn]:
@@ -421,9 +427,10 @@ class Session(Answers):
         others = set(self.second_opinions()["id"]) - {one.id for one in state.proposed} if self.ask_again else set()
         if fit is not None and others:
             table = self._doubts(fit)
-            again = table.loc[(table["worth"] > 0) & table["id"].isin(others), "id"].tolist()[: size // 2]
+            wanted = table.loc[(table["worth"] > 0) & table["id"].isin(others), "id"].tolist()
+            again = self.learner.spread(wanted)[: size // 2]
         positions = self.learner.choose(
-            fit, labels, self.class_names, refused, size - len(again), len(rounds), progress
+            fit, labels, self.class_names, refused, size - len(again), len(rounds), progress, again
         )
         moment, events = now(), len(self.log.events())
         proposed = [Proposed(name, rank, "", None, AGAIN, moment, events) for rank, name in enumerate(again, start=1)]

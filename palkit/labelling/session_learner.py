@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch.nn.functional import pad
 
@@ -19,6 +20,7 @@ from palkit.models.metrics import evaluate
 from palkit.progress import Progress
 from palkit.storage.checks import normal
 from palkit.strategies import get_strategy
+from palkit.strategies.balance import group_numbers
 from palkit.strategies.kernels import Rows, View
 from palkit.strategies.registry import check_groups
 from palkit.strategies.scores import PoolScores
@@ -163,6 +165,7 @@ class SessionLearner:
         batch_size: int,
         number: int,
         progress: Progress,
+        again: Sequence[str] = (),
     ) -> list[int]:
         """Pool positions to label next, best first; by the cold-start strategy if there is no fit yet.
 
@@ -174,6 +177,7 @@ class SessionLearner:
             batch_size: at most.
             number: of the round that the labels are for.
             progress: see `palkit.experiments.experiment.rounds`.
+            again: images that the batch has already.
         """
         left = np.ones(len(self.rows), dtype=bool)
         left[self._positions(set(refused) - labels.keys())] = False
@@ -186,7 +190,17 @@ class SessionLearner:
             initial = learner.config.initial
             return learner.buy(initial, scores, bought, batch_size, number, purpose="initial", rows=keep).tolist()
         scores = _restrict(fit.scores, keep, learner.names)
-        return learner.next_batch(scores, bought, batch_size, number, keep).tolist()
+        begun = torch.from_numpy(self._positions(again))
+        return learner.next_batch(scores, bought, batch_size, number, keep, begun).tolist()
+
+    def spread(self, names: list[str]) -> list[str]:
+        """Those of some images, best first, that one batch may hold: `per_group` of each group at most."""
+        bound, groups = self.config.strategy_options.get("per_group"), self.pool.groups
+        if bound is None or groups is None:
+            return names
+        numbers = pd.Series(group_numbers(groups[self.rows[self._positions(names)]]))
+        fits = (numbers < 0) | (numbers.groupby(numbers).cumcount() < bound)
+        return [name for name, one in zip(names, fits, strict=True) if one]
 
     def _positions(self, names: Iterable[str]) -> np.ndarray:
         return np.array([self.position[name] for name in names if name in self.position], dtype=np.int64)

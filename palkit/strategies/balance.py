@@ -72,6 +72,7 @@ def spread_over_groups(
     groups: Tensor,
     batch_size: int,
     per_group: int,
+    begun: Tensor,
 ) -> Tensor:
     """(B,) rows of a strategy, no more than so many of a group while there are others.
 
@@ -86,10 +87,11 @@ def spread_over_groups(
         groups: (N,) int64, below 0 for a row that stands for itself.
         batch_size: B, no more than there are unlabelled rows among those shown.
         per_group: at least 1.
+        begun: groups of what the batch has already.
     """
     positions, labels, predicted = labelled.positions.cpu(), labelled.labels.cpu(), predicted.cpu()
     taken: list[int] = []
-    counts, bound = Counter[int](), per_group
+    counts, bound = Counter[int](begun.tolist()), per_group
     while len(taken) < batch_size:
         fresh = torch.tensor(taken, dtype=torch.int64)
         known = LabelledSet(torch.cat([positions, fresh]), torch.cat([labels, predicted[fresh]]))

@@ -114,6 +114,7 @@ def select(
     subsample: int | None = None,
     per_group: int | None = None,
     groups: Tensor | None = None,
+    begun: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Choose the pool rows whose labels to buy next.
@@ -133,6 +134,7 @@ def select(
         per_group: rows of one group (a patient, a slide, a camera) in a batch, at most, while others are left; what
             the strategy likes next fills it up. None for no bound.
         groups: (N,) int64 of each row, below 0 for a row that stands for itself; needed for `per_group`.
+        begun: groups of what the batch has already from elsewhere; None for an empty batch.
         options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`.
 
     Returns:
@@ -193,7 +195,8 @@ def select(
 
     if per_group is None or groups is None:
         return batch(shown, labelled, size)
-    return spread_over_groups(batch, shown, labelled, scores.predicted, groups.cpu(), size, per_group)
+    begun = torch.empty(0) if begun is None else begun
+    return spread_over_groups(batch, shown, labelled, scores.predicted, groups.cpu(), size, per_group, begun)
 
 
 def _arranged(
