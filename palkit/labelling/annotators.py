@@ -127,7 +127,7 @@ def numbered(
         pd.Categorical(given[column], names).codes.astype(np.int64)
         for column, names in (("id", ids), ("annotator", who), ("label", said))
     )
-    return Answered(images, annotators, labels, (len(ids), len(who), len(said))), ids, who, said
+    return Answered(images, annotators, labels, (len(ids), len(who), max(len(said), 1))), ids, who, said
 
 
 def shared(table: pd.DataFrame) -> pd.DataFrame:

@@ -383,7 +383,7 @@ class Session(Answers):
         have = np.array([names.index(taught[name]) if name in taught else -1 for name in images], dtype=np.int64)
         positions = np.array([self.learner.position[name] for name in images], dtype=np.int64)
         keys = fit.scores.keys.rows.numpy()[positions]
-        judged = judge(given, unseen_probs(fit.scores.features, positions, have, keys, len(names))[: len(ids)])
+        judged = judge(given, unseen_probs(fit.scores.features, positions, have, keys, given.counts[2])[: len(ids)])
         by = people.index(self.annotator)
         quality, before = float(judged.quality[by]), settled(given)
         likeliest = judged.probs.argmax(axis=1)

@@ -468,6 +468,14 @@ def test_a_bound_keeps_the_order_of_what_is_liked() -> None:
         assert picks.tolist() == expected[:size]
 
 
+def test_what_a_batch_has_already_counts_among_those_of_its_group() -> None:
+    pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)
+    given = {"groups": torch.arange(60) % 4, "begun": torch.tensor([2, 2, 3, -1, -1, -1])}
+    picks = choose("margin", pool, labelled, 5, generator(), per_group=2, **given)
+    assert given["groups"][picks].bincount(minlength=4).tolist() == [2, 2, 0, 1]
+    check_contract(choose("margin", pool, labelled, 54, generator(), per_group=1, **given), pool, labelled, 54)
+
+
 def test_what_is_taken_counts_as_labelled() -> None:
     """Both ends are of one group: of the others the middle is far from what is labelled and taken, 95 is not."""
     pool = PoolScores(torch.tensor([[0.0], [100.0], [-90.0], [95.0], [50.0]]), torch.full((5, 2), 0.5))
