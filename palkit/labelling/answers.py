@@ -227,9 +227,9 @@ class Answers:
         """How often each annotator is right, and what is taken for what, as far as answers to the same images tell.
 
         Returns:
-            One row per annotator and two classes, of those who answered images that others did, and what these were
-            called: annotator, quality (probability that an answer of theirs is right),
-            true, said, labels (expected number of images of the first class of which they said the second). See
+            One row per annotator and two classes, of the annotators who labelled images that others did, too, and the
+            classes that they named there: annotator, quality (probability that an answer of theirs is right), true,
+            said, labels (expected number of images of the first class of which they said the second). See
             `palkit.labelling.annotators.judge`.
         """
         answers, _, people, classes = numbered(shared(self.answers()))

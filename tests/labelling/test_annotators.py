@@ -421,11 +421,11 @@ def test_single_answers_say_nothing_of_who_gave_them(fields: dict[str, Any], tru
 def test_classes_that_nobody_names_change_no_label(tmp_path: Path) -> None:
     """The more classes there could be, the less would mistakes be expected to agree."""
     place, _ = stored(tmp_path, [0, 1, 2, 3, 4] * 10)
-    for image, who, label in ("0a1", "0c1", "0b0", "1c1", "1b0", "2c1", "2b0", "3a0", "3b1"):
+    for image, who, label in ["0a1", "0c0", "1c0", "1b1", "2b1", "2a1", "2c0", "3b1", "3c0", "4a0", "4b0", "4c1"]:
         opened_on(place, who).label(f"im000{image}", f"c{label}")
     session = opened_on(place, "dan")
     labels = session.labels()
-    assert labels == {"im0000": "c1"}
+    assert labels == {"im0000": "c1", "im0001": "c1", "im0002": "c1", "im0003": "c1", "im0004": "c0"}, "cho is doubted"
     for number in range(10):
         session.add_class(f"another {number}")
     assert session.labels() == labels
@@ -441,7 +441,7 @@ def test_classes_that_follow_the_names_are_not_doubted(tmp_path: Path) -> None:
         ana.label(ids, [truth[name] for name in ids])
         ana.fit()
         found.append(ana.doubts().set_index("id").sort_index()[["likeliest", "wrong", "worth"]])
-    assert found[0]["wrong"].mean() < 0.1
+    assert found[0]["wrong"].mean() < 0.0005
     assert (found[0]["worth"] <= 0).all()
     pd.testing.assert_frame_equal(*found, atol=1e-5)
 
