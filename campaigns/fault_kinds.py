@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, tzinfo
@@ -24,7 +23,7 @@ from typing import Any
 
 import psutil
 import torch
-from fault_processes import Ended, Tell, Work, forked
+from fault_processes import Ended, Tell, Work, begin, end_of, forked
 from fault_targets import Bench, Labelling, Runs, Target
 from fault_verdicts import Trial, judged, repaired
 
@@ -282,8 +281,8 @@ def both(work: Work, folder: Path, delay: float) -> list[Ended]:
         time.sleep(delay)
         return work(folder, tell)
 
-    with ThreadPoolExecutor(2) as threads:
-        return list(threads.map(partial(forked, folder=folder), [work, later]))
+    # Not in threads: a process that forks while another of its threads is at work can break the child.
+    return [end_of(process) for process in [begin(one, folder) for one in (work, later)]]
 
 
 def annotate(values: dict[str, Any], folder: Path, tell: Tell) -> bool:

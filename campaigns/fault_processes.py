@@ -39,24 +39,28 @@ class Ended:
     seconds: float = 0.0
 
 
-def forked(
-    work: Work,
-    folder: Path,
-    *,
-    kill_after: float | None = None,
-    kill_before: int | None = None,
-    victims: Callable[[int], list[int]] = lambda pid: [pid],
-    patience: float = PATIENCE,
-) -> Ended:
-    """Do some work in a forked process with caches and runs in `folder`.
+@dataclass(frozen=True)
+class Begun:
+    """A forked process: its id, what it tells through, what its standard error goes to, and when it began."""
+
+    pid: int
+    here: Any
+    words: IO[bytes]
+    began: float
+
+
+def forked(work: Work, folder: Path, *, kill_before: int | None = None, **until: Any) -> Ended:
+    """Do some work in a forked process with caches and runs in `folder`; arguments as for `begin` and `end_of`."""
+    return end_of(begin(work, folder, kill_before), **until)
+
+
+def begin(work: Work, folder: Path, kill_before: int | None = None) -> Begun:
+    """Begin some work in a forked process with caches and runs in `folder`.
 
     Args:
         work: called with the folder and a function that tells this process something.
         folder: that `PALKIT_RUNS` and `PALKIT_CACHE` lie in.
-        kill_after: seconds after which it is killed.
         kill_before: number of the change of a file before which it kills itself, from 1.
-        victims: of the process's id, the processes to kill.
-        patience: seconds after which it is killed because it hangs.
     """
     here, there = Pipe(duplex=False)
     words = tempfile.TemporaryFile()  # noqa: SIM115  (closed after its child has ended)
@@ -66,13 +70,32 @@ def forked(
         here.close()
         _child(work, folder, kill_before, there, words)
     there.close()
-    ended, deadline = Ended(), began + (patience if kill_after is None else kill_after)
+    return Begun(pid, here, words, began)
+
+
+def end_of(
+    process: Begun,
+    *,
+    kill_after: float | None = None,
+    victims: Callable[[int], list[int]] = lambda pid: [pid],
+    patience: float = PATIENCE,
+) -> Ended:
+    """How a forked process ends.
+
+    Args:
+        process: that was begun.
+        kill_after: seconds after its beginning at which it is killed.
+        victims: of the process's id, the processes to kill.
+        patience: seconds after which it is killed because it hangs.
+    """
+    pid, here = process.pid, process.here
+    end, deadline = Ended(pid=pid), process.began + (patience if kill_after is None else kill_after)
     while True:
         if not here.poll(max(0.0, deadline - time.perf_counter())):
             for victim in victims(pid):
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
-            ended.error = "it hangs" if kill_after is None else ""
+            end.error = "it hangs" if kill_after is None else ""
             deadline = time.perf_counter() + patience
             continue
         try:
@@ -80,21 +103,21 @@ def forked(
         except (EOFError, OSError):
             break
         if kind == "told":
-            ended.told.append(content)
+            end.told.append(content)
         elif kind == "value":
-            ended.value = content
+            end.value = content
         else:
-            ended.error, ended.clear = content
+            end.error, end.clear = content
     _, status = os.waitpid(pid, 0)
     # The C library has an exit status of its own for "no memory for another thread".
-    ended.signal = os.WTERMSIG(status) or os.WEXITSTATUS(status)
-    with words:
+    end.signal = os.WTERMSIG(status) or os.WEXITSTATUS(status)
+    with process.words as words:
         words.seek(0)
-        ended.words = words.read().decode(errors="replace") if ended.signal not in (0, signal.SIGKILL) else ""
-    if not (ended.error or ended.value or ended.signal):
-        ended.error = "it ended without a word"
-    ended.pid, ended.seconds = pid, time.perf_counter() - began
-    return ended
+        end.words = words.read().decode(errors="replace") if end.signal not in (0, signal.SIGKILL) else ""
+    if not (end.error or end.value or end.signal):
+        end.error = "it ended without a word"
+    end.seconds = time.perf_counter() - process.began
+    return end
 
 
 def _child(work: Work, folder: Path, kill_before: int | None, there: Any, words: IO[bytes]) -> None:
