@@ -157,18 +157,22 @@ class Bench:
         """LoRA, fitted in one of the ways to these labels."""
         learner = self.learner
         model = learner._attach()
-        pseudo = None
-        if way in ("propagation", "head"):
-            pseudo = pseudo_labels(learner.frozen, rows, learner.pool_labels[rows], self.classes)
+
+        def pseudo(images: Tensor) -> PseudoLabels:
+            """By the labels of some of the rows."""
+            some = rows[images]
+            found = pseudo_labels(learner.frozen, some, learner.pool_labels[some], self.classes)
+            return found._replace(weights=PSEUDO * found.weights)
+
         if way in ("consistency", "propagation"):
             model.tuner = Unlabelled(
                 model.tuner.peft, model=model, images=self.images, views=self.views, weight=weight, threshold=threshold,
-                given=None if pseudo is None else self.given(pseudo),
+                given=self.given(pseudo(torch.arange(len(rows)))) if way == "propagation" else None,
             )  # fmt: skip
         fit(
             model, learner._augmented(rows.numpy(), silent), learner.pool_labels[rows], training,
             seed_of(learner.config.seed, "fit", 0), plain=learner.inputs[rows].float(),
-            pseudo=pseudo._replace(weights=PSEUDO * pseudo.weights) if pseudo is not None and way == "head" else None,
+            pseudo=pseudo if way == "head" else None,
         )  # fmt: skip
         return merge(model)
 
