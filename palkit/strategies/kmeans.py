@@ -9,6 +9,7 @@ from palkit.strategies.kernels import Rows, chunks, column_mean, draw, matvec, p
 from palkit.strategies.ties import first_best
 
 SEEDING_ROWS = (4096, 16)  # k-means seeding looks at so many rows, or so many per cluster
+ONE_BY_ONE = 1000  # seeds, beyond which they are drawn together: a pass over the rows for each takes longer than Lloyd
 MAX_STEPS = 300  # of Lloyd, as in scikit-learn
 
 
@@ -89,9 +90,9 @@ def kmeans(
             moved += len(changed)
             share = mass_of_row[part][changed, None]
             block = torch.cat([x[changed] * share, share], 1)
-            sums += group_sum(block, new[changed], clusters)
+            add_by_group(sums, block, new[changed])
             known = (old[changed] >= 0).nonzero().squeeze(1)
-            sums -= group_sum(block[known], old[changed[known]], clusters)
+            add_by_group(sums, -block[known], old[changed[known]])
             label[part] = new
         if moved <= tolerance * n:
             break
@@ -101,7 +102,11 @@ def kmeans(
 
 
 def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> Tensor:
-    """(K, D) greedy k-means++ (Arthur & Vassilvitskii 2007) on a uniform sample of the rows."""
+    """(K, D) greedy k-means++ (Arthur & Vassilvitskii 2007) on a uniform sample of the rows.
+
+    More than ONE_BY_ONE are not greedy, and a quarter as many as there are is drawn at a time, similar to k-means||
+    (Bahmani et al. 2012).
+    """
     sample = torch.randperm(len(rows), generator=rng)[: max(SEEDING_ROWS[0], SEEDING_ROWS[1] * clusters)].sort().values
     x = rows[sample.to(rows.device)].float()
     share = weight[sample.to(rows.device)]
@@ -110,7 +115,17 @@ def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> T
     trials = 2 + int(math.log(clusters))
     gap = torch.full_like(square, torch.inf)
     picks: list[int] = []
-    for _ in range(clusters):
+    while ONE_BY_ONE < clusters > len(picks):
+        count = min(max(1, len(picks) // 4), clusters - len(picks))
+        chance = (share * gap if picks else share).cpu().double()
+        # The largest of log(u) / chance are distinct draws in proportion (Efraimidis & Spirakis 2006).
+        keys = torch.rand(len(x), generator=rng, dtype=torch.float64).log() / chance
+        drawn = keys.topk(count).indices.to(rows.device)
+        for part in chunks(len(x), count):
+            new = square_gaps(centred[drawn], square[drawn], centred[part], square[part]).amin(0)
+            gap[part] = torch.minimum(gap[part], new)
+        picks += drawn.tolist()
+    for _ in range(clusters - len(picks)):
         tried = draw(share if not picks else share * gap, rng, trials).to(rows.device)
         new = torch.minimum(square_gaps(centred[tried], square[tried], centred, square), gap)  # (trials, sample)
         best = first_best(-(new.double() @ share.double()))
@@ -119,14 +134,15 @@ def _seeds(rows: Rows, clusters: int, weight: Tensor, rng: torch.Generator) -> T
     return x[torch.tensor(picks, device=rows.device)]
 
 
-def group_sum(rows: Tensor, group: Tensor, groups: int) -> Tensor:
-    """(groups, D) sum of the `rows` (n, D) of each `group` (n,), the same in every run."""
+def add_by_group(sums: Tensor, rows: Tensor, group: Tensor) -> None:
+    """Add `rows` (n, D) to the float64 `sums` (groups, D) of the `group` (n,) of each, the same in every run."""
     if rows.is_cuda:  # index_add_ adds in no fixed order there
-        return group_product(rows, group, groups)
-    return torch.zeros(groups, rows.shape[1], dtype=rows.dtype).index_add_(0, group, rows)
+        sums += group_product(rows, group, len(sums))
+    else:
+        sums.index_add_(0, group, rows.to(sums.dtype))
 
 
 def group_product(rows: Tensor, group: Tensor, groups: int) -> Tensor:
-    """`group_sum` as a product with the (groups, n) matrix of who is in which."""
+    """(groups, D) sum of the `rows` (n, D) of each `group` (n,), as a product with the matrix of who is in which."""
     member = torch.arange(groups, device=rows.device)[:, None] == group
     return member.to(rows.dtype) @ rows

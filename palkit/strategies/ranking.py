@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from palkit.strategies.kernels import Rows, nearest_rows
-from palkit.strategies.kmeans import group_sum, kmeans
+from palkit.strategies.kmeans import add_by_group, kmeans
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import settled
 
@@ -59,7 +59,8 @@ def class_means(rows: Rows, labelled: LabelledSet, classes: int) -> Tensor:
     """(C, D) float64 mean of the labelled ones of `rows` (N, D) of each class; NaN where a class has none."""
     known = rows[labelled.positions.to(rows.device)].double()
     counted = torch.cat([known, torch.ones_like(known[:, :1])], 1)
-    sums = group_sum(counted, labelled.labels.to(known.device), classes)
+    sums = counted.new_zeros(classes, counted.shape[1])
+    add_by_group(sums, counted, labelled.labels.to(known.device))
     return sums[:, :-1] / sums[:, -1:]
 
 
