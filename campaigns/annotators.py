@@ -33,7 +33,7 @@ from palkit.storage.formats import write_table
 SETS = {"fashion_mnist": 1500, "histology": 1500, "idrid_unique": None}
 NOISES = {"none": 0.0, "10 %": 0.1, "20 %": 0.2, "40 %": 0.4, "neighbours": 0.3}
 WAYS = ("new", "twice", "again", "taken back")
-ANNOTATORS, SEEDS, BATCH, ROUNDS = ("ana", "ben", "cho"), range(6), 20, 10
+ANNOTATORS, SEEDS, BATCH, ROUNDS = ("ana", "ben", "cho"), range(10), 20, 10
 
 
 loaded = cache(load_dataset)  # a folder's files are found anew at every call
