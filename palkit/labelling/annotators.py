@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from palkit.labelling.labels import agreed
 from palkit.strategies.calibration import softening
 from palkit.strategies.heads import even_rows, logistic_on_views
-from palkit.strategies.kernels import Rows
+from palkit.strategies.kernels import Rows, chunks
 
 RIGHT, WRONG = 4.0, 1.0  # answers of every annotator before the first that count: four of five are right
 SURE = 0.8  # probability from which a class settles what annotators dispute, or overrules most of them
@@ -165,27 +165,42 @@ def settled(answers: Answered, by: int | None = None) -> NDArray:
         (N, 1), or (N, C) after each answer there could be.
     """
     (size, people, classes), images = answers.counts, answers.images
-    more = np.zeros((1, classes)) if by is None else np.eye(classes)
     votes, given = np.zeros((size, classes)), np.zeros((size, people), dtype=bool)
     np.add.at(votes, (images, answers.labels), 1)
-    votes = votes[:, None] + more  # (N, C, C) by image, answer and class
     given[images, answers.annotators] = True
     several = given.sum(axis=1)[images] > 1
     alone = images[~several], answers.labels[~several], answers.annotators[~several]
     others = Answered(images[several], answers.annotators[several], answers.labels[several], answers.counts)
     known = np.isin(np.arange(people), others.annotators)  # by images that they share
-    given |= known | (np.arange(people) == by)
-    three = given.sum(axis=1) > 2  # two cannot be told apart: votes count
-    disputed = three[:, None] & ((votes > 0).sum(axis=2) > 1)
-    likely, views = votes / votes.sum(axis=2, keepdims=True), []
-    for number in np.flatnonzero(known & disputed.any()).tolist():
+    three = (given | known | (np.arange(people) == by)).sum(axis=1) > 2  # two cannot be told apart: votes count
+    views = []
+    for number in np.flatnonzero(known & three.any()).tolist():
         judged = judge(others, doubted=number)
         logits = np.log(judged.probs)
         np.add.at(logits, alone[:2], _odds(judged.quality[alone[2]], classes))
-        added = 0 if by is None else _odds(judged.quality[by], classes)
-        views.append(torch.from_numpy(logits[:, None] + added * more).softmax(2).numpy())
+        views.append((logits, 0.0 if by is None else float(_odds(judged.quality[[by]], classes)[0])))
+    more = np.zeros((1, classes)) if by is None else np.eye(classes)
+    labels = np.empty((size, len(more)), dtype=np.int64)
+    for part in chunks(size, more.size):
+        labels[part] = _label(votes[part], three[part], [(logits[part], odds) for logits, odds in views], more)
+    return labels
+
+
+def _label(votes: NDArray, three: NDArray, views: list[tuple[NDArray, float]], more: NDArray) -> NDArray:
+    """(n, A) class that is the label of some images after each answer there could be, -1 for none.
+
+    Args:
+        votes: (n, C) annotators by image and class.
+        three: (n,) whether there is more than two people's word on an image.
+        views: (n, C) logits of the classes, and what an answer adds to that of its own, whoever is doubted.
+        more: (A, C) votes of each answer.
+    """
+    votes = votes[:, None] + more  # (n, A, C)
+    likely = votes / votes.sum(axis=2, keepdims=True)
     if views:
-        likely = np.where(disputed[:, :, None], np.min(views, axis=0), likely)
+        disputed = three[:, None] & ((votes > 0).sum(axis=2) > 1)
+        probs = [torch.from_numpy(logits[:, None] + odds * more).softmax(2).numpy() for logits, odds in views]
+        likely = np.where(disputed[:, :, None], np.min(probs, axis=0), likely)
     first = votes == votes.max(axis=2, keepdims=True)
     most = np.where(first.sum(axis=2) == 1, votes.argmax(axis=2), -1)
     likeliest = likely.argmax(axis=2)
@@ -233,12 +248,11 @@ def gains(probs: NDArray, before: NDArray, after: NDArray, quality: float) -> ND
         after: (N, C) the same after each answer there could be.
         quality: probability that the answer is right.
     """
-    classes = np.arange(probs.shape[1])
-    mistake = (1 - quality) / max(len(classes) - 1, 1)  # of one certain other class
-
-    def value(label: NDArray) -> NDArray:
-        """(N, C, C) 1 where a label is right, -1 where it is wrong, by true class and answer."""
-        return np.where(label[:, None] < 0, 0, np.where(label[:, None] == classes[:, None], 1, -1))
-
-    chance = probs[:, :, None] * np.where(np.eye(len(classes), dtype=bool), quality, mistake)
-    return (chance * (value(after) - value(before))).sum(axis=(1, 2))
+    if probs.shape[1] == 1:
+        return np.zeros(len(probs))  # nobody can be wrong
+    mistake = (1 - quality) / (probs.shape[1] - 1)  # of one certain other class
+    given = probs * quality + (1 - probs) * mistake  # (N, C) chance of each answer
+    right = np.take_along_axis(probs, after.clip(0), axis=1)  # that its label is right, before it is given
+    right *= np.where(after == np.arange(probs.shape[1]), quality, mistake)
+    gained = np.where(after < 0, 0, 2 * right - given).sum(axis=1)
+    return gained - np.where(before < 0, 0, 2 * np.take_along_axis(probs, before.clip(0), axis=1) - 1)[:, 0]

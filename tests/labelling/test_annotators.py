@@ -29,6 +29,7 @@ from palkit.labelling.annotators import (
 )
 from palkit.labelling.labels import agreed
 from palkit.labelling.session import AGAIN, Session, open_session
+from palkit.strategies import kernels
 from palkit.strategies.heads import even_rows, logistic_on_views
 
 CLASSES = ("x", "y", "z")
@@ -247,6 +248,17 @@ def test_two_to_one_is_not_taken_away_by_one_answer() -> None:
     assert after[ids.index("n")].tolist() == [0, 1], "either decides"
     assert after[ids.index("s0")].tolist() == [0, 0], "four to one"
     assert settled(answers)[ids.index("m")].tolist() == [0]
+
+
+def test_images_are_judged_alike_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a thousand classes, what every answer would make of every image is held for few images at once."""
+    rng = np.random.default_rng(0)
+    images, annotators = np.divmod(rng.permutation(120)[:80], 3)
+    answers = Answered(images, annotators, rng.integers(0, 4, 80), (40, 3, 4))
+    whole = settled(answers, 1)
+    assert {-1, 0, 1, 2, 3} == {*whole.ravel().tolist()}
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 100)
+    np.testing.assert_array_equal(settled(answers, 1), whole)
 
 
 def test_no_head_has_seen_the_label_that_it_doubts() -> None:
