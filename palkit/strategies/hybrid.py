@@ -38,7 +38,7 @@ def falcun(
         exponent: >= 0, the paper's gamma; 0 draws uniformly, the larger the greedier.
     """
     free = labelled.unlabelled(len(scores)).to(scores.probs.device)
-    uncertain, mass = per_row(margin_gap, scores.probs)[free], per_row(lambda probs: probs.sum(1), scores.probs)[free]
+    uncertain = per_row(margin_gap, scores.probs)[free]
     distance, open_rows = uncertain.clone(), torch.ones_like(uncertain)
     picks: list[int] = []
     while True:
@@ -47,9 +47,7 @@ def falcun(
         if len(picks) == batch_size:
             return free[torch.tensor(picks, device=free.device)]
         open_rows[picks[-1]] = 0
-        chosen = scores.probs[free[picks[-1:]]]
-        # |p - q| = p + q - 2 min(p, q), and the smaller one is exact in float32: only its sum needs float64.
-        parts = [scores.probs[part].minimum(chosen).sum(1, dtype=torch.float64) for part in chunks(*scores.probs.shape)]
-        gap = (mass + mass[picks[-1]] - 2 * torch.cat(parts)[free]).clamp(min=0)
-        distance = torch.minimum(distance, gap)
+        chosen = scores.probs[free[picks[-1:]]].double()
+        gap = [torch.cdist(scores.probs[part].double(), chosen, p=1)[:, 0] for part in chunks(*scores.probs.shape)]
+        distance = torch.minimum(distance, torch.cat(gap)[free])
         distance = distance / distance.max().clamp(min=1e-12)  # the smallest is 0, the pick's own
