@@ -73,6 +73,10 @@ class ExperimentConfig(Checked):
         strategy, options = get_strategy(self.strategy), dict(self.strategy_options)
         stochastic_passes(strategy.dropout, options)
         check_options(strategy, self.balance, options)
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise ConfigError(f"strategy_options: {error}; configs are text. Give it to palkit.select.") from None
         starting = [name for name, one in STRATEGIES.items() if one.cold_start]
         if self.initial not in starting:
             raise ConfigError(f"initial: {unknown_name('cold-start strategy', self.initial, starting)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+import torch
 import yaml
 from bad_input import INF, JSON_VALUES, NAN, TEXTS, VALUES, Case, World, command, damaged, short
 from hypothesis import strategies as st
@@ -92,6 +93,10 @@ def fixed_configs(world: World) -> dict[str, Case]:
         "passes not a number": ({"strategy": "bald", "strategy_options": {"passes": "x"}}, "passes"),
         "rate nan": ({"strategy": "bald", "strategy_options": {"dropout_rate": NAN}}, "rate"),
         "subsample text": ({"strategy_options": {"subsample": "many"}}, "subsample"),
+        "option no file holds": (
+            {"strategy": "epig", "strategy_options": {"target": torch.ones(9) > 0}},
+            "palkit.select",
+        ),
         "option by number": ({"strategy_options": {1: 1}}, "1"),
     }
     return {

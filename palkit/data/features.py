@@ -123,7 +123,7 @@ def from_features(
         labels: False leaves out what the file says of labels, splits and groups.
 
     Raises:
-        DataError: the file cannot be read, or an array does not fit; names it.
+        DataError: the file cannot be read, or an array does not fit, or every row of the pool has a label; names it.
     """
     with _reading(path):
         found, others = _opened(path)
@@ -142,6 +142,8 @@ def from_features(
         table["label"] = ""
     if "split" not in table and not splits:
         table["split"] = "pool"
+        if (table["label"] != "").all():
+            raise DataError(f"every row of {path} has a label: there is none to choose.")
     pictures = FileImages(located_files(str(path), table, path.parent)) if "path" in table else None
     notes = []
     if pictures is None:

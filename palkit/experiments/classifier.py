@@ -169,7 +169,7 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
     if not len(images):
         raise DataError("there are no images to predict.")
     if isinstance(images, torch.Tensor):
-        images = images.numpy(force=True)
+        images = (images.float() if images.is_floating_point() else images).numpy(force=True)
     elif not isinstance(images, np.ndarray) and not all(isinstance(one, str | Path) for one in images):
         if odd := sorted({one.mode for one in images if isinstance(one, Image.Image)} - {"L", "RGB"}):
             raise ConfigError(f"images are of mode {odd[0]!r}. Convert them by image.convert('RGB'), or give paths.")
@@ -185,10 +185,11 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
             raise DataError(f"features of row {bad.argmax()} are not all finite numbers of float32.")
         ids = [str(number) for number in range(len(images))]
     elif isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-            raise ConfigError(
-                f"images are an array {images.shape} of {images.dtype}; it must be (N, H, W) or (N, H, W, 3) of uint8."
-            )
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.shape[3:] or (3,)) != (3,):
+            wanted = "(N, D) of numbers" if features else "(N, H, W) or (N, H, W, 3) of uint8"
+            raise ConfigError(f"an array {images.shape} of {images.dtype}; it must be {wanted}.")
+        if images.ndim == 3 and images.shape[2] == 3:
+            raise ConfigError(f"images are an array {images.shape}: one in colour? Give images[None], (1, H, W, 3).")
         found = ArrayImages(images)
         ids = [str(number) for number in range(len(images))]
     else:

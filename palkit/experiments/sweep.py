@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -190,8 +190,8 @@ def load_sweep(name: str | Path) -> Sweep:
     if runs > RUNS:
         raise ConfigError(f"{path}: the grid has {runs:,} runs; {RUNS:,} are the most. Divide it into several sweeps.")
     for key in stop:
-        if key not in Stop.__dataclass_fields__:
-            raise unknown_name(f"key of stop in {path.name}", key, Stop.__dataclass_fields__)
+        if key not in (names := [one.name for one in fields(Stop)]):
+            raise unknown_name(f"key of stop in {path.name}", key, names)
     rules = None if content.get("stop") is None else Stop(**stop)
     return Sweep(path.stem, base, grid, variants, path.absolute(), tuple(exclude), rules)
 

@@ -159,7 +159,7 @@ def settled(answers: Answered, by: int | None = None) -> NDArray:
 
     Args:
         answers: all.
-        by: number of the annotator who gives another; None for nobody.
+        by: number of the annotator who gives one more; None for nobody.
 
     Returns:
         (N, 1), or (N, C) after each answer there could be.
@@ -184,6 +184,15 @@ def settled(answers: Answered, by: int | None = None) -> NDArray:
     for part in chunks(size, more.size):
         labels[part] = _label(votes[part], three[part], [(logits[part], odds) for logits, odds in views], more)
     return labels
+
+
+def settled_anew(answers: Answered, by: int) -> NDArray:
+    """(N, C) `settled` after each answer that an annotator could give: another, or one in place of theirs."""
+    after, own = settled(answers, by), answers.annotators == by
+    if own.any():
+        others = Answered(answers.images[~own], answers.annotators[~own], answers.labels[~own], answers.counts)
+        after[answers.images[own]] = settled(others, by)[answers.images[own]]
+    return after
 
 
 def _label(votes: NDArray, three: NDArray, views: list[tuple[NDArray, float]], more: NDArray) -> NDArray:

@@ -21,7 +21,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import pool_of, width_of
-from palkit.labelling.annotators import gains, judge, numbered, settled, unseen_probs
+from palkit.labelling.annotators import gains, judge, numbered, settled, settled_anew, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import answered, now
 from palkit.labelling.records import explained
@@ -137,8 +137,9 @@ class Session(Answers):
         config: backbone, adapter, strategy, batch size and seed; `rounds` means nothing here.
         annotator: whose answers are recorded.
         classes: names beyond those of the data set; more may be added at any time.
-        budget: labels to train on that are wanted in all, or None; those of tests come on top. As `test_share` and
-            `ask_again`, it is stored for all who open the session later; "stored" is what was given last, or else None.
+        budget: labels to train on that are wanted in all, or None; those of tests and second opinions come on top. As
+            `test_share` and `ask_again`, it is stored for all who open the session later; "stored" is what was given
+            last, or else None.
         held_out: images of the pool to set aside, drawn at random when the session begins.
         test_share: share of the labels asked for from now on that goes to images set aside; None asks for all of
             these, or, where some were drawn before, for those alone.
@@ -367,8 +368,8 @@ class Session(Answers):
 
         Returns:
             Columns id, row, label ("" where it is disputed), likeliest (class), wrong (probability that the label is,
-            or else the likeliest class), worth (of an answer of this annotator, see
-            `palkit.labelling.annotators.gains`, beyond that of one to a new image).
+            or else the likeliest class), worth (of an answer of this annotator, or of one in place of theirs,
+            see `palkit.labelling.annotators.gains`, beyond that of one to a new image).
 
         Raises:
             ConfigError: nothing has been fitted yet.
@@ -395,7 +396,7 @@ class Session(Answers):
                 "label": [labels.get(name, "") for name in ids],
                 "likeliest": [names[code] for code in likeliest],
                 "wrong": 1 - said,
-                "worth": gains(judged.probs, before, settled(given, by), quality) - (2 * quality - 1),
+                "worth": gains(judged.probs, before, settled_anew(given, by), quality) - (2 * quality - 1),
             }
         )
         table = table[~table["id"].isin(self.held_out)]

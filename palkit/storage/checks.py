@@ -8,6 +8,7 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, ClassVar, get_args, get_origin
 
+import numpy as np
 from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 
 from palkit.errors import ConfigError, brief, unknown_name
@@ -71,6 +72,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     """
     if isinstance(value, list) and get_origin(hint) is tuple:
         value = tuple(value)
+    if isinstance(value, np.generic):  # a length, sum or comparison that numpy has made
+        value = value.item()
     try:
         valid = _adapter(hint).validate_python(value)
     except ValidationError as error:
@@ -95,7 +98,9 @@ def _explained(error: ValidationError, name: str, value: Any, hint: Any) -> Conf
     if kinds == {"literal_error"} and isinstance(given, str):
         return refused_choice(name, found[0])
     wanted = " or ".join(dict.fromkeys(one["msg"].partition(" should ")[2] for one in found))
-    wanted = wanted.replace("a valid tuple", "a list of texts") + (" or nothing" if NoneType in get_args(hint) else "")
+    inner = get_args(hint)[:1]
+    many = "a list of texts" if inner == (str,) else "a list"
+    wanted = wanted.replace("a valid tuple", many) + (" or nothing" if NoneType in get_args(hint) else "")
     is_text = kinds & {"string_type", "literal_error"} and not isinstance(given, str | list | dict)
     quotes = " In YAML, put it into quotes." if is_text else ""
     return ConfigError(f"{name} is {brief(given)} ({type(given).__name__}); it must {wanted}.{quotes}")

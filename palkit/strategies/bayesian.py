@@ -64,7 +64,7 @@ def epig(
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
-        target: (N,) bool, rows of the kind that predictions are for; None for the unlabelled pool.
+        target: (N,) bool, rows of the kind that predictions are for; None for the unlabelled pool. Not in a config.
         targets: rows drawn from these, at most.
     """
     passes = scores.stochastic_probs

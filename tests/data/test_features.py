@@ -17,7 +17,7 @@ import palkit
 from palkit.cli import main
 from palkit.config import config_from_dict
 from palkit.data import ImagePool, StoredFeatures, load_dataset
-from palkit.data.features import probs_of
+from palkit.data.features import from_features, probs_of
 from palkit.errors import ConfigError, DataError, PalkitError
 from palkit.experiments.experiment import run_directory
 from palkit.experiments.setting import setting
@@ -157,7 +157,7 @@ def test_a_session_labels_them_and_its_model_predicts_others(tmp_path: Path) -> 
     truth = dict(zip(parts["ids"], parts["labels"], strict=True))
     unknown = {"features": parts["features"], "ids": parts["ids"]}
     path = write(tmp_path / "mine.npz", unknown)
-    session = palkit.open_session(str(path), "ana", classes=NAMES, folder=tmp_path / "labels", batch_size=6)
+    session = palkit.open_session(str(path), "ana", classes=NAMES, folder=tmp_path / "labels", batch_size=np.int64(6))
     for _ in range(4):
         for name in session.propose()["id"]:
             session.label(name, truth[name])
@@ -171,6 +171,9 @@ def test_a_session_labels_them_and_its_model_predicts_others(tmp_path: Path) -> 
         pd.testing.assert_frame_equal(model.predict(same), table)
     with pytest.raises(ConfigError, match="the model takes 6 features each, and 'new images' holds images"):
         model.predict(np.zeros((2, 8, 8), np.uint8))
+    assert len(model.predict(torch.ones(2, 6, dtype=torch.bfloat16))) == 2
+    with pytest.raises(ConfigError, match=r"an array \(6,\) of float32; it must be \(N, D\) of numbers"):
+        model.predict(parts["features"][0].astype(np.float32))
     with pytest.raises(ConfigError, match="holds 4 features each"):
         model.predict(np.zeros((2, 4), np.float32))
 
@@ -400,6 +403,9 @@ def test_select_refuses_what_does_not_fit(tmp_path: Path) -> None:
         next_batch(config, pool, "cpu", labels={"nobody": "red"})
     with pytest.raises(ConfigError, match="every image of"):
         next_batch(config, pool, "cpu", labels=dict.fromkeys(parts["ids"].tolist(), "red"))
+    whole = write(tmp_path / "whole.npz", {name: parts[name] for name in ("features", "ids", "labels")})
+    with pytest.raises(DataError, match=r"every row of .* has a label: there is none to choose"):
+        from_features(whole, splits=False)
     (tmp_path / "two.csv").write_text("id,label\na,red\na,blue\n")
     with pytest.raises(DataError, match="line 3: 'a' has the label 'red' already"):
         read_labels(tmp_path / "two.csv")

@@ -99,6 +99,8 @@ def test_what_cannot_be_used_is_named(run: Run, tmp_path: Path, capsys: pytest.C
         model.predict([np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)])
     with pytest.raises(ConfigError, match=r"array \(1, 2, 2\) of int64; it must be .* of uint8"):
         model.predict([[[0, 1], [2, 3]]])
+    with pytest.raises(ConfigError, match=r"array \(8, 8, 3\): one in colour\? Give images\[None\]"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(ConfigError, match=r"of mode 'P'\. Convert them"):
         model.predict([Image.new("P", (8, 8))])
     assert repr(model).startswith("Classifier: test_vit, ")
