@@ -545,6 +545,23 @@ class Session(Answers):
         """One row per fit, see `palkit.labelling.session_file.curve_of`."""
         return curve_of(self.rounds())
 
+    def measured(self, progress: Progress = silent) -> pd.DataFrame:
+        """What the labels of images drawn to be tested on say of the last fit, over all images set aside.
+
+        Args:
+            progress: see `palkit.experiments.experiment.rounds`.
+
+        Returns:
+            Rows accuracy, calibration error and "recall of" each class; columns value, low, high (95 % intervals, each
+            at one look) and labels (that it rests on).
+
+        Raises:
+            ConfigError: nothing has been fitted yet, or no image was drawn.
+        """
+        state = self._drawn()
+        fit = self._restored(self._last(), progress)
+        return self._tested(fit, state).table(fit.class_names)
+
     def reached(self, accuracy: float) -> bool:
         """Whether the last fit is at least so accurate over all images set aside, with 95 % confidence for all rounds.
 
@@ -560,12 +577,18 @@ class Session(Answers):
         checked("accuracy", accuracy, Annotated[float, Field(ge=0, le=1)])
         rounds = self.rounds()
         least = rounds[-1].metrics.get("accuracy_at_least", 0.0) if rounds else 0.0
-        if not self.file.read().drawn:
+        self._drawn()
+        return least >= accuracy
+
+    def _drawn(self) -> SessionState:
+        """The session's state, with images that were drawn to be tested on."""
+        state = self.file.read()
+        if not state.drawn:
             raise ConfigError(
                 "there is no guarantee yet: begin the session with held_out and test_share, label what is proposed, "
                 "and fit."
             )
-        return least >= accuracy
+        return state
 
     def forecast(self, more: int | None = None) -> "Forecast":
         """What `more` labels would bring; None for another batch. See `palkit.labelling.extrapolation.forecast`."""

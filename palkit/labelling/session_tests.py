@@ -1,19 +1,27 @@
 """Held-out images of a session of which few are drawn to be labelled, and what their labels say of its model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import takewhile
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from palkit.labelling.session_file import Drawn, SessionState
 from palkit.labelling.session_learner import Fit
 from palkit.labelling.stopping import accuracy_at_least
-from palkit.labelling.testing import Draws, draw_tests, error_terms, measured_accuracy
+from palkit.labelling.testing import (
+    Draws,
+    draw_tests,
+    error_terms,
+    measured_accuracy,
+    measured_calibration,
+    measured_recalls,
+)
 from palkit.strategies.ties import Keys, keys_of, predict
 
 
@@ -27,13 +35,20 @@ class Tested:
         ids: (N,) of them.
         confidence: (N,) of a model in its predictions.
         draws: M of them.
-        wrong: (L,) whether the predictions for the first L draws are wrong; the next one waits for its label.
+        predicted: (L,) class codes of the first L draws; the next one waits for its label.
+        labels: (L,) of them, -1 where nobody can tell.
     """
 
     ids: list[str]
     confidence: NDArray
     draws: Draws
-    wrong: NDArray
+    predicted: NDArray
+    labels: NDArray
+
+    @property
+    def wrong(self) -> NDArray:
+        """(L,) whether the predictions are."""
+        return self.predicted != self.labels
 
     def more(self, number: int, seed: int) -> list[Drawn]:
         """Further images to label, as many as there are.
@@ -63,6 +78,22 @@ class Tested:
             "accuracy_at_least": least,
         }
 
+    def table(self, class_names: Sequence[str]) -> pd.DataFrame:
+        """Accuracy, calibration error and each class's recall over all images, with 95 % intervals at one look.
+
+        Args:
+            class_names: of the codes.
+        """
+        known = len(self.labels)
+        draws = Draws(self.draws.positions[:known], self.draws.chances[:known], self.draws.least[:known])
+        found = {
+            "accuracy": measured_accuracy(self.confidence, draws, self.wrong),
+            "calibration error": measured_calibration(self.confidence, draws, self.wrong),
+        }
+        recalls = measured_recalls(draws, len(self.ids), self.labels, self.predicted, len(class_names))
+        found |= {f"recall of {name}": one for name, one in zip(class_names, recalls, strict=True)}
+        return pd.DataFrame({name: vars(one) for name, one in found.items()}).T.astype({"labels": int})
+
 
 def tested(
     state: SessionState,
@@ -89,13 +120,17 @@ def tested(
         np.array([one.least for one in drawn]),
     )
     if fit is None:
-        return Tested(ids, np.full(len(ids), 0.5), draws, np.empty(0, dtype=bool))
+        nothing = np.empty(0, dtype=np.int64)
+        return Tested(ids, np.full(len(ids), 0.5), draws, nothing, nothing)
     rows = torch.tensor([position[name] for name in ids], dtype=torch.int64)
     probs, names = fit.scores.probs[rows], fit.scores.keys  # (N, C)
     predicted = predict(probs, Keys(names.rows[rows], names.classes))
     known = list(takewhile(lambda one: one.id in labels or one.id in answered, drawn))
-    wrong = [fit.class_names[int(predicted[place[one.id]])] != labels.get(one.id) for one in known]
-    return Tested(ids, probs.amax(1).double().numpy(), draws, np.array(wrong, dtype=bool))
+    code = {name: number for number, name in enumerate(fit.class_names)}
+    said = np.array([int(predicted[place[one.id]]) for one in known], dtype=np.int64)
+    # A class that the model does not know yet is none of those that it may have meant.
+    true = [code.get(labels[one.id], len(code)) if one.id in labels else -1 for one in known]
+    return Tested(ids, probs.amax(1).double().numpy(), draws, said, np.array(true, dtype=np.int64))
 
 
 def wanted_tests(share: float, training: int) -> int:

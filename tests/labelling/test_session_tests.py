@@ -69,6 +69,13 @@ def test_all_images_set_aside_give_their_accuracy_without_doubt(
     right = np.mean([predicted[name] == answers[name] for name in session.held_out])
     for name in ("accuracy", "accuracy_low", "accuracy_high"):
         assert fitted.metrics[name] == pytest.approx(right)
+    table = session.measured()
+    assert table.loc["accuracy", ["value", "low", "high"]].tolist() == pytest.approx([right] * 3)
+    for label in session.class_names:
+        mine = [name for name in session.held_out if answers[name] == label]
+        found = table.loc[f"recall of {label}"]
+        assert found["labels"] == len(mine)
+        assert found["low"] <= np.mean([predicted[name] == label for name in mine]) <= found["high"]
 
 
 def test_another_process_draws_what_this_one_would_have(fields: dict[str, Any], answers: dict[str, str]) -> None:
