@@ -61,7 +61,7 @@ CHOSEN: list[Trial] = [*ALONE, ("head", 0, 0), ("propagation", 1, 0), ("consiste
 # Split that is measured, data sets, seeds, labels per class, trials.
 STAGES = {
     "tune": ("val", ["histology"], range(100, 102), (1, 4), TRIALS),
-    "confirm": ("test", ["fashion_mnist", "eurosat_5k"], range(10), PER_CLASS, CHOSEN),
+    "confirm": ("test", ["fashion_mnist", "eurosat_5k"], range(6), PER_CLASS, CHOSEN),
 }
 TABLE = FIGURES / "consistency" / "fits.csv"
 KEYS = ["stage", "dataset", "seed", "per_class", "way", "weight", "threshold"]

@@ -127,7 +127,7 @@ def stopped(stored: Stored) -> list[dict]:
         for rule, target, reached, tests in rules_of(run, stop, found[share]):
             name = "next round gains 1 point at most" if target is None else f"{rule}, {share:.0%} tests"
             rules.append((name, target, reached, tests))
-    _, estimates, tests = found[SHARES[0]]
+    estimates, tests = found[SHARES[0]].estimates, found[SHARES[0]].tests
     flat = [accuracy_flat(estimates[:number], epsilon=0.005) for number in known]
     rules.append(("three estimates within half a point", None, flat, tests))
     for kappa in (0.99, 0.95):

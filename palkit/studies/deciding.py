@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -194,41 +195,55 @@ def drawn(run: Predictions, number: int, before: Draws, labels: int, seed: int) 
     return before
 
 
-def tests_of(run: Predictions, share: float) -> tuple[list[float], list[float], list[int]]:
+class Looks(NamedTuple):
+    """What few test labels say of the model of every round.
+
+    Attributes:
+        least: (R,) accuracies that are guaranteed, see `palkit.labelling.stopping.accuracy_at_least`.
+        low: (R,) lower ends of the accuracy's 95 % interval, at one look.
+        estimates: (R,) of the accuracy.
+        tests: (R,) test labels spent.
+    """
+
+    least: list[float]
+    low: list[float]
+    estimates: list[float]
+    tests: list[int]
+
+
+def tests_of(run: Predictions, share: float) -> Looks:
     """What few test labels say of the model of every round, in a session that spends some share of its labels on them.
 
     Args:
         run: on whose evaluation images the models are tested.
         share: of all labels.
-
-    Returns:
-        (R,) accuracies that are guaranteed, see `palkit.labelling.stopping.accuracy_at_least`; (R,) estimates of the
-        accuracy; (R,) test labels spent.
     """
-    draws, least, estimates, tests = Draws(), [], [], []
+    draws, found = Draws(), Looks([], [], [], [])
     for number, labels in enumerate(run.labels):
         confidence, wrong = run.confidence[number], run.wrong[number]
-        tests.append(min(wanted_tests(share, int(labels)), len(run.truth)))
-        draws = drawn(run, number, draws, tests[-1], run.seed)
-        least.append(accuracy_at_least(error_terms(confidence, draws, wrong[draws.positions]), number))
-        estimates.append(measured_accuracy(confidence, draws, wrong[draws.positions]).value)
-    return least, estimates, tests
+        found.tests.append(min(wanted_tests(share, int(labels)), len(run.truth)))
+        draws = drawn(run, number, draws, found.tests[-1], run.seed)
+        found.least.append(accuracy_at_least(error_terms(confidence, draws, wrong[draws.positions]), number))
+        accuracy = measured_accuracy(confidence, draws, wrong[draws.positions])
+        found.low.append(accuracy.low)
+        found.estimates.append(accuracy.value)
+    return found
 
 
-def rules_of(
-    run: Predictions, stop: Stop, tested: tuple[list[float], list[float], list[int]]
-) -> Iterator[tuple[str, float | None, list[bool], list[int]]]:
+def rules_of(run: Predictions, stop: Stop, tested: Looks) -> Iterator[tuple[str, float | None, list[bool], list[int]]]:
     """Every rule with its target, and of every round whether it says stop, and the test labels spent by then.
 
     Args:
         run: whose models are tested.
-        stop: what is wanted. The rules are the guarantee, the estimate alone, which promises nothing, and what the next
-            round may gain by the forecast.
+        stop: what is wanted. The rules are the guarantee; the interval of one look, which promises nothing to those who
+            look after every round; the estimate alone, which promises nothing; and what the next round may gain by the
+            forecast.
         tested: what `tests_of` says for its share of tests.
     """
-    least, estimates, tests = tested
+    least, low, estimates, tests = tested
     for target in stop.accuracy:
         yield "guarantee", target, [value >= target for value in least], tests
+        yield "interval", target, [value >= target for value in low], tests
         yield "estimate", target, [value >= target for value in estimates], tests
     if stop.gain is not None:
         batch = int(run.labels[-1] - run.labels[-2]) if len(run.labels) > 1 else 1

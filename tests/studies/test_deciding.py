@@ -81,6 +81,9 @@ def test_committed_tables_cover() -> None:
     guaranteed = stopping_summary(stopping).filter(like="guarantee", axis=0)
     assert len(guaranteed) == 2
     assert guaranteed["wrong"].max() < 0.05
+    interval = stopping_summary(stopping).loc["interval, 75% tests"]
+    assert interval["wrong"] < 0.05
+    assert interval["training"] <= 1.3
 
 
 def test_savings_have_a_line_per_band() -> None:

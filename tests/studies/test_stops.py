@@ -43,7 +43,7 @@ def test_with_all_images_tested_the_guarantee_is_the_accuracy() -> None:
     run = predictions([0.5, 0.7, 0.65, 0.9])
     found = by_rule(run, Stop(accuracy=(0.5, 0.7, 0.8, 0.95), tests=0.95))
     for target, needed, accuracy in ((0.5, 10, 0.5), (0.7, 20, 0.7), (0.8, 40, 0.9)):
-        for rule in ("guarantee", "estimate"):
+        for rule in ("guarantee", "interval", "estimate"):
             row = found[rule, target]
             assert (row["needed"], row["labels"], row["tests"]) == (needed, needed, 40)
             assert row["accuracy"] == pytest.approx(accuracy)
@@ -54,7 +54,11 @@ def test_with_all_images_tested_the_guarantee_is_the_accuracy() -> None:
 
 def test_few_tests_cost_labels_and_are_counted() -> None:
     run = predictions([0.5, *[0.97] * 9], images=400)
-    few, many = (by_rule(run, Stop(accuracy=(0.8,), tests=share))["guarantee", 0.8] for share in (0.5, 0.8))
+    both = [by_rule(run, Stop(accuracy=(0.8,), tests=share)) for share in (0.5, 0.8)]
+    few, many = (found["guarantee", 0.8] for found in both)
+    for found in both:
+        order = [found[rule, 0.8]["labels"] for rule in ("estimate", "interval", "guarantee")]
+        assert order == sorted(order), "who promises more waits longer"
     assert few["needed"] == many["needed"] == 20
     assert many["labels"] < few["labels"], "it is dear to be sure"
     assert few["tests"] == few["labels"]
@@ -120,7 +124,7 @@ def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytes
         assert task.config is not None
         assert len(list(rounds(task.config))) == 3
     table = stops_of(sweep)
-    assert table.groupby("run").size().tolist() == [5] * 3
+    assert table.groupby("run").size().tolist() == [7] * 3
     results = collect(sweep)["rounds"]
     for row in table[table["stopped"]].itertuples():
         (accuracy,) = results[(results["run"] == row.run) & (results["labels"] == row.labels)]["accuracy"]
@@ -150,14 +154,14 @@ def test_of_a_sweep(tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytes
     assert computed == [], "runs and rules are those of before"
     assert tasks[3].config is not None
     assert len(list(rounds(tasks[3].config))) == 3
-    pd.testing.assert_frame_equal(stops_of(sweep, before=tmp_path / STOPS).head(15), table)
+    pd.testing.assert_frame_equal(stops_of(sweep, before=tmp_path / STOPS).head(len(table)), table)
     assert computed == [0.4], "there is another run"
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump({**content, "stop": {"accuracy": [0.2, 0.99], "gain": 0.5, "tests": 0.6}}))
-    assert len(stops_of(load_sweep(other), before=tmp_path / STOPS)) == 20
+    assert len(stops_of(load_sweep(other), before=tmp_path / STOPS)) == 28
     assert computed == [0.4, *[0.6] * 4], "there are other rules"
     (tmp_path / STOPS).write_bytes(b"damaged")
-    assert len(stops_of(sweep, before=tmp_path / STOPS)) == 20
+    assert len(stops_of(sweep, before=tmp_path / STOPS)) == 28
 
 
 def test_a_sweep_without_rules_says_so(tmp_path: Path) -> None:
