@@ -22,7 +22,6 @@ from palkit.errors import DataError, PalkitError, brief
 from palkit.storage.checks import normal
 from palkit.storage.files import atomic_path, cache_dir
 from palkit.storage.formats import new_array
-from palkit.storage.shards import filled, shard_path
 
 SUFFIXES = (".npy", ".npz", ".parquet")
 FEATURES = "features"  # column or array that tells such a file from a manifest
@@ -264,6 +263,8 @@ def _copied(path: Path, found: Any) -> Path:
 
     A damaged one is made again.
     """
+    from palkit.storage.shards import filled, shard_path  # torch, which data sets of images do without
+
     content = file_hashes([path])[0]
     folder = cache_dir() / "features" / content
     copy = shard_path(folder, 0)
