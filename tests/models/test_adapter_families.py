@@ -34,6 +34,7 @@ FAMILIES = {
 }
 SEPARATE = {"eva02_separate"}
 METHODS = ("lora", "dora", "ia3", "oft", "hra", "road", "hira", "delora", "miss", "fourierft")
+METHODS += ("gralora", "waveft", "psoft", "peanut", "pvera", "adamss", "glora", "osf", "deft")
 METHODS += ("layernorm", "bitfit", "vpt", "full")
 
 

@@ -23,6 +23,7 @@ from palkit.models.backbones import Backbone, BackboneConfig
 LEARNING = [name for name in METHODS if name != "linear_probe"]
 WITH_NORM = {"full", "bitfit", "layernorm"}
 RANDOM_START = {"vpt", "lora", "rslora", "dora", "adalora", "loha", "lokr", "hra", "hira", "delora"}
+RANDOM_START |= {"gralora", "peanut", "adamss", "glora", "deft"}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_rank_1_lora_has_the_papers_parameter_count(name: str, targets: tuple, c
 def test_names_and_learning_rates() -> None:
     expected = (
         "linear_probe lora rslora dora pissa adalora vera ia3 loha lokr oft boft hra road hira delora miss fourierft "
+        "gralora waveft psoft peanut pvera adamss glora osf deft "
         "bitfit layernorm vpt full"
     )
     assert set(METHODS) == set(expected.split())

@@ -151,6 +151,24 @@ _peft("delora", 1e-3, "DeloraConfig", lambda one: {"r": one.rank, "delora_lambda
 _peft("miss", 2.5e-4, "MissConfig", lambda one: {"r": one.rank, "miss_dropout": one.dropout})
 # `rank` times 100 Fourier coefficients of each update (Gao et al. 2024, arXiv 2405.03003).
 _peft("fourierft", 1e-1, "FourierFTConfig", lambda one: {"n_frequency": 100 * one.rank, "init_weights": True})
+# Low-rank updates of four blocks of the weights, two by two (GraLoRA; arXiv 2505.20355).
+_peft("gralora", 2e-3, "GraloraConfig", lambda one: {"r": one.rank, "alpha": one.alpha, "gralora_dropout": one.dropout})
+# `rank` times 100 wavelet coefficients of each update (WaveFT; arXiv 2505.12532).
+_peft("waveft", 2e-4, "WaveFTConfig", lambda one: {"n_frequency": 100 * one.rank})
+# A rotation and scales within the `rank` largest singular directions (PSOFT, ICLR 2026).
+_peft("psoft", 1.6e-2, "PsoftConfig", lambda c: {"r": c.rank, "psoft_alpha": c.rank, "psoft_dropout": c.dropout})
+# An update that a small network makes of the weights themselves (PEANuT; arXiv 2410.01870).
+_peft("peanut", 1e-3, "PeanutConfig", lambda one: {"r": one.rank})
+# vera with scales that are drawn while it learns (PVeRA; arXiv 2512.07703).
+_peft("pvera", 2.5e-2, "PveraConfig", lambda one: {"r": one.rank, "pvera_dropout": one.dropout})
+# Updates within five clusters of the `rank` largest singular directions (AdaMSS, NeurIPS 2025).
+_peft("adamss", 1.6e-2, "AdamssConfig", lambda one: {"r": one.rank})
+# Low-rank changes of a target's weights, relative and absolute, and of its bias (GLoRA; arXiv 2306.07967).
+_peft("glora", 5e-4, "GloraConfig", lambda one: {"r": one.rank})
+# All but the `rank` largest singular directions, and nothing along these (OSF, in peft's documentation).
+_peft("osf", 5e-5, "OSFConfig", lambda one: {"effective_rank": one.rank})
+# A low-rank update in place of what a projection takes away (DEFT, NeurIPS 2025).
+_peft("deft", 8e-3, "DeftConfig", lambda one: {"r": one.rank, "deft_dropout": one.dropout})
 
 
 def _adapted_modules(backbone: Backbone, config: AdapterConfig) -> list[tuple[str, nn.Module]]:

@@ -25,13 +25,15 @@ class AdapterConfig(Checked):
 
     Attributes:
         name: a key of `ADAPTERS`.
-        rank: size of the method: rank of the update (lora, rslora, dora, pissa, vera, loha, lokr, hira, delora; the
-            mean rank kept by adalora), side of the rotated blocks (oft, boft), reflections (hra), rows of the shared
-            matrix (miss), hundreds of coefficients (fourierft), prompts per block (vpt). Not used by ia3 and road.
+        rank: size of the method: rank of the update (lora, rslora, dora, pissa, vera, loha, lokr, hira, delora,
+            gralora, peanut, pvera, glora, deft; the mean rank kept by adalora), singular directions that it learns
+            within (psoft, adamss) or leaves alone (osf), side of the rotated blocks (oft, boft), reflections (hra),
+            rows of the shared matrix (miss), hundreds of coefficients (fourierft, waveft), prompts per block (vpt).
+            Not used by ia3 and road.
         alpha: the update is scaled by alpha / rank, or alpha / sqrt(rank) for rslora; its strength at first for
-            delora. Not used by vera, hira, miss and fourierft.
+            delora. Used by lora, rslora, dora, pissa, adalora, loha, lokr, delora and gralora.
         dropout: probability of dropping an input of the low-rank path while training (lora, rslora, dora, pissa,
-            adalora, vera, hira, miss).
+            adalora, vera, hira, miss, gralora, psoft, pvera, deft).
         targets: linear layers inside a block that are adapted, by their names in timm; `attn.q`, `attn.k` and
             `attn.v` are the separate projections. Not used by bitfit, layernorm, vpt and full.
         start_block: first block that learns, from the end if negative; earlier blocks are frozen and computed once.
