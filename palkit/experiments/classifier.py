@@ -185,7 +185,7 @@ def new_images(images: NewImages, *, skip_unreadable: bool = False, features: bo
             raise DataError(f"features of row {bad.argmax()} are not all finite numbers of float32.")
         ids = [str(number) for number in range(len(images))]
     elif isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.shape[3:] or (3,)) != (3,):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             wanted = "(N, D) of numbers" if features else "(N, H, W) or (N, H, W, 3) of uint8"
             raise ConfigError(f"an array {images.shape} of {images.dtype}; it must be {wanted}.")
         if images.ndim == 3 and images.shape[2] == 3:

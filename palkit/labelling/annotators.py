@@ -145,9 +145,9 @@ def consensus(table: pd.DataFrame) -> dict[str, str]:
     Args:
         table: of `palkit.labelling.labels.standing`.
     """
-    labels, given = agreed(table), table[table["answer"] == "label"]
+    given = table[table["answer"] == "label"]
     if len(given.drop_duplicates(["id", "label"])) == given["id"].nunique():
-        return labels
+        return agreed(table)
     answers, ids, _, classes = numbered(table)
     found = dict(zip(ids, settled(answers)[:, 0].tolist(), strict=True))
     return {name: classes[found[name]] for name in given["id"].unique() if found[name] >= 0}

@@ -20,7 +20,7 @@ from palkit.experiments import classifier
 from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
-from palkit.experiments.setting import pool_of, width_of
+from palkit.experiments.setting import looked_at_once, pool_of, width_of
 from palkit.labelling.annotators import gains, judge, numbered, settled, settled_anew, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import answered, now
@@ -44,6 +44,7 @@ AGAIN = "second opinion"  # purpose of an image that has a label and is proposed
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
 
 
+@looked_at_once()  # the data set is wanted for the adapter, and then for the session
 def open_session(dataset: str, annotator: str, **fields: Any) -> "Session":
     """A labelling session, a new one or the one that was begun on this data set.
 

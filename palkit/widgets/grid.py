@@ -149,12 +149,10 @@ class ImageGrid(ImageDisplay):
             figure.text(0, 0.5, NO_IMAGES, va="center", fontsize=8)
             return figure
         pixels = self._thumbnails.take(self.table["row"].to_numpy()[shown])
-        titles = [
-            ", ".join(
-                [*item["caption"], *([] if item["bar"] is None else [f"{100 * item['bar']:.0f}\N{NO-BREAK SPACE}%"])]
-            )
-            for item in self._items(shown)
-        ]
+        titles = []
+        for item in self._items(shown):
+            bar = [] if item["bar"] is None else [f"{100 * item['bar']:.0f}\N{NO-BREAK SPACE}%"]
+            titles.append(", ".join([*item["caption"], *bar]))
         return image_grid(list(pixels), titles if any(titles) else None, columns)
 
     def _still(self, live: bool) -> dict[str, bytes]:

@@ -463,6 +463,18 @@ def test_who_labels_without_a_number_takes_nobodys_label(session: Session, answe
     assert session.labels() == {image: "dark"}
 
 
+class SlowStudio(Studio):
+    """A server that is told of a model version, and answers when it may go on."""
+
+    def __init__(self, *place: str) -> None:
+        super().__init__(*place)
+        self.told, self.go_on = threading.Event(), threading.Event()
+
+    def order_by(self, project: str, version: str) -> None:
+        self.told.set()
+        assert self.go_on.wait(60)
+
+
 def test_a_batch_is_followed_whenever_it_was_answered(
     session: Session, slides: Path, fields: dict[str, Any], answering: Callable[..., Client]
 ) -> None:
@@ -479,18 +491,12 @@ def test_a_batch_is_followed_whenever_it_was_answered(
     until(lambda: idle(again))
     assert len(spent.rounds()) == 2, "the budget is spent: nothing is left to be asked, and the model is there"
     spent.budget = None
-    told, go_on = threading.Event(), threading.Event()
-
-    class Slow(Studio):
-        def order_by(self, project: str, version: str) -> None:
-            told.set()
-            assert go_on.wait(60)
-
-    slow = answering(spent, Slow("http://nowhere", "key"))
+    studio = SlowStudio("http://nowhere", "key")
+    slow = answering(spent, studio)
     slow.setup()
-    assert told.wait(60)
+    assert studio.told.wait(60)
     answer_all(slow, spent.open()["id"], 20)
-    go_on.set()
+    studio.go_on.set()
     until(lambda: idle(slow) and len(spent.rounds()) == 3)
     assert len(spent.open()) == 4
 
@@ -498,22 +504,16 @@ def test_a_batch_is_followed_whenever_it_was_answered(
 def test_a_fit_may_be_wished_for_while_label_studio_is_waited_for(
     session: Session, answering: Callable[..., Client]
 ) -> None:
-    told, go_on = threading.Event(), threading.Event()
-
-    class Slow(Studio):
-        def order_by(self, project: str, version: str) -> None:
-            told.set()
-            assert go_on.wait(60)
-
-    client = answering(session, Slow("http://nowhere", "key"))
+    studio = SlowStudio("http://nowhere", "key")
+    client = answering(session, studio)
     answer_all(client, session.open()["id"][:3])
     client.setup()
-    assert told.wait(60)
+    assert studio.told.wait(60)
     assert idle(client)
     assert client.webhook("START_TRAINING").json()["status"] == "fitting"
     assert not idle(client)
     assert client.webhook("START_TRAINING").reason.startswith("a fit is under way already")
-    go_on.set()
+    studio.go_on.set()
     until(lambda: idle(client))
     assert len(session.rounds()) == 1
 
