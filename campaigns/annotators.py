@@ -15,12 +15,20 @@ All have a logistic probe on frozen features, margin sampling, and the same answ
 row per data set, noise, way, seed and round: `answers`, `again` (those to images that had one), `labels` trained on,
 their share that is `right`, and `accuracy` on test images with clean labels.
 
+    python campaigns/annotators.py pairs    # seconds
+
+IDRiD's own noise: some photographs are there twice, graded by whom nobody knows. All photographs get the grade of their
+first copy from one annotator, and those that are there twice the grade of the second from another. `pairs.parquet` says
+what `session.doubts()` makes of them: before the second answer the share of the pool's labels that are doubted less,
+and after it the label, the place in the list of doubts and the probability that the likeliest grade is wrong.
+
 Histology and IDRiD have to be there, see docs/images.md.
 """
 
 import sys
 import tempfile
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -92,7 +100,43 @@ def simulated(name: str, noise: str, way: str, seed: int) -> list[dict]:
     return rows
 
 
+def pairs() -> pd.DataFrame:
+    """What is made of the grades of IDRiD's photographs that are there twice, a row each."""
+    pool = loaded("idrid")
+    copies = pool.duplicates()
+    names, grades = [str(path.resolve()) for path in pool.images.paths], pool.label_names()
+    groups = [rows.to_numpy() for _, rows in copies.groupby("checksum", sort=False)["row"]]
+    kept = np.setdiff1d(np.arange(len(pool)), [row for rows in groups for row in rows[1:]])
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = Path(folder) / "idrid.csv"
+        pd.DataFrame({"path": names, "label": "", "split": "pool"}).iloc[kept].to_csv(manifest, index=False)
+        session = open_session(
+            str(manifest), "first", classes=list(pool.class_names), folder=Path(folder) / "labels", strategy="random",
+            adapter="linear_probe", training={"head": "logistic", "head_decay": 0.3, "augmentation": "none"},
+        )  # fmt: skip
+        of_row = dict(zip(kept.tolist(), session.pool.ids, strict=True))
+        session.label([of_row[row] for row in kept.tolist()], [grades[row] for row in kept.tolist()])
+        session.fit()
+        before = session.doubts().set_index("id")["wrong"].rank(pct=True)
+        session.annotator = "second"
+        session.label([of_row[rows[0]] for rows in groups], [grades[rows[1]] for rows in groups])
+        session.fit()
+        after = session.doubts().set_index("id")
+    table = []
+    for first, second in groups:
+        image = of_row[first]
+        table.append({
+            "photographs": " = ".join(f"{Path(names[row]).stem}, {pool.split[row]}" for row in (first, second)),
+            "first": grades[first], "second": grades[second], "doubted less": before[image],
+            "place": after.index.get_loc(image) + 1, **after.loc[image, ["label", "likeliest", "wrong"]],
+        })  # fmt: skip
+    return pd.DataFrame(table).round(3)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["pairs"]:
+        write_table(pairs(), FIGURES / "annotators" / "pairs.parquet")
+        sys.exit()
     table = [
         row
         for name in sys.argv[1:] or SETS
