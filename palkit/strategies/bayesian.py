@@ -53,7 +53,7 @@ def epig(
     labelled: LabelledSet,
     batch_size: int,
     rng: torch.Generator,
-    target: Tensor | None = None,
+    target: Tensor | list | None = None,
     targets: Count = 100,
 ) -> Tensor:
     """(B,) largest expected predictive information gain: what a row's label tells about the labels of target rows.
@@ -64,13 +64,15 @@ def epig(
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy.
-        target: (N,) bool, rows of the kind that predictions are for; None for the unlabelled pool. Not in a config.
+        target: rows of the kind that predictions are for, (N,) bool or, as in a config, names of images; None for the
+            unlabelled pool.
         targets: rows drawn from these, at most.
     """
     passes = scores.stochastic_probs
     assert passes is not None
     number, size, classes = passes.shape
     free = labelled.unlabelled(len(scores))
+    assert not isinstance(target, list), "names are rows by now"
     if target is not None and (target.shape != (size,) or target.dtype != torch.bool or not target.any()):
         raise ConfigError(f"epig: target must say true or false of each of the {size} pool rows, and true of some.")
     aims = free if target is None else target.cpu().nonzero().squeeze(1)

@@ -14,7 +14,7 @@ from palkit.strategies.balance import BALANCES, spread_over_groups
 from palkit.strategies.kernels import Rows, View, chunks
 from palkit.strategies.options import Count, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
-from palkit.strategies.ties import Keys
+from palkit.strategies.ties import Keys, keys_of
 
 COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
@@ -130,12 +130,14 @@ def select(
         rng: CPU generator, the only source of randomness.
         balance: a wrapper around the strategy that evens out classes, see `balance.BALANCES`, or None.
         subsample: show the strategy only this many unlabelled rows, drawn uniformly (at least the batch),
-            beside all labelled ones: a bound on time and memory for any strategy. None for all rows.
+            beside all labelled ones and those that an option points at: a bound on time and memory for any strategy.
+            None for all rows.
         per_group: rows of one group (a patient, a slide, a camera) in a batch, at most, while others are left; what
             the strategy likes next fills it up. None for no bound.
         groups: (N,) int64 of each row, below 0 for a row that stands for itself; needed for `per_group`.
         begun: groups of what the batch has already from elsewhere; None for an empty batch.
-        options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`.
+        options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`. A list names
+            images, as configs can: the strategy gets (N,) bool.
 
     Returns:
         (B,) int64 CPU positions, B = min(batch_size, unlabelled rows): distinct, unlabelled, in the
@@ -163,6 +165,7 @@ def select(
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
         _check_rows("stochastic_probs", *scores.stochastic_probs)
 
+    options = {key: _named(key, one, scores.keys) if isinstance(one, list) else one for key, one in options.items()}
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
         raise ConfigError(f"all {len(scores)} rows of the pool are labelled: nothing is left to select.")
@@ -171,6 +174,9 @@ def select(
     shown = keys.rows.argsort()
     if subsample is not None:
         free = torch.isin(shown, unlabelled, assume_unique=True)
+        for one in options.values():  # rows that an option points at are to be seen
+            if isinstance(one, Tensor) and one.dtype == torch.bool and one.shape == (len(scores),):
+                free &= ~one.cpu()[shown]
         shown = shown[~free | (free.cumsum(0) <= min(max(subsample, size), len(unlabelled)))]
     if "stochastic_probs" not in chosen.needs:
         scores = replace(scores, stochastic_probs=None)
@@ -261,6 +267,18 @@ def _hints(function: Callable[..., Tensor], given: int) -> dict[str, Any]:
     """Annotation of each parameter after the first `given` ones, None where it has none."""
     hints = get_type_hints(function, include_extras=True)
     return {name: hints.get(name) for name in tuple(signature(function).parameters)[given:]}
+
+
+def _named(option: str, names: list[Any], keys: Keys) -> Tensor:
+    """(N,) bool, the rows of these names."""
+    wanted = keys_of(map(str, names))
+    unknown = ~torch.isin(wanted, keys.rows)
+    if unknown.any():
+        name = str(names[int(unknown.nonzero()[0])])
+        raise ConfigError(
+            f"{option}: no image of the pool is called {brief(name)}; give names as the data set has them."
+        )
+    return torch.isin(keys.rows, wanted)
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:
