@@ -36,6 +36,7 @@ from palkit.strategies import get_strategy, select
 from palkit.strategies.balance import group_numbers
 from palkit.strategies.heads import PseudoLabels, pseudo_labels
 from palkit.strategies.kernels import View, column_moments
+from palkit.strategies.options import named_rows
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
 
@@ -241,7 +242,8 @@ class Learner:
         )
         self._views: dict[int, Tensor] = {}
         self._folder: tempfile.TemporaryDirectory | None = None
-        strategy, self.options = get_strategy(config.strategy), dict(config.strategy_options)
+        strategy = get_strategy(config.strategy)
+        self.options = named_rows(config.strategy_options, here.pool.ids[self.pool_rows].tolist())
         self.blind = strategy.blind and config.balance is None
         self.dropout = stochastic_passes(strategy.dropout, self.options)
         self.options |= self.truth_for(config.strategy)

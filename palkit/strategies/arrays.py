@@ -12,7 +12,8 @@ from torch import Tensor
 
 from palkit.errors import ConfigError, brief
 from palkit.strategies.balance import group_numbers
-from palkit.strategies.registry import STRATEGIES, get_strategy
+from palkit.strategies.options import named_rows
+from palkit.strategies.registry import STRATEGIES, check_options, get_strategy
 from palkit.strategies.registry import select as select_positions
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import Keys
@@ -87,9 +88,9 @@ def select(
         labels = _numbers("classes", labels, classes, len(classes))
     known = LabelledSet(_whole("labelled images", images), _whole("labels", labels))
     columns = max([len(classes or ()), 1, *(known.labels + 1).tolist()])
-    own = torch.full((len(rows), columns), 1 / columns) if probs is None else _tensor("probs", probs)
+    known_probs = torch.full((len(rows), columns), 1 / columns) if probs is None else _tensor("probs", probs)
     passes = None if stochastic_probs is None else _tensor("stochastic_probs", stochastic_probs)
-    scores = PoolScores(rows, own, passes)
+    scores = PoolScores(rows, known_probs, passes)
     default = Keys.of_positions(*scores.probs.shape)
     named = Keys.of(ids or (), classes or ())
     names = Keys(default.rows if ids is None else named.rows, default.classes if classes is None else named.classes)
@@ -97,7 +98,9 @@ def select(
     given: dict[str, Any] = {"balance": balance, "subsample": subsample}
     given["groups"] = None if groups is None else group_numbers(groups)
     given["per_group"] = None if per_group is None else _integer("per_group", per_group)
-    given |= {key: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for key, one in options.items()}
+    own = {key: torch.from_numpy(one) if isinstance(one, np.ndarray) else one for key, one in options.items()}
+    check_options(chosen, balance, own)
+    given |= own if ids is None else named_rows(own, ids)
     picks = select_positions(strategy, scores, known, batch_size, generator, **given).numpy()
     return picks if ids is None else np.asarray(ids)[picks]
 

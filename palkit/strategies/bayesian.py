@@ -72,10 +72,14 @@ def epig(
     assert passes is not None
     number, size, classes = passes.shape
     free = labelled.unlabelled(len(scores))
-    assert not isinstance(target, list), "names are rows by now"
-    if target is not None and (target.shape != (size,) or target.dtype != torch.bool or not target.any()):
-        raise ConfigError(f"epig: target must say true or false of each of the {size} pool rows, and true of some.")
-    aims = free if target is None else target.cpu().nonzero().squeeze(1)
+    if target is None:
+        aims = free
+    elif isinstance(target, Tensor) and target.shape == (size,) and target.dtype == torch.bool and target.any():
+        aims = target.cpu().nonzero().squeeze(1)
+    else:
+        raise ConfigError(
+            f"epig: target must say true or false of each of the {size} pool rows, and true of some, or name images."
+        )
     aims = aims[torch.randperm(len(aims), generator=rng)[:targets]]
     aimed = passes[:, aims.to(passes.device)].float()  # (T, M, C)
     of_aims = shannon_entropy(aimed.mean(0))  # (M,)

@@ -1,10 +1,12 @@
 """Limits of what a strategy takes as an option, said in its annotation and checked before anything is computed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import torch
 
 from palkit.errors import ConfigError, brief, unknown_name
 
@@ -77,3 +79,19 @@ def _wanted(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     return NAMES.get(hint) or f"of type {getattr(hint, '__name__', hint)}"
+
+
+def named_rows(options: Mapping[str, Any], ids: Sequence[str]) -> dict[str, Any]:
+    """The options, (N,) bool of the pool's rows in place of a list of images' names.
+
+    Raises:
+        ConfigError: no image of the pool is called so.
+
+    >>> named_rows({"target": ["b"]}, ["a", "b"])
+    {'target': tensor([False,  True])}
+    """
+    named = {option: set(map(str, names)) for option, names in options.items() if isinstance(names, list)}
+    for option, names in named.items():
+        if unknown := names.difference(ids):
+            raise ConfigError(f"{option}: {brief(min(unknown))} is no image of the pool: name them as it does.")
+    return {**options, **{option: torch.tensor([one in names for one in ids]) for option, names in named.items()}}

@@ -14,7 +14,7 @@ from palkit.strategies.balance import BALANCES, spread_over_groups
 from palkit.strategies.kernels import Rows, View, chunks
 from palkit.strategies.options import Count, check
 from palkit.strategies.scores import Dropout, LabelledSet, PoolScores, are_classes
-from palkit.strategies.ties import Keys, keys_of
+from palkit.strategies.ties import Keys
 
 COPIED = 2**30  # bytes of features up to which they are copied into the drawn order: chunks then need no gathering
 ROUNDED = 0.01  # by how much probabilities may miss 1 that a softmax in bfloat16, of 8 bits, has rounded
@@ -136,8 +136,7 @@ def select(
             the strategy likes next fills it up. None for no bound.
         groups: (N,) int64 of each row, below 0 for a row that stands for itself; needed for `per_group`.
         begun: groups of what the batch has already from elsewhere; None for an empty batch.
-        options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`. A list names
-            images, as configs can: the strategy gets (N,) bool.
+        options: options of the strategy, e.g. `reference="class_mean"`, and of the balance, e.g. `gamma`.
 
     Returns:
         (B,) int64 CPU positions, B = min(batch_size, unlabelled rows): distinct, unlabelled, in the
@@ -165,7 +164,6 @@ def select(
     if scores.stochastic_probs is not None and "stochastic_probs" in chosen.needs:
         _check_rows("stochastic_probs", *scores.stochastic_probs)
 
-    options = {key: _named(key, one, scores.keys) if isinstance(one, list) else one for key, one in options.items()}
     unlabelled = labelled.unlabelled(len(scores))
     if not len(unlabelled):
         raise ConfigError(f"all {len(scores)} rows of the pool are labelled: nothing is left to select.")
@@ -267,18 +265,6 @@ def _hints(function: Callable[..., Tensor], given: int) -> dict[str, Any]:
     """Annotation of each parameter after the first `given` ones, None where it has none."""
     hints = get_type_hints(function, include_extras=True)
     return {name: hints.get(name) for name in tuple(signature(function).parameters)[given:]}
-
-
-def _named(option: str, names: list[Any], keys: Keys) -> Tensor:
-    """(N,) bool, the rows of these names."""
-    wanted = keys_of(map(str, names))
-    unknown = ~torch.isin(wanted, keys.rows)
-    if unknown.any():
-        name = str(names[int(unknown.nonzero()[0])])
-        raise ConfigError(
-            f"{option}: no image of the pool is called {brief(name)}; give names as the data set has them."
-        )
-    return torch.isin(keys.rows, wanted)
 
 
 def _check_labelled(labelled: LabelledSet, scores: PoolScores) -> None:

@@ -67,6 +67,21 @@ def test_protocol(tiny_run: dict[str, Any]) -> None:
     assert selections["label"].tolist() == pool.labels[rows].tolist()
 
 
+def test_options_name_images(tiny_run: dict[str, Any]) -> None:
+    config = config_from_dict(tiny_run)
+    pool = setting.pool_of(config)
+    names = pool.ids[pool.rows("pool")][[3, 99]].tolist()
+    batches = []
+    for target in (names, names[::-1], None):
+        options = {"targets": 2, "passes": 3, **({} if target is None else {"target": target})}
+        values = {**tiny_run, "strategy": "epig", "strategy_options": options}
+        batches.append([r.bought for r in rounds(config_from_dict(values))])
+    assert [len(batch) for batch in batches[0]] == [10, 10, 10]
+    assert batches[0] == batches[1] != batches[2]
+    with pytest.raises(ConfigError, match="target: 'no image' is no image of the pool"):
+        list(rounds(config_from_dict({**tiny_run, "strategy": "epig", "strategy_options": {"target": ["no image"]}})))
+
+
 def test_finished_run_is_found_not_computed(tiny_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     first = list(rounds(config_from_dict(tiny_run)))
     monkeypatch.setattr(experiment, "fit", lambda *_: pytest.fail("computed again"))

@@ -141,3 +141,25 @@ def test_groups_by_name(arrays: dict[str, Any]) -> None:
         "entropy", labelled=LABELLED, batch_size=8, groups=["b" if one else "" for one in names], per_group=1, **arrays
     )
     assert picks.tolist() == others.tolist()
+
+
+def test_epig_aims_at_images_by_name(arrays: dict[str, Any]) -> None:
+    """`subsample` hides none of them; what is no image is named, and so is a list where none belongs."""
+    size, rows = len(arrays["features"]), [2, 5, 7]
+    ids = [f"image {row}" for row in range(size)]
+    mask = np.isin(np.arange(size), rows)
+    for subsample in (None, 3):
+        one, other = (
+            palkit.select(
+                "epig", **{**arrays, "ids": ids, "labelled": {"image 0": 1}, "subsample": subsample}, target=target
+            )
+            for target in (mask, [ids[row] for row in rows])
+        )
+        assert one.tolist() == other.tolist()
+    for target in (["image 2", "image x"], []):
+        with pytest.raises(ConfigError, match="'image x' is no image of the pool" if target else "target must say"):
+            palkit.select("epig", **{**arrays, "ids": ids, "labelled": {"image 0": 1}}, target=target)
+    with pytest.raises(ConfigError, match="or name images"):
+        palkit.select("epig", **arrays, target=["image 2"])
+    with pytest.raises(ConfigError, match="it must be a whole number"):
+        palkit.select("epig", **{**arrays, "ids": ids, "labelled": {"image 0": 1}}, targets=["image 2"])

@@ -4,7 +4,6 @@ Where random numbers are drawn, or rows tie, the strategy itself is called, with
 `select`, which shows them to it in an order of its own.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from palkit.errors import ConfigError
 from palkit.strategies import STRATEGIES, oracle, select
 from palkit.strategies.balance import pcb
 from palkit.strategies.scores import LabelledSet, PoolScores
-from palkit.strategies.ties import Keys
 
 Array = NDArray[Any]
 SEEDS = range(6)
@@ -303,22 +301,6 @@ def test_epig(seed: int) -> None:
             score[i] = np.mean(total)
         picks = select("epig", pool, labelled, 5, generator(), target=target, targets=1000).tolist()
         assert picks == largest(score, 5)
-
-
-def test_epig_takes_names_of_images() -> None:
-    """As a config can give them; `subsample` hides none of them."""
-    names = [f"image {row}" for row in range(60)]
-    pool = replace(make_pool(60, 5, 4, 0), names=Keys.of(names, "abcd"))
-    labelled, rows = make_labelled(60, 8, 4, 0), [3, 17, 40, 41]
-    mask = torch.zeros(60, dtype=torch.bool).index_fill(0, torch.tensor(rows), True)
-    for subsample in (None, 5):
-        picks = [
-            select("epig", pool, labelled, 5, generator(), target=target, subsample=subsample).tolist()
-            for target in (mask, [names[row] for row in rows])
-        ]
-        assert picks[0] == picks[1]
-    with pytest.raises(ConfigError, match="target: no image of the pool is called 'image 60'"):
-        select("epig", pool, labelled, 5, generator(), target=["image 3", "image 60"])
 
 
 @pytest.mark.parametrize("target", [torch.ones(3).bool(), torch.zeros(60).bool(), torch.ones(60)])
