@@ -586,8 +586,8 @@ class Session(Answers):
         state = self.file.read()
         if not state.drawn:
             raise ConfigError(
-                "there is no guarantee yet: begin the session with held_out and test_share, label what is proposed, "
-                "and fit."
+                "no image has been drawn to be tested on yet: begin the session with held_out and test_share, label "
+                "what is proposed, and fit."
             )
         return state
 
