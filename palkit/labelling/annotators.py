@@ -160,40 +160,37 @@ def settled(answers: Answered, by: int | None = None) -> NDArray:
 
     Args:
         answers: all.
-        by: number of the annotator who gives one more; None for nobody.
+        by: number of the annotator who gives one more, in place of what they said of that image before; None for
+            nobody.
 
     Returns:
         (N, 1), or (N, C) after each answer there could be.
     """
-    (size, people, classes), images = answers.counts, answers.images
-    votes, given = np.zeros((size, classes)), np.zeros((size, people), dtype=bool)
-    np.add.at(votes, (images, answers.labels), 1)
+    (size, people, classes), images, labels = answers.counts, answers.images, answers.labels
+    given = np.zeros((size, people), dtype=bool)
     given[images, answers.annotators] = True
-    several = given.sum(axis=1)[images] > 1
-    alone = images[~several], answers.labels[~several], answers.annotators[~several]
-    others = Answered(images[several], answers.annotators[several], answers.labels[several], answers.counts)
+    several, own = given.sum(axis=1)[images] > 1, answers.annotators == by
+    votes = np.zeros((size, classes))
+    np.add.at(votes, (images[~own], labels[~own]), 1)
+    alone, taken = ~several & ~own, several & own
+    others = Answered(images[several], answers.annotators[several], labels[several], answers.counts)
     known = np.isin(np.arange(people), others.annotators)  # by images that they share
     three = (given | known | (np.arange(people) == by)).sum(axis=1) > 2  # two cannot be told apart: votes count
     views = []
     for number in np.flatnonzero(known & three.any()).tolist():
         judged = judge(others, doubted=number)
         logits = np.log(judged.probs)
-        np.add.at(logits, alone[:2], _odds(judged.quality[alone[2]], classes))
+        np.add.at(logits, (images[alone], labels[alone]), _odds(judged.quality[answers.annotators[alone]], classes))
+        if taken.any():
+            total = taken.sum() + RIGHT + WRONG
+            elsewhere = judged.quality[by] * total - judged.probs[images[taken], labels[taken]]
+            np.subtract.at(logits, (images[taken], labels[taken]), _odds(elsewhere / (total - 1), classes))
         views.append((logits, 0.0 if by is None else float(_odds(judged.quality[[by]], classes)[0])))
     more = np.zeros((1, classes)) if by is None else np.eye(classes)
-    labels = np.empty((size, len(more)), dtype=np.int64)
+    found = np.empty((size, len(more)), dtype=np.int64)
     for part in chunks(size, more.size):
-        labels[part] = _label(votes[part], three[part], [(logits[part], odds) for logits, odds in views], more)
-    return labels
-
-
-def settled_anew(answers: Answered, by: int) -> NDArray:
-    """(N, C) `settled` after each answer that an annotator could give: another, or one in place of theirs."""
-    after, own = settled(answers, by), answers.annotators == by
-    if own.any():
-        others = Answered(answers.images[~own], answers.annotators[~own], answers.labels[~own], answers.counts)
-        after[answers.images[own]] = settled(others, by)[answers.images[own]]
-    return after
+        found[part] = _label(votes[part], three[part], [(logits[part], odds) for logits, odds in views], more)
+    return found
 
 
 def _label(votes: NDArray, three: NDArray, views: list[tuple[NDArray, float]], more: NDArray) -> NDArray:

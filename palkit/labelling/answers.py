@@ -79,6 +79,11 @@ class Answers:
         self.log.check()
 
     @property
+    def held_out(self) -> list[str]:
+        """Images of the pool set aside for evaluation."""
+        return []
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """All classes: those of the data set, those given, those added."""
         return classes(self.log.events(), self._known)
@@ -92,7 +97,13 @@ class Answers:
         events = self.log.events()
         if self._standing is None or self._standing[0] is not events:
             table = standing(events)
-            self._standing = events, _Stands(table, skipped(events), consensus(table))
+            # Answers to images that a model is tested on must not decide whose word counts in what it is trained on.
+            test = table["id"].isin(self.held_out)
+            labels = consensus(table[~test])
+            if test.any():
+                every = consensus(table)
+                labels |= {name: every[name] for name in table.loc[test, "id"].unique() if name in every}
+            self._standing = events, _Stands(table, skipped(events), labels)
         return self._standing[1]
 
     def labels(self) -> dict[str, str]:

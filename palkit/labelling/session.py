@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import time
 import warnings
@@ -21,7 +22,7 @@ from palkit.experiments.classifier import Classifier
 from palkit.experiments.experiment import seed_of
 from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import looked_at_once, pool_of, width_of
-from palkit.labelling.annotators import gains, judge, numbered, settled, settled_anew, unseen_probs
+from palkit.labelling.annotators import gains, judge, numbered, settled, unseen_probs
 from palkit.labelling.answers import NONE, Answers
 from palkit.labelling.labels import answered, now
 from palkit.labelling.records import explained
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 ASKED = {"budget": Count | None, "test_share": Probability | None, "ask_again": bool}  # may change in a session
 STORED: Literal["stored"] = "stored"
+MODEL = ("backbone", "adapter", "training", "seed", "weights_sha256")  # fields of a config that a model hangs on
 OURS = ("classes", "budget", "held_out", "test_share", "ask_again", "folder", "device")
 AGAIN = "second opinion"  # purpose of an image that has a label and is proposed once more
 PROPOSAL = ("id", "row", "rank", "predicted", "probability", "purpose")
@@ -204,8 +206,27 @@ class Session(Answers):
             raise ConfigError("test_share: no images are set aside to be tested on. Begin a session with held_out.")
         rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
         name = str(_place(self.config.dataset) or self.config.dataset)
-        stands = self.file.begin(name, [free[place] for place in rng.permutation(len(free))[:held_out]], asked)
+        order = [free[place] for place in rng.permutation(len(free))]
+        new = [] if self.file.path.exists() else self._set_aside(order, held_out)
+        stands = self.file.begin(name, new, asked)
         self.budget, self.test_share, self.ask_again = stands.budget, stands.test_share, stands.ask_again
+
+    def _set_aside(self, order: list[str], number: int) -> list[str]:
+        """The first so many of these images: with their copies, and none with a copy that has a label.
+
+        A model that has learnt an image by heart would be tested on it.
+        """
+        if not number:
+            return []
+        copies = self.pool.duplicates()
+        names = copies["id"].map(str).map(normal).groupby(copies["checksum"]).agg(list)
+        together = {name: group for group in names for name in group}
+        aside: dict[str, None] = {}
+        for name in order:
+            group = together.get(name, [name])
+            if name not in aside and len(aside) + len(group) <= number and set(group) <= set(order):
+                aside |= dict.fromkeys(group)
+        return list(aside)
 
     def _refuse_moved_rows(self) -> None:
         """Compare labelled rows of features that are called by their numbers with what they were when they were seen.
@@ -239,6 +260,12 @@ class Session(Answers):
             warnings.warn(
                 f"{len(missing)} labelled images are not in the pool of {self.config.dataset!r} any more and are left "
                 f"out, the first is {missing[0]!r}. Their labels stay in {self.log.path}.",
+                stacklevel=3,
+            )
+        if gone := [name for name in self.held_out if name not in self.row_of]:
+            warnings.warn(
+                f"{len(gone)} images that were set aside are not in the pool of {self.config.dataset!r} any more, the "
+                f"first is {gone[0]!r}: what is said of a model from now on is about the others.",
                 stacklevel=3,
             )
 
@@ -379,7 +406,7 @@ class Session(Answers):
 
     def _doubts(self, fit: Fit) -> pd.DataFrame:
         answers, labels, taught = self.answers(), self.labels(), self.training_labels()
-        inside = answers["id"].isin(self.learner.position)
+        inside = answers["id"].isin(self.learner.position) & ~answers["id"].isin(self.held_out)
         given, ids, people, names = numbered(answers[inside], [self.annotator], labels.values())
         images = [*dict.fromkeys([*ids, *taught])]  # labels that the data set has teach the heads, too
         have = np.array([names.index(taught[name]) if name in taught else -1 for name in images], dtype=np.int64)
@@ -397,10 +424,9 @@ class Session(Answers):
                 "label": [labels.get(name, "") for name in ids],
                 "likeliest": [names[code] for code in likeliest],
                 "wrong": 1 - said,
-                "worth": gains(judged.probs, before, settled_anew(given, by), quality) - (2 * quality - 1),
+                "worth": gains(judged.probs, before, settled(given, by), quality) - (2 * quality - 1),
             }
         )
-        table = table[~table["id"].isin(self.held_out)]
         return table.sort_values("worth", ascending=False, kind="stable", ignore_index=True)
 
     def _tests(self, fit: Fit | None, state: SessionState, more: int) -> list[Drawn]:
@@ -451,7 +477,16 @@ class Session(Answers):
     def _refitted(self, last: SessionRound, progress: Progress) -> Fitted:
         """The model of a round, made again from its labels."""
         labels = dict(zip(last.ids, last.labels, strict=True))
-        return self.learner.fit(labels, last.class_names, last.number, progress)
+        fitted = self.learner.fit(labels, last.class_names, last.number, progress)
+        record = json.loads(json.dumps(self.learner.record()))
+        if changed := [part for part in MODEL if part in last.config and last.config[part] != record[part]]:
+            warnings.warn(
+                f"the last fit had another {', '.join(changed)}: its labels are fitted with that of now, and this "
+                "is the model that predicts and proposes. The curve, and what was reached, are of the last fit; fit "
+                "again.",
+                stacklevel=2,
+            )
+        return fitted
 
     # Rounds
 

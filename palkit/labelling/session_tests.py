@@ -21,19 +21,23 @@ from palkit.labelling.testing import (
     measured_accuracy,
     measured_calibration,
     measured_recalls,
+    of_those_there,
 )
 from palkit.strategies.ties import Keys, keys_of, predict
+
+GONE = -2  # code of a prediction that cannot be made, for the image is gone: it is wrong whatever the label
 
 
 @dataclass(frozen=True)
 class Tested:
     """Images set aside; a prediction for one that nobody can label counts as wrong.
 
-    So the accuracy is a lower bound of that over the images that can be labelled, and so is what is guaranteed.
+    So the accuracy is a lower bound of that over the images that can be labelled, and so is what is guaranteed. Images
+    that are gone stay among the N: those drawn before were drawn among them, too.
 
     Attributes:
         ids: (N,) of them.
-        confidence: (N,) of a model in its predictions.
+        confidence: (N,) of a model in its predictions, NaN for images that are gone.
         draws: M of them.
         predicted: (L,) class codes of the first L draws; the next one waits for its label.
         labels: (L,) of them, -1 where nobody can tell.
@@ -57,7 +61,8 @@ class Tested:
             number: of them.
             seed: of the session's draws.
         """
-        number = min(number, len(self.ids) - len(self.draws))
+        drawn = np.isin(np.arange(len(self.ids)), self.draws.positions)
+        number = min(number, int((~np.isnan(self.confidence) & ~drawn).sum()))
         found = draw_tests(self.confidence, self.draws, self.wrong, number, keys_of(self.ids), seed)
         new = range(len(self.draws), len(found))
         return [
@@ -67,7 +72,7 @@ class Tested:
 
     def metrics(self, number: int) -> dict[str, float]:
         """Metrics of round `number` for `palkit.labelling.session_file.SessionRound`; none without labels."""
-        if not len(self.wrong):
+        if not len(self.wrong) or np.isnan(self.confidence).all():
             return {}
         found = measured_accuracy(self.confidence, self.draws, self.wrong)
         least = accuracy_at_least(error_terms(self.confidence, self.draws, self.wrong), number)
@@ -75,7 +80,7 @@ class Tested:
             "accuracy": found.value,
             "accuracy_low": found.low,
             "accuracy_high": found.high,
-            "accuracy_at_least": least,
+            "accuracy_at_least": of_those_there(least, self.confidence),
         }
 
     def table(self, class_names: Sequence[str]) -> pd.DataFrame:
@@ -84,13 +89,11 @@ class Tested:
         Args:
             class_names: of the codes.
         """
-        known = len(self.labels)
-        draws = Draws(self.draws.positions[:known], self.draws.chances[:known], self.draws.least[:known])
         found = {
-            "accuracy": measured_accuracy(self.confidence, draws, self.wrong),
-            "calibration error": measured_calibration(self.confidence, draws, self.wrong),
+            "accuracy": measured_accuracy(self.confidence, self.draws, self.wrong),
+            "calibration error": measured_calibration(self.confidence, self.draws, self.wrong),
         }
-        recalls = measured_recalls(draws, len(self.ids), self.labels, self.predicted, len(class_names))
+        recalls = measured_recalls(self.draws, len(self.ids), self.labels, self.predicted, len(class_names))
         found |= {f"recall of {name}": one for name, one in zip(class_names, recalls, strict=True)}
         return pd.DataFrame({name: vars(one) for name, one in found.items()}).T.astype({"labels": int})
 
@@ -111,26 +114,29 @@ def tested(
         labels: image -> class name, of all that are labelled.
         answered: images that somebody has answered; without a label nobody can tell their class, or people disagree.
     """
-    ids = [name for name in state.held_out if name in position]
+    ids, drawn = list(state.held_out), state.drawn
     place = {name: number for number, name in enumerate(ids)}
-    drawn = [one for one in state.drawn if one.id in place]
     draws = Draws(
         np.array([place[one.id] for one in drawn], dtype=np.int64),
         np.array([one.chance for one in drawn]),
         np.array([one.least for one in drawn]),
     )
+    there = np.array([name in position for name in ids], dtype=bool)
+    confidence = np.where(there, 0.5, np.nan)
     if fit is None:
         nothing = np.empty(0, dtype=np.int64)
-        return Tested(ids, np.full(len(ids), 0.5), draws, nothing, nothing)
-    rows = torch.tensor([position[name] for name in ids], dtype=torch.int64)
-    probs, names = fit.scores.probs[rows], fit.scores.keys  # (N, C)
-    predicted = predict(probs, Keys(names.rows[rows], names.classes))
-    known = list(takewhile(lambda one: one.id in labels or one.id in answered, drawn))
+        return Tested(ids, confidence, draws, nothing, nothing)
+    rows = torch.tensor([position[name] for name in ids if name in position], dtype=torch.int64)
+    probs, names = fit.scores.probs[rows], fit.scores.keys  # (n, C)
+    confidence[there] = probs.amax(1).double().numpy()
+    predicted = np.full(len(ids), GONE)
+    predicted[there] = predict(probs, Keys(names.rows[rows], names.classes)).numpy()
+    known = list(takewhile(lambda one: one.id in labels or one.id in answered or one.id not in position, drawn))
     code = {name: number for number, name in enumerate(fit.class_names)}
-    said = np.array([int(predicted[place[one.id]]) for one in known], dtype=np.int64)
+    said = predicted[draws.positions[: len(known)]]
     # A class that the model does not know yet is none of those that it may have meant.
     true = [code.get(labels[one.id], len(code)) if one.id in labels else -1 for one in known]
-    return Tested(ids, probs.amax(1).double().numpy(), draws, said, np.array(true, dtype=np.int64))
+    return Tested(ids, confidence, draws, said, np.array(true, dtype=np.int64))
 
 
 def wanted_tests(share: float, training: int) -> int:

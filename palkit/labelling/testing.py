@@ -46,12 +46,16 @@ class Draws:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def first(self, number: int) -> "Draws":
+        """The first so many of them: those that have a label."""
+        return Draws(self.positions[:number], self.chances[:number], self.least[:number])
+
 
 def expected_errors(confidence: ArrayLike, positions: ArrayLike = (), wrong: ArrayLike = ()) -> NDArray:
     """(N,) probability that each prediction is wrong: 1 minus its confidence, recalibrated by what labels say of some.
 
     Args:
-        confidence: (N,) probability of the predicted class.
+        confidence: (N,) probability of the predicted class; NaN for an image that is gone: that error is 1.
         positions: (M,) of labelled images.
         wrong: (M,) whether the prediction was.
 
@@ -61,7 +65,8 @@ def expected_errors(confidence: ArrayLike, positions: ArrayLike = (), wrong: Arr
     [0.1, 0.4]
     """
     odds = special.logit(np.clip(1 - np.asarray(confidence, dtype=float), LEAST, 1 - LEAST))
-    known, truth = odds[np.asarray(positions, dtype=np.int64)], np.asarray(wrong, dtype=float)
+    gone, known = np.isnan(odds), odds[np.asarray(positions, dtype=np.int64)]
+    known, truth = known[~np.isnan(known)], np.asarray(wrong, dtype=float)[~np.isnan(known)]
     slope = np.array([1.0, 0.0])
     if len(known):
         prior, trust, x = slope, np.array(TRUST), np.column_stack([known, np.ones_like(known)])
@@ -72,7 +77,7 @@ def expected_errors(confidence: ArrayLike, positions: ArrayLike = (), wrong: Arr
             return value, (special.expit(score) - truth) @ x + trust * (guess - prior)
 
         slope = optimize.minimize(loss, prior, jac=True, method="BFGS").x
-    return np.clip(special.expit(slope[0] * odds + slope[1]), LEAST, 1 - LEAST)
+    return np.where(gone, 1.0, np.clip(special.expit(slope[0] * odds + slope[1]), LEAST, 1 - LEAST))
 
 
 def draw_tests(
@@ -81,7 +86,7 @@ def draw_tests(
     """What was drawn before, and more.
 
     Args:
-        confidence: (N,) probability of the predicted class.
+        confidence: (N,) probability of the predicted class; NaN for an image that is gone: it is not drawn.
         before: earlier draws, by this model or another.
         wrong: (L,) whether the prediction of each image of the first L of them is; of the others it is not known yet.
         number: of images to draw.
@@ -98,7 +103,7 @@ def draw_tests(
     """
     labelled = len(np.asarray(wrong))
     error = expected_errors(confidence, before.positions[:labelled], wrong)
-    weight, left = np.sqrt(error * (1 - error)), np.ones(len(error), dtype=bool)
+    weight, left = np.sqrt(error * (1 - error)), ~np.isnan(np.asarray(confidence, dtype=float))
     left[before.positions] = False
     if not number:
         return before
@@ -151,20 +156,23 @@ class Terms:
 def error_terms(confidence: ArrayLike, draws: Draws, wrong: ArrayLike) -> Terms:
     """Terms of the error of a model, whichever model the images were drawn for.
 
+    An image that is gone is an error that was expected, so that the chances of earlier draws, which it was among, hold.
+
     Args:
-        confidence: (N,) probability of the predicted class.
+        confidence: (N,) probability of the predicted class; NaN for an image that is gone.
         draws: M images.
-        wrong: (M,) whether the prediction was wrong.
+        wrong: (M,) whether the prediction was wrong; of an image that is gone it was.
     """
     confidence, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=float)
-    images, parts = len(confidence), []
+    images, parts, there = len(confidence), [], ~np.isnan(confidence)
     for start in range(0, len(wrong), BLOCK):
         block = slice(start, min(start + BLOCK, len(wrong)))
         error = expected_errors(confidence, draws.positions[:start], wrong[:start])
         surprise = wrong[: block.stop] - error[draws.positions[: block.stop]]
         base = error.sum() + np.concatenate([[0.0], np.cumsum(surprise)])[start:-1]
         values, least = surprise[start:] / draws.chances[block], draws.least[block]
-        parts.append(np.stack([base + values, base - error.max() / least, base + (1 - error.min()) / least]) / images)
+        ends = error[there].max(initial=0), 1 - error[there].min(initial=1)
+        parts.append(np.stack([base + values, base - ends[0] / least, base + ends[1] / least]) / images)
     values, low, high = np.concatenate(parts, axis=1) if parts else np.empty((3, 0))
     return Terms(values, low, high, images, float(wrong.sum() + images - len(wrong)) / images)
 
@@ -190,12 +198,12 @@ class Measured:
 
 
 def measured_accuracy(confidence: ArrayLike, draws: Draws, wrong: ArrayLike, level: float = 0.95) -> Measured:
-    """Accuracy over all N images.
+    """Accuracy over all images that are not gone.
 
     Args:
-        confidence: (N,) probability of the predicted class.
+        confidence: (N,) probability of the predicted class; NaN for an image that is gone.
         draws: M images.
-        wrong: (M,) whether the prediction was wrong.
+        wrong: (M,) whether the prediction was wrong; of an image that is gone it was.
         level: probability that the interval is to hold, at one look. For many looks see
             `palkit.labelling.stopping.accuracy_at_least`.
 
@@ -208,11 +216,30 @@ def measured_accuracy(confidence: ArrayLike, draws: Draws, wrong: ArrayLike, lev
     number = len(terms.values)
     if not number:
         return Measured(math.nan, 0.0, 1.0, 0)
+    known = np.asarray(confidence, dtype=float)
+    if np.isin(np.flatnonzero(~np.isnan(known)), draws.positions[:number]).all():  # then terms.most is the error
+        accuracy = of_those_there(1 - terms.most, known)
+        return Measured(accuracy, accuracy, accuracy, number)
     weights = terms.weights()
     error = float(weights @ terms.values)
     squares = float((weights**2) @ (terms.values - error) ** 2)
     measured = _share(error, squares, number, 1 - number / terms.images, level)
-    return Measured(1 - measured.value, 1 - measured.high, 1 - measured.low, number)
+    value, low, high = (of_those_there(1 - one, confidence) for one in (measured.value, measured.high, measured.low))
+    return Measured(value, low, high, number)
+
+
+def of_those_there(accuracy: float, confidence: ArrayLike) -> float:
+    """Accuracy over the images that are not gone, by that over all N, of which those that are gone are wrong.
+
+    Args:
+        accuracy: over all.
+        confidence: (N,) of the predictions; NaN for an image that is gone.
+
+    >>> of_those_there(0.6, [0.9, 0.8, 0.7, 0.9, np.nan]).__round__(3)
+    0.75
+    """
+    there = np.isfinite(np.asarray(confidence, dtype=float)).sum()
+    return float(min(1.0, accuracy * np.size(confidence) / there)) if there else math.nan
 
 
 def _share(value: float, squares: float, number: int, left: float, level: float) -> Measured:
@@ -269,7 +296,7 @@ def measured_recalls(
     """Share of the images of each class that are predicted right.
 
     Args:
-        draws: M images.
+        draws: M images or more.
         images: N.
         labels: (M,) true classes, from 0.
         predicted: (M,) predicted classes.
@@ -277,7 +304,7 @@ def measured_recalls(
         level: of each interval.
     """
     truth, right = np.asarray(labels), np.asarray(labels) == np.asarray(predicted)
-    weights, found = weights_of(draws, images), []
+    weights, found = weights_of(draws.first(len(truth)), images), []
     for number in range(classes):
         of_class = truth == number
         found.append(
@@ -294,29 +321,30 @@ def measured_calibration(
     """Expected calibration error over all N images, in bins of as many images each.
 
     The confidence of every bin is known; its accuracy is measured, with intervals that hold for all bins together. What
-    these leave possible is the interval. The estimate is the mean of the bins' gaps as they were measured, which noise
-    makes too large: with few labels the lower end says more.
+    these leave possible is the interval. The estimate is the mean of the gaps of the bins that have labels, as they
+    were measured, which noise makes too large: with few labels the lower end says more.
 
     Args:
-        confidence: (N,) probability of the predicted class.
-        draws: M images.
+        confidence: (N,) probability of the predicted class; NaN for an image that is gone.
+        draws: M images or more.
         wrong: (M,) whether the prediction was wrong.
-        bins: how many.
+        bins: how many, at most.
         level: of the interval.
     """
-    known, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=bool)
-    weights, rank = weights_of(draws, len(known)), np.empty(len(known), dtype=np.int64)
-    rank[known.argsort(kind="stable")] = np.arange(len(known)) * bins // len(known)
-    value = low = high = 0.0
+    every, wrong = np.asarray(confidence, dtype=float), np.asarray(wrong, dtype=bool)
+    draws, there = draws.first(len(wrong)), np.flatnonzero(~np.isnan(every))
+    bins, weights = min(bins, len(there)), weights_of(draws, len(every))
+    rank = np.full(len(every), -1)
+    rank[there[every[there].argsort(kind="stable")]] = np.arange(len(there)) * bins // max(len(there), 1)
+    value = low = high = measured = 0.0
     for number in range(bins):
         images, drawn = rank == number, rank[draws.positions] == number
-        share, trust = images.mean(), known[images].mean()
-        ends = (
-            _ratio(~wrong[drawn], weights[drawn], int(images.sum()), 1 - (1 - level) / bins)
-            if drawn.any()
-            else Measured(trust, 0.0, 1.0, 0)
-        )
-        value += share * abs(ends.value - trust)
+        share, trust = images.sum() / len(there), every[images].mean()
+        if not drawn.any():
+            high += share * max(trust, 1 - trust)
+            continue
+        ends = _ratio(~wrong[drawn], weights[drawn], int(images.sum()), 1 - (1 - level) / bins)
+        value, measured = value + share * abs(ends.value - trust), measured + share
         low += share * max(ends.low - trust, trust - ends.high, 0)
         high += share * max(ends.high - trust, trust - ends.low)
-    return Measured(value, low, high, len(wrong))
+    return Measured(value / measured if measured else math.nan, low, high if bins else 1.0, len(wrong))

@@ -1,6 +1,7 @@
 """Sessions that spend a share of their labels on testing: what is asked, what is measured, when to stop."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,50 @@ def test_what_nobody_can_label_counts_as_wrong(fields: dict[str, Any], answers: 
     assert fitted.metrics["accuracy_at_least"] == pytest.approx(right)
 
 
+def test_images_that_are_gone_are_told_and_left_out(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    """Of those that are left, once all have labels, the accuracy is what it is."""
+    session = open_session("digits", "ana", **fields)
+    for _ in range(2):
+        answer_all(session, answers)
+        before = session.fit()
+    with pytest.warns(
+        UserWarning, match=r"images that were set aside are not in the pool of 'digits' any more, the fi"
+    ):
+        session = open_session("digits", "ana", **fields | {"pool_size": 120})
+    there = [name for name in session.held_out if name in session.row_of]
+    drawn = [one.id for one in session.file.read().drawn]
+    assert 0 < len(set(there) - set(drawn)) < len(there) < len(session.held_out)
+    fitted = session.fit()
+    assert fitted.metrics["accuracy_low"] < fitted.metrics["accuracy"] < fitted.metrics["accuracy_high"]
+    assert fitted.held_out == before.held_out
+    while not set(there) <= {one.id for one in session.file.read().drawn}:
+        session.label(session.open()["id"], [answers[name] for name in session.open()["id"]])
+        session.propose()
+    session.label(session.open()["id"], [answers[name] for name in session.open()["id"]])
+    fitted = session.fit()
+    predicted = session.model().predict("digits").set_index("id")["predicted"]
+    right = np.mean([predicted[name] == answers[name] for name in there])
+    for name in ("accuracy", "accuracy_low", "accuracy_high", "accuracy_at_least"):
+        assert fitted.metrics[name] == pytest.approx(right)
+    assert session.measured().loc["accuracy", "value"] == pytest.approx(right)
+
+
+def test_what_is_opened_with_another_model_says_so(fields: dict[str, Any], answers: dict[str, str]) -> None:
+    session = open_session("digits", "ana", **fields)
+    answer_all(session, answers)
+    session.fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_session("digits", "ana", **fields | {"strategy": "entropy"}).measured()
+    other = open_session("digits", "ana", **fields | {"seed": 1})
+    with pytest.warns(UserWarning, match="the last fit had another seed"):
+        other.measured()
+    other.fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.measured()
+
+
 def test_a_round_without_a_usable_test_reaches_nothing(fields: dict[str, Any], answers: dict[str, str]) -> None:
     session = open_session("digits", "ana", **fields)
     asked = session.propose()
@@ -230,3 +275,17 @@ def test_shares_that_cannot_be_are_refused(
     with pytest.raises(ConfigError, match=message):
         open_session("digits", "ana", **fields | change, folder=tmp_path / "own")
     assert not (tmp_path / "own" / "session.json").exists(), "nothing was begun that could not go on"
+
+
+def test_copies_are_set_aside_together(tmp_path: Path) -> None:
+    """Else a model would be tested on what it has learnt by heart; nor is a copy set aside of what has a label."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 4)).astype(np.float32)[np.arange(90) % 40]  # ten of them three times
+    ids, labels = np.array([f"im{number}" for number in range(90)]), np.where(np.arange(90) < 10, "x", "")
+    np.savez(tmp_path / "pool.npz", features=features, ids=ids, labels=labels)
+    session = open_session(
+        str(tmp_path / "pool.npz"), "ana", folder=tmp_path / "labels", adapter="linear_probe", held_out=23
+    )
+    aside = {int(name.removeprefix("im")) for name in session.held_out}
+    assert len(aside) in (22, 23), "they come in twos"
+    assert not {number % 40 for number in aside} & {number % 40 for number in {*range(90)} - aside}

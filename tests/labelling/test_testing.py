@@ -19,6 +19,7 @@ from palkit.labelling.testing import (
     measured_accuracy,
     measured_calibration,
     measured_recalls,
+    of_those_there,
     weights_of,
 )
 from palkit.strategies.ties import keys_of
@@ -72,6 +73,37 @@ def test_recalibration_by_labels_leaves_no_bias(monkeypatch: pytest.MonkeyPatch)
     for drawn, chance in every_draw(expected_errors(confidence), 3):
         values += chance * error_terms(confidence, drawn, wrong[drawn.positions]).values
     assert values == pytest.approx(np.full(3, 0.5))
+
+
+@pytest.mark.parametrize("gone", [(0,), (1, 4)])
+@pytest.mark.parametrize("number", [2, 4])
+def test_images_that_are_gone_leave_no_bias(number: int, gone: tuple[int, ...]) -> None:
+    """They were among those that the draws were made of, so their chances are what they were."""
+    confidence, wrong = np.array([0.95, 0.5, 0.7, 0.99, 0.4]), np.array([1, 0, 1, 0, 1])
+    draws, there = every_draw(expected_errors(confidence), number), np.setdiff1d(np.arange(5), gone)
+    confidence, wrong = np.where(np.isin(np.arange(5), gone), np.nan, confidence), wrong | np.isin(np.arange(5), gone)
+    values = 0.0
+    for drawn, chance in draws:
+        terms = error_terms(confidence, drawn, wrong[drawn.positions])
+        values += chance * terms.values
+        assert (terms.low - 1e-12 <= terms.values).all()
+        assert (terms.values <= terms.high + 1e-12).all()
+        found = measured_accuracy(confidence, drawn, wrong[drawn.positions])
+        if np.isin(there, drawn.positions).all():
+            assert (found.low, found.value, found.high) == pytest.approx((1 - wrong[there].mean(),) * 3)
+        else:
+            assert found.low < found.high
+    assert [of_those_there(1 - value, confidence) for value in values] == pytest.approx(
+        [1 - wrong[there].mean()] * number
+    )
+
+
+def test_images_that_are_gone_are_not_drawn() -> None:
+    confidence = np.where(np.arange(20) < 5, np.nan, 0.8)
+    draws = draw_tests(confidence, Draws(), [], 15, KEYS[:20], seed=0)
+    assert set(draws.positions.tolist()) == {*range(5, 20)}
+    with pytest.raises(ConfigError, match="1 test images are to be drawn, and 0 are left"):
+        draw_tests(confidence, draws, [], 1, KEYS[:20], seed=0)
 
 
 def test_without_expected_errors_the_estimate_is_the_published_one() -> None:
@@ -209,6 +241,28 @@ def test_no_label_and_one_label_say_nothing() -> None:
     found = measured_accuracy([0.5, 0.9, 0.8], one, [False])
     assert (found.low, found.high) == (0, 1)
     assert [math.isnan(each.value) for each in measured_recalls(one, 3, [1], [1], 2)] == [True, False]
+    nothing = measured_calibration([0.5, 0.9, 0.8], one, [])
+    assert math.isnan(nothing.value)
+    assert (nothing.low, nothing.high, nothing.labels) == (0, pytest.approx((0.5 + 0.9 + 0.8) / 3), 0)
+
+
+def test_bins_without_labels_say_nothing_of_the_calibration_error() -> None:
+    """Of four images in five bins, and with labels in some bins alone: the gap is the mean of those that have some."""
+    few = draw_tests([0.5, 0.9, 0.8, 0.6], Draws(), [], 4, KEYS[:4], seed=0)
+    wrong = np.array([True, False, False, True])[few.positions]
+    assert measured_calibration([0.5, 0.9, 0.8, 0.6], few, wrong).value == pytest.approx((0.5 + 0.1 + 0.2 + 0.6) / 4)
+    confidence = np.repeat([0.5, 0.9], 50)
+    one = Draws(np.array([0]), np.array([0.01]), np.array([0.01]))
+    assert measured_calibration(confidence, one, [True], bins=2).value == pytest.approx(0.5)
+
+
+def test_labels_of_the_first_draws_are_enough() -> None:
+    confidence = np.linspace(0.5, 1, 40)
+    draws = draw_tests(confidence, Draws(), [], 20, KEYS[:40], seed=0)
+    wrong = np.arange(12) % 3 == 0
+    assert measured_calibration(confidence, draws, wrong) == measured_calibration(confidence, draws.first(12), wrong)
+    truth, said = np.arange(12) % 2, np.zeros(12, dtype=int)
+    assert measured_recalls(draws, 40, truth, said, 2) == measured_recalls(draws.first(12), 40, truth, said, 2)
 
 
 def test_earlier_draws_serve_a_later_model() -> None:
