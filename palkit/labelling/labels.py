@@ -120,7 +120,7 @@ class LabelLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"), open(self.path, "ab") as file:
                 content = self._read()
-                added = self._added(content)
+                added = self._added(content, self._written())
                 try:
                     file.write(_mend(content) + lines)
                     file.flush()
@@ -166,15 +166,15 @@ class LabelLog:
         Raises:
             DataError: something is missing, or the file is not UTF-8 any more.
         """
-        self._added(self._read())
+        written = self._written()  # before the file is read: others may append meanwhile
+        self._added(self._read(), written)
 
-    def _added(self, content: bytes) -> int:
-        """Bytes that an editor has added to what was written, less those that it took away.
+    def _added(self, content: bytes, written: int) -> int:
+        """Bytes that an editor has added to the bytes known to have been written, less those that it took away.
 
         A byte order mark, carriage returns, spaces, comments and so on: the lines are counted as palkit writes them.
         """
         self._refuse_wide(content)
-        written = self._written()
         if len(content) == written and content.endswith(ENDS):
             return 0
         # Without a look at each line, for a long log whose editor changed only the line ends.

@@ -284,6 +284,22 @@ def test_two_users_of_a_group_notice_what_is_lost(shared_folder: Path, size_mode
     assert "lost its end" in as_user(1502, 0o002, LabelLog(path).check)
 
 
+def test_an_answer_while_a_log_is_checked_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else answers just after the file has been read, and before anything is compared with it."""
+    log, other, read = LabelLog(tmp_path / "labels.jsonl"), LabelLog(tmp_path / "labels.jsonl"), LabelLog._read
+    log.append([says("ana", "1", "cat")])
+
+    def then_another(self: LabelLog) -> bytes:
+        content = read(self)
+        if self is log:
+            other.append([says("ben", "2", "dog")])
+        return content
+
+    monkeypatch.setattr(LabelLog, "_read", then_another)
+    log.check()
+    assert [one.id for one in other.events()] == ["1", "2"]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become two users")
 def test_a_size_that_cannot_be_kept_or_read_is_said(shared_folder: Path) -> None:
     path, size = shared_folder / "labels.jsonl", shared_folder / "labels.jsonl.size"
