@@ -270,7 +270,8 @@ def _select(options: argparse.Namespace) -> int:
     from palkit.config import config_from_dict
     from palkit.data import from_features, holds_features, load_dataset
     from palkit.data.features import probs_of
-    from palkit.labelling.selection import next_batch, read_labels
+    from palkit.errors import DataError
+    from palkit.labelling.selection import matched, next_batch, read_labels
     from palkit.storage.files import atomic_path
     from palkit.strategies import get_strategy
 
@@ -283,13 +284,16 @@ def _select(options: argparse.Namespace) -> int:
     own, classes = Path(options.dataset).expanduser(), options.classes
     if holds_features(options.dataset):
         pool = from_features(own, classes or None, splits=False)
-        probs, beside = probs_of(own) if own.suffix.lower() != ".npy" else (None, [])
+        probs, beside, images = probs_of(own) if own.suffix.lower() != ".npy" else (None, [], [])
         classes = classes or beside
     else:
-        pool, probs = load_dataset(options.dataset), None
+        pool, probs, beside, images = load_dataset(options.dataset), None, [], []
     if options.probs is not None:
-        probs, beside = probs_of(options.probs)
-        classes = classes or beside
+        probs, beside, images = probs_of(options.probs)
+        if probs is None:
+            raise DataError(f"{options.probs} holds no array probs.")
+    if probs is not None:
+        probs, classes = matched(probs, beside, images, pool, classes)
     labels = read_labels(options.labels) if options.labels else {}
     given = {"labels": labels, "probs": probs, "classes": classes}
     with bars(console) as progress:

@@ -156,8 +156,11 @@ def from_features(
     return of_table(str(path), table, images, names, notes)
 
 
-def probs_of(path: Path) -> tuple[np.ndarray | None, list[str]]:
-    """(N, C) class probabilities in a `.npy` array, or of that name in a file of features, and class names in order.
+def probs_of(path: Path) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """(N, C) class probabilities in a `.npy` array, or of that name in a file of features.
+
+    Returns:
+        They, the names of their columns, and the ids of their rows; no names where the file has none.
 
     Raises:
         DataError: the file cannot be read, or they are no array of numbers (N, C).
@@ -167,22 +170,29 @@ def probs_of(path: Path) -> tuple[np.ndarray | None, list[str]]:
         names = _texts(f"{path}: {CLASSES}", others[CLASSES], None) if CLASSES in others else []
         values = found if isinstance(found, np.ndarray) else others.get(PROBS)
         probs = None if values is None else np.array([np.asarray(row, dtype=np.float64) for row in values])
+        given = next((name for name in ("image_id", "ids", "id") if name in others), None)
+        ids = (
+            [] if given is None else [normal(text).strip() for text in _texts(f"{path}: {given}", others[given], None)]
+        )
     if probs is not None and probs.ndim != 2:
         raise DataError(f"{path}: {PROBS} must be one row of probabilities an image, are {probs.shape}.")
-    return probs, names
+    return probs, names, ids
 
 
 def _check(path: Path, table: pd.DataFrame) -> None:
     """Refuse names that are missing or there twice, and unknown splits."""
     names = table["image_id"]
     for bad, problem in (
-        (names.str.strip() == "", "has no id"),
+        (names.str.strip() == "", "has no id that can be used"),
         (names.duplicated(), "has the id of another row"),
-        (~table.get("split", pd.Series("pool", table.index)).str.lower().isin(SPLIT_NAMES), "has no split"),
+        (
+            ~table.get("split", pd.Series("pool", table.index)).str.lower().isin(SPLIT_NAMES),
+            "has no split that can be used",
+        ),
     ):
         if bad.any():
             at = bad.idxmax()
-            raise DataError(f"{path}, {at} ({brief(names[at])}) {problem} that can be used. {LAYOUT}")
+            raise DataError(f"{path}, {at} ({brief(names[at])}) {problem}. {LAYOUT}")
 
 
 def _texts(what: str, values: Any, rows: int | None) -> list[str]:
@@ -224,7 +234,7 @@ def _reading(path: Path) -> Iterator[None]:
     except PalkitError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, ArrowException) as error:
-        hint = " Give text as text: names.astype(str)." if "pickle" in str(error) else ""
+        hint = " If it is a NumPy file at all, give text as text: names.astype(str)." if "pickle" in str(error) else ""
         raise DataError(f"{path} cannot be read ({error}).{hint} {LAYOUT}") from error
 
 

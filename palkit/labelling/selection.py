@@ -1,5 +1,6 @@
 """The next batch for a data set, in one call and without a session: from labels and probabilities that lie in files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from palkit.labelling.session_learner import SessionLearner
 from palkit.progress import Progress, silent
 from palkit.storage.checks import normal
 from palkit.storage.formats import read_csv
+from palkit.strategies import get_strategy
 
 COLUMNS = ("id", "image_id", "path", "label")
 
 
 def read_labels(path: Path) -> dict[str, str]:
     """Labels of a CSV table with the columns id (or image_id, or path) and label, by the name of the image.
+
+    Where all are numbers they are of classes, as in a file of features: -1 is none, and 2.0 is 2, as pandas writes it.
 
     Raises:
         DataError: the file is no such table, or an image has two labels; names it.
@@ -29,8 +33,11 @@ def read_labels(path: Path) -> dict[str, str]:
     if named is None or "label" not in table:
         raise DataError(f"{path} needs the columns id and label (found: {', '.join(map(brief, table))}).")
     labels: dict[str, str] = {}
-    for line, name, label in zip(table.index, table[named], table["label"], strict=True):
-        name, label = normal(name).strip(), normal(label).strip()
+    texts = [normal(label).strip() for label in table["label"]]
+    if all(re.fullmatch(r"-1(\.0*)?|\d+(\.0*)?|", text) for text in texts):
+        texts = ["" if text.startswith("-") else text.partition(".")[0] for text in texts]
+    for line, name, label in zip(table.index, map(normal, table[named]), texts, strict=True):
+        name = name.strip()
         if label and labels.setdefault(name, label) != label:
             raise DataError(f"{path}, {line}: {name!r} has the label {labels[name]!r} already. Keep one of them.")
     return labels
@@ -65,6 +72,11 @@ def next_batch(
         ConfigError: nothing is left to choose from, or the probabilities do not fit.
         DataError: a label of an image that is not in the pool.
     """
+    if probs is not None and get_strategy(config.strategy).dropout is not None:
+        raise ConfigError(
+            f"strategy {config.strategy!r} needs several passes of the model, and probs are of one. Leave them "
+            "out, and a model is fitted, or take another strategy; `palkit.select` takes stochastic_probs."
+        )
     learner = SessionLearner(config, pool, device)
     names = [normal(str(name)) for name in pool.ids[learner.rows]]
     codes = pool.labels[learner.rows].tolist()
@@ -92,6 +104,40 @@ def next_batch(
     table = pd.DataFrame(guesses, columns=["predicted", "probability"])
     rows = learner.rows[positions]
     return pd.DataFrame({"id": pool.ids[rows], "row": rows, "rank": range(1, len(rows) + 1)}).join(table)
+
+
+def matched(
+    probs: np.ndarray, columns: Sequence[str], ids: Sequence[str], pool: ImagePool, classes: Sequence[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    """Probabilities of all images of the pool, in its order, and the names of their columns.
+
+    Args:
+        probs: (M, C).
+        columns: names of its columns, as far as they are known.
+        ids: names of its rows, as far as they are known; without, they are those of the pool in its order.
+        pool: whose images they are of.
+        classes: names in the order that is wanted; None or none for that of the columns.
+
+    Raises:
+        ConfigError: names do not fit the probabilities, or the images, or the classes.
+    """
+    for what, names, size in (("ids", ids, len(probs)), ("classes", columns, probs.shape[1])):
+        if names and (len(names) != size or len(set(names)) < size):
+            raise ConfigError(f"probs have {len(set(names))} {what} of their own for {size}: one each is needed.")
+    if ids:
+        place = {name: row for row, name in enumerate(ids)}
+        images = [normal(str(name)) for name in pool.ids]
+        if missing := [name for name in images if name not in place]:
+            raise ConfigError(
+                f"probs are lacking for {len(missing)} images of {pool.name!r}, the first is {brief(missing[0])}; "
+                f"theirs are called like {ids[0]!r}."
+            )
+        probs = probs[[place[name] for name in images]]
+    if columns and classes and list(columns) != list(classes):
+        if set(columns) != set(classes):
+            raise ConfigError(f"probs are of the classes {', '.join(columns)}, and not of {', '.join(classes)}.")
+        probs = probs[:, [list(columns).index(name) for name in classes]]
+    return probs, list(classes or columns)
 
 
 def _named(label: str, classes: Sequence[str]) -> str:

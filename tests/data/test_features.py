@@ -372,6 +372,49 @@ def test_select_by_ones_own_model_is_select_of_arrays(tmp_path: Path, capsys: py
     assert set(selected(capsys, str(alone), *given, *same)["row"]) == set(table["row"])
 
 
+def test_probabilities_go_by_their_own_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In any order of images and classes, where the file says which; what does not fit is refused, and not used."""
+    rng, parts = np.random.default_rng(1), arrays()
+    probs, rows, columns = rng.dirichlet(np.ones(3), N), rng.permutation(N), [2, 0, 1]
+    of = {name: parts[name] for name in ("features", "ids")}
+    mine = write(tmp_path / "mine.npz", of | {"classes": np.array(NAMES)})
+    np.save(tmp_path / "probs.npy", probs)
+    beside = {"probs": probs[rows][:, columns], "ids": parts["ids"][rows], "classes": np.array(NAMES)[columns]}
+    np.savez(tmp_path / "theirs.npz", **beside)
+    same = (str(mine), "-n", "6", "--strategy", "margin")
+    table = selected(capsys, *same, "--probs", str(tmp_path / "probs.npy"), "--classes", *NAMES)
+    assert len(table) == 6
+    pd.testing.assert_frame_equal(selected(capsys, *same, "--probs", str(tmp_path / "theirs.npz")), table)
+    other = [NAMES[code] for code in columns]
+    unnamed = write(tmp_path / "unnamed.npz", of)
+    again = (str(unnamed), *same[1:], "--probs", str(tmp_path / "theirs.npz"), "--classes", *other)
+    pd.testing.assert_frame_equal(selected(capsys, *again), table)
+    for change, message in (
+        ({"classes": np.array(["a", "b", "c"])}, "probs are of the classes a, b, c, and not of"),
+        ({"classes": np.array(["a", "b"])}, "probs have 2 classes of their own for 3"),
+        ({"ids": beside["ids"][:-1], "probs": beside["probs"][:-1]}, "probs are lacking for 1 images"),
+        ({"ids": np.repeat(beside["ids"][:1], N)}, f"probs have 1 ids of their own for {N}"),
+        ({"probs": None}, "holds no array probs"),
+    ):
+        np.savez(tmp_path / "bad.npz", **{name: one for name, one in (beside | change).items() if one is not None})
+        assert main(["select", *same, "--probs", str(tmp_path / "bad.npz"), "--device", "cpu"]) == 1
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert main(["select", *same[:-1], "epig", "--probs", str(tmp_path / "theirs.npz"), "--device", "cpu"]) == 1
+    assert "needs several passes of the model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_labels_in_a_table_count_as_those_beside_features(tmp_path: Path) -> None:
+    """-1 is unknown, and pandas writes whole numbers with gaps as 2.0; neither among names."""
+    for text, expected in (
+        ("a,-1\nb,0\nc,2\n", {"b": "0", "c": "2"}),
+        ("a,-1.0\nb,0.0\nc,2.0\nd,\n", {"b": "0", "c": "2"}),
+        ("a,-1\nb,red\nc,2.0\n", {"a": "-1", "b": "red", "c": "2.0"}),
+        ("a,1.5\nb,2.0\n", {"a": "1.5", "b": "2.0"}),
+    ):
+        (tmp_path / "labels.csv").write_text("id,label\n" + text)
+        assert read_labels(tmp_path / "labels.csv") == expected
+
+
 def test_select_without_a_model_fits_one_or_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = arrays()
     some = np.where(np.arange(N) % 10 == 0, parts["labels"], "")
