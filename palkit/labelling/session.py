@@ -271,6 +271,13 @@ class Session(Answers):
 
     def _report_new_classes(self, given: Sequence[str]) -> None:
         used = set(self.answers()["label"]) - {""}
+        spelt = {name.casefold(): name for name in used}
+        for name in map(normal, given):
+            if name not in used and (other := spelt.get(name.casefold())):
+                warnings.warn(
+                    f"class {name!r} is added, and {other!r} has labels. If they were meant to be the same, give that.",
+                    stacklevel=3,
+                )
         if used and given and used.isdisjoint(map(normal, given)):
             warnings.warn(
                 f"none of the classes given ({', '.join(given)}) is among those that were labelled so far "
@@ -397,7 +404,7 @@ class Session(Answers):
         Returns:
             Columns id, row, label ("" where it is disputed), likeliest (class), wrong (probability that the label is,
             or else the likeliest class), worth (of an answer of this annotator, or of one in place of theirs,
-            see `palkit.labelling.annotators.gains`, beyond that of one to a new image).
+            see `palkit.labelling.annotators.gains`, beyond that of one to a new image, while there are some).
 
         Raises:
             ConfigError: nothing has been fitted yet.
@@ -417,6 +424,8 @@ class Session(Answers):
         quality, before = float(judged.quality[by]), settled(given)
         likeliest = judged.probs.argmax(axis=1)
         said = judged.probs[np.arange(len(ids)), np.where(before[:, 0] < 0, likeliest, before[:, 0])]
+        unseen = self.learner.position.keys() - {*answers["id"], *taught, *self.held_out}
+        new = 2 * quality - 1 if unseen else 0.0  # that of an answer to a new image
         table = pd.DataFrame(
             {
                 "id": ids,
@@ -424,7 +433,7 @@ class Session(Answers):
                 "label": [labels.get(name, "") for name in ids],
                 "likeliest": [names[code] for code in likeliest],
                 "wrong": 1 - said,
-                "worth": gains(judged.probs, before, settled(given, by), quality) - (2 * quality - 1),
+                "worth": gains(judged.probs, before, settled(given, by), quality) - new,
             }
         )
         return table.sort_values("worth", ascending=False, kind="stable", ignore_index=True)
@@ -456,7 +465,8 @@ class Session(Answers):
         if fit is not None and others:
             table = self._doubts(fit)
             wanted = table.loc[(table["worth"] > 0) & table["id"].isin(others), "id"].tolist()
-            again = self.learner.spread(wanted)[: size // 2]
+            new = self.learner.position.keys() - labels.keys() - refused
+            again = self.learner.spread(wanted)[: size // 2 if new else size]
         positions = self.learner.choose(
             fit, labels, self.class_names, refused, size - len(again), len(rounds), progress, again
         )

@@ -274,7 +274,8 @@ def _ratio(part: NDArray, weights: NDArray, images: int, level: float) -> Measur
     total = weights.sum()
     value = float(weights @ part / total)
     squares = float((weights**2) @ (part - value) ** 2) / total**2
-    return _share(value, squares, len(part), 1 - len(part) / (images + 1), level)
+    left = 0.0 if len(part) == images else 1 - len(part) / (images + 1)
+    return _share(value, squares, len(part), left, level)
 
 
 def weights_of(draws: Draws, images: int) -> NDArray:
@@ -308,7 +309,7 @@ def measured_recalls(
     for number in range(classes):
         of_class = truth == number
         found.append(
-            _ratio(right[of_class], weights[of_class], images, level)
+            _ratio(right[of_class], weights[of_class], of_class.sum() if len(truth) == images else images, level)
             if of_class.any()
             else Measured(math.nan, 0.0, 1.0, 0)
         )

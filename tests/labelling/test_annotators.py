@@ -573,3 +573,24 @@ def test_answers_to_tests_do_not_decide_what_is_trained_on(tmp_path: Path) -> No
                 session.label(name, truth[name] if who in (right, "cho") else other(truth[name]))
         assert ana.training_labels() == {}
         assert {name: ana.labels()[name] for name in ana.held_out} == {name: truth[name] for name in ana.held_out}
+
+
+def test_without_new_images_second_opinions_are_all_there_is(tmp_path: Path) -> None:
+    """They are compared with nothing then, and may fill a batch; the session ends when none is worth an answer."""
+    place, truth = stored(tmp_path / "pool", list(range(5)) * 10)
+    ana, ben = (opened_on(place, who, ask_again=True) for who in ("ana", "ben"))
+    wrong = set(sorted(truth)[::7])
+    while (batch := ana.propose())["purpose"].eq("train").any():
+        ana.label(batch["id"], [other(truth[name]) if name in wrong else truth[name] for name in batch["id"]])
+        ana.fit()
+    assert len(ana.training_labels()) == len(truth)
+    asked, rounds = set(), 0
+    while len(batch := ben.propose()):
+        assert batch["purpose"].eq(AGAIN).all()
+        asked |= set(batch["id"])
+        ben.label(batch["id"], [truth[name] for name in batch["id"]])
+        ben.fit()
+        rounds += 1
+    assert rounds < 5
+    assert len(asked & wrong) > 5, "most of what is wrong"
+    assert len(asked) < len(truth), "and not all that there is"

@@ -115,6 +115,13 @@ def test_unsure_skip_and_undo(config: dict[str, Any], answers: dict[str, str]) -
     assert len(left) == 200 - 9
 
 
+def test_a_class_that_differs_in_capitals_from_one_with_labels_is_told(config: dict[str, Any]) -> None:
+    session = open_session("digits", "ana", **config, classes=["Smudge"])
+    session.label(session.propose()["id"].iloc[0], "Smudge")
+    with pytest.warns(UserWarning, match="class 'smudge' is added, and 'Smudge' has labels"):
+        open_session("digits", "ben", **config, classes=["smudge"])
+
+
 def test_there_is_nothing_to_undo_before_an_answer(config: dict[str, Any]) -> None:
     session = open_session("digits", "ana", **config)
     session.propose()

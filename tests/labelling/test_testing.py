@@ -229,6 +229,13 @@ def test_all_images_labelled_leave_no_doubt() -> None:
     found = measured_accuracy(confidence, draws, wrong[draws.positions])
     assert (found.value, found.low, found.high) == pytest.approx((1 - wrong.mean(),) * 3)
     assert str(found) == "73.3 % [73.3, 73.3] by 30 labels"
+    truth = np.arange(30) % 3
+    each = measured_recalls(draws, 30, truth[draws.positions], np.where(wrong, 5, truth)[draws.positions], 3)
+    for number, one in enumerate(each):
+        assert (one.low, one.value, one.high) == pytest.approx((1 - wrong[truth == number].mean(),) * 3)
+    gap = measured_calibration(confidence, draws, wrong[draws.positions])
+    expected = np.mean([abs(1 - wrong[rows].mean() - confidence[rows].mean()) for rows in np.arange(30).reshape(5, 6)])
+    assert (gap.low, gap.value, gap.high) == pytest.approx((expected,) * 3)
     assert error_terms(confidence, draws, wrong[draws.positions]).most == pytest.approx(wrong.mean())
     assert draw_tests(confidence, draws, wrong[draws.positions], 0, KEYS[:30], seed=0) is draws
 
