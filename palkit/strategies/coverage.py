@@ -1,6 +1,7 @@
 """Strategies that choose rows whose neighbourhoods, together, cover as much of the pool as possible."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -11,7 +12,7 @@ from torch.nn.functional import one_hot
 from palkit.errors import DataNotice
 from palkit.strategies.calibration import fit_temperature
 from palkit.strategies.heads import even_rows, logistic
-from palkit.strategies.kernels import View, chunks, nearest, per_row, square_gaps, unit_length
+from palkit.strategies.kernels import View, chunks, nearest, per_row, shared_out, square_gaps, unit_length
 from palkit.strategies.kmeans import kmeans
 from palkit.strategies.options import Count, Inside, Positive
 from palkit.strategies.ranking import margin_gap, once_per_pool
@@ -22,6 +23,8 @@ Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 
 
 MAX_ROWS = 35_000  # the herding authors' own limit
 CACHE_ELEMENTS = 2**27  # kernel values kept from the first pass: 1 GB
+STRIPES = 16  # of tiles, each summed by itself: the sums are the same however many threads share them out
+CROWDED = 0.85  # share of its threads' time that a process gets, below which others are taken to be busy
 PURITY_QUERIES = 2_000
 HELD_OUT = 30  # labels from which a temperature is found
 LEAD_ROWS = 2_000  # on which the lead of the best class is measured
@@ -58,6 +61,16 @@ def greedy_coverage(
         (count,) int64 positions in order of picking and (count,) float64 gains; of gains within TIE of the
         best, the lowest position.
     """
+    threads = torch.get_num_threads()
+    try:
+        return _greedy_coverage(rows, kernel, weight, covered, count, cache, tile)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _greedy_coverage(
+    rows: Tensor, kernel: Kernel, weight: Tensor, covered: Tensor, count: int, cache: int, tile: int
+) -> tuple[Tensor, Tensor]:
     sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
     # In float32 a distance is off by 1e-7, and a similarity by that over the squared bandwidth: gains lie closer.
     rows, weight, covered = rows.double(), weight.double(), covered.double()
@@ -74,17 +87,30 @@ def greedy_coverage(
     gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     keep = max((part.stop for part in parts if part.stop * len(rows) <= cache), default=0)
     kept = torch.empty(keep, len(rows), dtype=rows.dtype, device=rows.device)
-    for number, a in enumerate(parts):
-        for b in parts[number:]:
-            block = similarity(a, b)
-            if a.stop <= keep:
-                kept[a, b] = block
-            if b.stop <= keep:
-                kept[b, a] = block.T
-            if b != a:
-                gain[b] += weight[a] @ (block - covered[a, None]).relu_()
-            gain[a] += block.sub_(covered[b]).relu_() @ weight[b]
 
+    def pairs(stripe: int) -> Tensor:
+        """(M,) what the pairs of every STRIPES-th tile with those after it add to the gains."""
+        found = torch.zeros_like(gain)
+        for number in range(stripe, len(parts), STRIPES):
+            a = parts[number]
+            for b in parts[number:]:
+                block = similarity(a, b)
+                if a.stop <= keep:
+                    kept[a, b] = block
+                if b.stop <= keep:
+                    kept[b, a] = block.T
+                if b != a:
+                    found[b] += weight[a] @ (block - covered[a, None]).relu_()
+                found[a] += block.sub_(covered[b]).relu_() @ weight[b]
+        return found
+
+    began, computed = time.perf_counter(), time.process_time()
+    with shared_out(rows.device) as share:
+        for found in share(pairs, range(min(STRIPES, len(parts)))):
+            gain += found
+    computed, took = time.process_time() - computed, time.perf_counter() - began
+    if rows.device.type == "cpu" and computed < CROWDED * torch.get_num_threads() * took:
+        torch.set_num_threads(1)  # of the small operations to come two would mostly wait for each other
     bound = torch.stack([gain[a].max() for a in parts])
     seen = torch.zeros(len(parts), dtype=torch.int64, device=rows.device)
     history: list[tuple[Tensor, Tensor]] = []  # columns that each pick covered better, and their past
@@ -95,14 +121,19 @@ def greedy_coverage(
         for columns, before in reversed(history[since:]):
             past[columns] = before
         changed = (past != covered).nonzero().squeeze(1)
-        for stored in (True, False):
-            group = changed[(changed < keep) == stored]
-            for part in chunks(len(group), 1, tile):
+        inside = [number for number in numbers.tolist() if parts[number].stop <= keep]
+        outside = [number for number in numbers.tolist() if parts[number].stop > keep]
+        near, far = changed[changed < keep], changed[changed >= keep]
+        for some, group, source in (
+            (inside, changed, lambda columns, a: kept[a].index_select(1, columns).T),
+            (outside, near, lambda columns, a: kept[:, a].index_select(0, columns)),
+            (outside, far, similarity),
+        ):
+            for part in chunks(len(group), 1, tile) if some else ():
                 columns = group[part]
                 low, high, share = past[columns, None], covered[columns, None], weight[columns]
-                for a in runs(numbers.tolist(), tile, len(rows), max(1, tile // len(columns))):
-                    block = kept[:, a][columns] if stored else similarity(columns, a)
-                    gain[a] -= share @ block.clamp_(low, high).sub_(low)
+                for a in runs(some, tile, len(rows), max(1, tile // len(columns))):
+                    gain[a] -= share @ source(columns, a).clamp_(low, high).sub_(low)
         for number in numbers.tolist():
             a = parts[number]
             gain[a] = torch.where(picked[a], -1.0, gain[a].clamp(min=0))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from palkit.strategies import kernels, kmeans
+from palkit.strategies.coverage import greedy_coverage, rbf
 
 Array = NDArray[Any]
 
@@ -286,3 +287,35 @@ def test_nearest_rows_of_copies_in_different_chunks_is_the_first(monkeypatch: py
     monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 12)
     rows = torch.randn(5, 2, generator=generator()).repeat(10, 1)
     assert kernels.nearest_rows(rows, rows[[3, 1]].double()).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_work_is_shared_out_in_order_and_leaves_the_threads_as_they_were(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            kept = torch.zeros(5)  # to which only inference mode may write
+            with kernels.shared_out(torch.device("cpu")) as share:
+                assert torch.get_num_threads() == 1
+                assert share(lambda row: int(kept[row].add_(row)), range(5)) == [0, 1, 2, 3, 4]
+                assert set(share(lambda _: torch.get_num_threads(), range(8))) == {1}
+                with pytest.raises(ZeroDivisionError):
+                    share(lambda row: 1 / row, range(2))
+        assert kept.tolist() == [0, 1, 2, 3, 4]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_coverage_is_the_same_however_many_threads_share_it() -> None:
+    rows = torch.randn(700, 8, generator=torch.Generator().manual_seed(0))
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(greedy_coverage(rows, rbf(1.0), torch.ones(700), torch.zeros(700), 20, tile=64))
+        finally:
+            torch.set_num_threads(before)
+    assert found[0][0].tolist() == found[1][0].tolist()
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=0)
