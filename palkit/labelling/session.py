@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -221,11 +220,13 @@ class Session(Answers):
         copies = self.pool.duplicates()
         names = copies["id"].map(str).map(normal).groupby(copies["checksum"]).agg(list)
         together = {name: group for group in names for name in group}
-        aside: dict[str, None] = {}
+        free, aside = set(order), dict[str, None]()
         for name in order:
             group = together.get(name, [name])
-            if name not in aside and len(aside) + len(group) <= number and set(group) <= set(order):
+            if name not in aside and len(aside) + len(group) <= number and free.issuperset(group):
                 aside |= dict.fromkeys(group)
+            if len(aside) == number:
+                break
         return list(aside)
 
     def _refuse_moved_rows(self) -> None:
@@ -488,8 +489,10 @@ class Session(Answers):
         """The model of a round, made again from its labels."""
         labels = dict(zip(last.ids, last.labels, strict=True))
         fitted = self.learner.fit(labels, last.class_names, last.number, progress)
-        record = json.loads(json.dumps(self.learner.record()))
-        if changed := [part for part in MODEL if part in last.config and last.config[part] != record[part]]:
+        before, after = (pd.json_normalize(one).iloc[0].map(str) for one in (last.config, self.learner.record()))
+        # Both have them: a file of an earlier version lacks what has come since.
+        both = [name for name in before.index if name in after.index and name.partition(".")[0] in MODEL]
+        if changed := [name for name in both if before[name] != after[name]]:
             warnings.warn(
                 f"the last fit had another {', '.join(changed)}: its labels are fitted with that of now, and this "
                 "is the model that predicts and proposes. The curve, and what was reached, are of the last fit; fit "

@@ -153,6 +153,11 @@ def test_what_is_opened_with_another_model_says_so(fields: dict[str, Any], answe
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_session("digits", "ana", **fields | {"strategy": "entropy"}).measured()
+    training = {**fields["training"], "head_lr": 0.002}
+    with pytest.warns(UserWarning, match=r"the last fit had another training\.head_lr: its"):
+        open_session("digits", "ana", **fields | {"training": training}).measured()
+    path = session.file.path
+    path.write_text(path.read_text().replace('"pseudo_labels"', '"of an earlier version"'))
     other = open_session("digits", "ana", **fields | {"seed": 1})
     with pytest.warns(UserWarning, match="the last fit had another seed"):
         other.measured()
