@@ -200,7 +200,7 @@ class Session(Answers):
             raise ConfigError(
                 f"held_out {held_out}: must lie between 0 and half of the {len(free)} images without a label."
             )
-        aside = self.held_out if self.file.path.exists() else held_out
+        aside = self.file.read().held_out if self.file.path.exists() else held_out
         if asked.get("test_share") is not None and not aside:
             raise ConfigError("test_share: no images are set aside to be tested on. Begin a session with held_out.")
         rng = np.random.default_rng(seed_of(self.config.seed, "held out", 0))
@@ -209,6 +209,7 @@ class Session(Answers):
         new = [] if self.file.path.exists() else self._set_aside(order, held_out)
         stands = self.file.begin(name, new, asked)
         self.budget, self.test_share, self.ask_again = stands.budget, stands.test_share, stands.ask_again
+        self._held_out = self.file.read().held_out  # which nobody changes once the session has begun
 
     def _set_aside(self, order: list[str], number: int) -> list[str]:
         """The first so many of these images: with their copies, and none with a copy that has a label.
@@ -311,7 +312,7 @@ class Session(Answers):
     @property
     def held_out(self) -> list[str]:
         """Images of the pool set aside for evaluation."""
-        return self.file.read().held_out
+        return list(self._held_out)
 
     # What to label next
 

@@ -105,8 +105,8 @@ def _greedy_coverage(
         return found
 
     began, computed = time.perf_counter(), time.process_time()
-    with shared_out(rows.device) as share:
-        for found in share(pairs, range(min(STRIPES, len(parts)))):
+    with shared_out(rows.device) as spread:
+        for found in spread(pairs, range(min(STRIPES, len(parts)))):
             gain += found
     computed, took = time.process_time() - computed, time.perf_counter() - began
     if rows.device.type == "cpu" and computed < CROWDED * torch.get_num_threads() * took:
