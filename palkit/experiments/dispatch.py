@@ -225,8 +225,8 @@ def _fill_caches(tasks: Sequence[Task], device: str, console: Console) -> None:
             here = setting(config, device)
             if not here.backbone.depth:  # features that are there already
                 continue
-            here.cache.shards(here.backbone.depth)
             here.cache.shards(first_trained_block(config.adapter, here.backbone.depth))
+            here.cache.shards(here.backbone.depth)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -90,12 +91,19 @@ class Embedding:
             if not is_shard(shard_path(self.folder, number), len(rows), self.row_shape, self.dtype)
         ]
 
-    def compute(self, number: int, progress: Callable[[int], None] = lambda done: None) -> Path:
+    def compute(
+        self,
+        number: int,
+        progress: Callable[[int], None] = lambda done: None,
+        features: np.ndarray | None = None,
+    ) -> Path:
         """Compute one shard and write it atomically.
 
         Args:
             number: of the shard.
             progress: called with the rows of it that are done.
+            features: (N, D) float32 memory of pooled features of all rows, to be filled in the same pass; None for
+                none.
 
         Raises:
             DataError: an image cannot be read.
@@ -112,7 +120,11 @@ class Embedding:
         def work(output: np.ndarray, done: int, images: Tensor, part: slice) -> None:
             pixels = backbone.preprocess(images[part].to(backbone.device, non_blocking=True))
             with autocast(backbone.device, self.config.precision):
-                tokens = forward(pixels, self.start_block).float().cpu().numpy()
+                inputs = forward(pixels, self.start_block)
+                if features is not None:
+                    pooled = backbone.suffix(inputs, self.start_block).float().cpu().numpy()
+                    features[rows.start + done + part.start : rows.start + done + part.stop] = pooled
+            tokens = inputs.float().cpu().numpy()
             here = slice(done + part.start, done + part.stop)
             with np.errstate(over="ignore"):
                 output[here] = tokens
@@ -134,8 +146,10 @@ class Embedding:
         return path
 
 
-def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -> None:
-    """Compute the missing shards one after the other in this process."""
+def compute_here(
+    embedding: Embedding, missing: list[int], progress: Progress, features: np.ndarray | None = None
+) -> None:
+    """Compute the missing shards one after the other in this process; `features` as for `Embedding.compute`."""
     ranges, total = embedding.ranges, len(embedding.images)
     before = total - sum(len(ranges[number]) for number in missing)
 
@@ -143,7 +157,7 @@ def compute_here(embedding: Embedding, missing: list[int], progress: Progress) -
         progress("embedding", before + done, total)
 
     for number in missing:
-        embedding.compute(number, report)
+        embedding.compute(number, report, features)
         before += len(ranges[number])
 
 
@@ -205,6 +219,8 @@ class InputCache:
     def shards(self, start_block: int, execute: Executor = compute_here) -> Shards:
         """Inputs of all rows, on disk.
 
+        Who learns from tokens needs the frozen features too: one pass over the images makes both.
+
         Args:
             start_block: see `rows`.
             execute: computes what is missing, here or elsewhere.
@@ -216,11 +232,36 @@ class InputCache:
             images = self.images() if execute is compute_here else self.pool.images
             embedding = Embedding(images, self.network, start_block, self.config, folder)
             missing = embedding.missing()
-            if missing:
+            alone = execute is not compute_here or len(missing) < len(embedding.ranges)
+            if not alone and (features := self._room_for_features(start_block)) is not None:
+                compute_here(embedding, missing, self.progress, features)
+                self._keep(features)
+            elif missing:
                 execute(embedding, missing, self.progress)
             return len(embedding.ranges)
 
         return filled(folder, self._made_from(start_block), fill)
+
+    def _room_for_features(self, start_block: int) -> np.ndarray | None:
+        """(N, D) memory; None if they are what is computed, are there, are too large, or would be of other bits."""
+        depth, shape = self.backbone.depth, (len(self.pool), self.backbone.width)
+        if start_block == depth or self.config.compile or 4 * math.prod(shape) > memory_limit():
+            return None
+        return None if are_whole(self.folder(depth)) else np.empty(shape, np.float32)
+
+    def _keep(self, features: np.ndarray) -> None:
+        """Write the shards of features; what is not finite is left to a pass of its own, which says where it is."""
+        depth = self.backbone.depth
+        embedding = Embedding(self.pool.images, self.network, depth, self.config, self.folder(depth))
+
+        def write() -> int:
+            for number, rows in enumerate(embedding.ranges):
+                with atomic_path(shard_path(embedding.folder, number)) as temporary:
+                    save_array(features[rows.start : rows.stop], temporary)
+            return len(embedding.ranges)
+
+        if np.isfinite(features).all():
+            filled(embedding.folder, self._made_from(depth), write)
 
     def folder(self, start_block: int) -> Path:
         """Folder of the inputs of all rows, there or not."""

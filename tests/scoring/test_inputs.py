@@ -1,5 +1,6 @@
 """Cached inputs: computed once, in shards that survive a kill, the same however they are read."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -106,6 +107,34 @@ def test_tokens_beyond_half_precision_are_refused(tiny_config: BackboneConfig, p
     with pytest.raises(WeightsError, match=r"block 2 of 'test_vit' are not finite as float16.*cache_dtype to float32"):
         InputCache(pool, backbone).shards(2)
     assert InputCache(pool, backbone, ScoringConfig(cache_dtype="float32")).shards(2)[:].max() > 65_504
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float64"])
+def test_one_pass_makes_tokens_and_features_as_two_do(
+    tiny: Backbone, pool: ImagePool, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ScoringConfig(precision=precision, batch_size=64)
+    made = {}
+    for order in ((4, 2), (2, 4)):
+        monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / str(order[0])))
+        passes: list[int] = []
+        prefix = Backbone.prefix
+        with monkeypatch.context() as patched:
+            patched.setattr(Backbone, "prefix", lambda *a, p=prefix, n=passes: n.append(len(a[1])) or p(*a))
+            cache = InputCache(pool, tiny, config)
+            made[order] = {block: cache.shards(block)[:] for block in order}
+        assert sum(passes) == len(pool) * (2 if order[0] == 4 else 1)
+    for block in (2, 4):
+        assert torch.equal(made[4, 2][block], made[2, 4][block])
+
+
+def test_features_that_are_not_finite_are_named_and_not_kept(tiny: Backbone, pool: ImagePool) -> None:
+    backbone = copy.deepcopy(tiny)
+    backbone.vit.norm.weight.data.fill_(torch.inf)
+    cache = InputCache(pool, backbone)
+    assert cache.shards(2)[:].isfinite().all()
+    with pytest.raises(WeightsError, match="images 0 to 127 are broken"):
+        cache.shards(4)
 
 
 @pytest.mark.usefixtures("small_shards")
