@@ -184,7 +184,8 @@ def _manifest(options: argparse.Namespace) -> int:
     from palkit.data.manifest import check_suffix, examine, write_manifest
 
     check_suffix(options.out)
-    pool = load_dataset(options.source, group=options.group, unlabelled=options.unlabelled, classes=options.classes)
+    given = {"group": options.group, "unlabelled": options.unlabelled, "classes": options.classes}
+    pool = load_dataset(options.source, decode=True, **given)
     findings = examine(pool)
     for line in findings.report():
         say(line)

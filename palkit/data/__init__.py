@@ -82,6 +82,7 @@ def load_dataset(
     group: str | None = None,
     unlabelled: bool = False,
     classes: Sequence[str] | None = None,
+    decode: bool = False,
 ) -> ImagePool:
     """The data set of that name, folder, manifest or file of features, or of that id on the Hugging Face Hub.
 
@@ -97,6 +98,7 @@ def load_dataset(
         unlabelled: a folder's sub-folders are no classes.
         classes: names of all classes of a folder or manifest in their order, as of grades, which kappa weighs by;
             None for the order in `classes.txt`, or the alphabetical one.
+        decode: decode every file of a folder or manifest while it is read for its checksum, for `manifest.examine`.
 
     Raises:
         ConfigError: neither a known name nor an existing path, or options that do not go with it.
@@ -108,13 +110,13 @@ def load_dataset(
     if name in DATASETS and os.path.isdir(name):
         notice = f"{name!r} is the data set of that name; for the folder that is here write './{name}'."
         warnings.warn(notice, DataNotice, stacklevel=2)
-    pool = _load(name, group, unlabelled, classes)
+    pool = _load(name, group, unlabelled, classes, decode or skip_unreadable)
     for note in pool.notes:
         warnings.warn(note, DataNotice, stacklevel=2)
     return readable(pool) if skip_unreadable else pool
 
 
-def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str] | None) -> ImagePool:
+def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str] | None, decode: bool) -> ImagePool:
     if name in DATASETS or name.startswith(PREFIX):
         if group is not None or unlabelled or classes:
             raise ConfigError(f"{name!r} has its labels: group, unlabelled and classes are for folders and manifests.")
@@ -126,9 +128,9 @@ def _load(name: str, group: str | None, unlabelled: bool, classes: Sequence[str]
             raise ConfigError(f"{name} holds features; give groups and labels as arrays or columns of it.")
         return from_features(path, classes)
     if os.path.isfile(path) and is_manifest:  # unlike the methods, these take a name that no file can have
-        return from_manifest(path, group, classes)
+        return from_manifest(path, group, classes, decode)
     if os.path.isdir(path):
-        return from_folder(path, group, unlabelled, classes)
+        return from_folder(path, group, unlabelled, classes, decode)
     if is_registered(name, DATASETS):
         return DATASETS[name]()
     if len(path.parts) > 1 or is_manifest or os.path.exists(path):
@@ -144,7 +146,7 @@ def readable(pool: ImagePool) -> ImagePool:
     """
     if not isinstance(pool.images, FileImages):
         return pool
-    bad = unreadable(pool.images.paths)
+    bad = unreadable(pool.images.paths, pool.images.facts)
     if bad.empty:
         return pool
     note = (

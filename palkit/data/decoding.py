@@ -87,7 +87,11 @@ def read_image(source: Path | BytesIO, value_range: tuple[float, float] | None =
     Raises:
         Exception: whatever a decoder raises; see `explain`.
     """
-    found = _decoded(source)
+    return _upright(_decoded(source), value_range)
+
+
+def _upright(found: "_Decoded", value_range: tuple[float, float] | None) -> Image.Image:
+    """An image as `read_image` returns it."""
     image = found.image
     if found.deep is not None:
         low, high = range_of(found.deep) if value_range is None else value_range
@@ -101,17 +105,38 @@ def read_image(source: Path | BytesIO, value_range: tuple[float, float] | None =
     return rgb
 
 
-def inspect(source: Path) -> Header:
+def inspect(source: Path | BytesIO) -> Header:
     """Properties of an image file, before it is decoded with others; pixels are read only if they are deep."""
     with suppress(Exception), Image.open(source) as file:  # the other decoders may be able to open it
         if not _rawmode(file):
             return Header(_frames(file))
     with suppress(Exception):  # if no decoder is, `read_image` says why
-        found = _decoded(source)
-        if found.deep is None:
-            return Header(found.frames)
-        return Header(found.frames, _kind(found.deep), *range_of(found.deep))
+        return _header(_decoded(source))
     return Header()
+
+
+def inspect_pixels(path: Path, source: Path | BytesIO) -> tuple[Header, str]:
+    """Properties of an image file and the reason why it cannot be read, "" if it can: one decoding for both.
+
+    Args:
+        path: of the file.
+        source: likewise, or its content.
+    """
+    with suppress(Exception):
+        found = _by_pillow(source)
+        header = _header(found)
+        _upright(found, header.value_range)
+        return header, ""
+    return inspect(source), reason(path)
+
+
+def reason(path: Path) -> str:
+    """Reason why an image file cannot be read, "" if it can: it is decoded."""
+    try:
+        read_image(path)
+    except Exception as error:  # a format's parser may raise anything when it stumbles
+        return explain(error)
+    return ""
 
 
 def format_of(source: Path) -> str:
@@ -285,6 +310,12 @@ def _by_tifffile(content: bytes) -> _Decoded:
         return _Decoded(Image.fromarray(values), None, frames, turned)
     colours = values if values.ndim == 2 else values[..., :3]
     return _Decoded(Image.new("L", colours.shape[1::-1]), colours, frames, turned)
+
+
+def _header(found: _Decoded) -> Header:
+    if found.deep is None:
+        return Header(found.frames)
+    return Header(found.frames, _kind(found.deep), *range_of(found.deep))
 
 
 def _frames(file: Image.Image) -> int:

@@ -1,8 +1,6 @@
 """Images in files: each decoded as it was when the data set was loaded, and those that cannot be read."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -12,8 +10,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from palkit.data.decoding import explain, read_image
-from palkit.data.hashes import FileFacts, checked_hash, file_facts, file_hashes, stamp_of
+from palkit.data.decoding import explain, read_image, reason
+from palkit.data.hashes import FileFacts, checked_hash, file_facts, file_hashes, in_threads, stamp_of
 from palkit.data.pool import ArrayImages, pixel_hash
 from palkit.errors import DataError
 
@@ -156,21 +154,17 @@ def _middle(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def unreadable(paths: Sequence[Path]) -> pd.DataFrame:
+def unreadable(paths: Sequence[Path], facts: Sequence[FileFacts] = ()) -> pd.DataFrame:
     """Every file that cannot be read, found by decoding all of them.
+
+    Args:
+        paths: of the files.
+        facts: of each, which say it already if the files were decoded when the data set was loaded.
 
     Returns:
         Columns row (into `paths`), path and reason.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        reasons = list(threads.map(_reason, paths))
+    known = [one.reason for one in facts if one.reason is not None]
+    reasons = known if len(known) == len(paths) else in_threads(reason, paths)
     table = pd.DataFrame({"row": np.arange(len(paths)), "path": [str(path) for path in paths], "reason": reasons})
     return table[table["reason"] != ""].reset_index(drop=True)
-
-
-def _reason(path: Path) -> str:
-    try:
-        read_image(path)
-    except Exception as error:  # as in `FileImages.picture`
-        return explain(error)
-    return ""

@@ -6,15 +6,18 @@ that was changed so lately that it could change again within the same tick of th
 
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
-from hashlib import sha256 as of_text
+from hashlib import sha256 as of_bytes
+from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
-from palkit.data.decoding import Header, inspect
+from palkit.data.decoding import Header, inspect, inspect_pixels, reason
 from palkit.errors import DataError
 from palkit.storage.files import cache_dir, locked, sha256
 from palkit.storage.formats import read_table, write_table
@@ -24,7 +27,10 @@ RACY_NS = 2 * 10**9  # a file this young may change again within the same tick o
 VERSION = 1
 STAMP = ("size", "mtime_ns", "ctime_ns", "inode")  # the time of change of the record tells files that changed places
 HEADER = ("frames", "kind", "low", "high")
+IN_MEMORY = 2**24  # bytes of a file that is read once; a larger one, such as a slide, is hashed and opened by its path
 Stamp = tuple[int, ...]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class FileFacts:
         header: of the image.
         stamp: the system's record of it.
         settled: whether the record would tell a change since then.
+        reason: why the image cannot be read; "" if it can, None if it has not been decoded.
     """
 
     sha256: str
     header: Header
     stamp: Stamp
     settled: bool
+    reason: str | None = None
 
     def ranged(self, low: float, high: float) -> "FileFacts":
         """The same, its values scaled from another range if it has values that are scaled."""
@@ -68,7 +76,7 @@ def checked_hash(path: Path, facts: FileFacts) -> str:
     return facts.sha256
 
 
-def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]:
+def file_facts(paths: Sequence[Path], *, images: bool = True, decode: bool = False) -> list[FileFacts]:
     """Facts about each file; several threads look at what is new or has changed, the rest is known from before.
 
     It is kept in `cache_dir()/hashes`, one table per common folder. Processes that want the same wait for the first.
@@ -76,12 +84,13 @@ def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]
     Args:
         paths: of the files.
         images: whether they are images, whose headers are wanted.
+        decode: look at all of them, known or not, and decode them, for `FileFacts.reason`.
     """
     if not paths:
         return []
     absolute = [os.path.abspath(path) for path in paths]
     common = os.path.commonpath([os.path.dirname(path) for path in absolute])
-    table = cache_dir() / "hashes" / f"{of_text(os.fsencode(common)).hexdigest()[:16]}.parquet"
+    table = cache_dir() / "hashes" / f"{of_bytes(os.fsencode(common)).hexdigest()[:16]}.parquet"
     with locked(table.with_suffix(".lock")):
         stamps = [stamp_of(path) for path in absolute]
         known = _read(table)
@@ -89,14 +98,34 @@ def file_facts(paths: Sequence[Path], *, images: bool = True) -> list[FileFacts]
         new = [
             path
             for path, stamp in wanted.items()
-            if path not in known or known[path].stamp != stamp or (images and not known[path].header.frames)
+            if decode or path not in known or known[path].stamp != stamp or (images and not known[path].header.frames)
         ]
         if new:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
-                looked = threads.map(lambda path: _look(path, wanted[path], images), new)
-                known |= dict(zip(new, looked, strict=True))
+            looked = in_threads(lambda path: _look(Path(path), wanted[path], images, decode), new)
+            known |= dict(zip(new, looked, strict=True))
             _write(table, {path: facts for path, facts in known.items() if facts.settled and facts.sha256})
     return [known[path] for path in absolute]
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Results for all items, in order, by a thread for each processor.
+
+    Each takes the next item when it is done with one: a future for each would cost as much as a small file.
+    """
+    found: dict[int, Result] = {}
+    places = iter(range(len(items)))
+
+    def some() -> None:
+        for place in places:
+            found[place] = work(items[place])
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        try:
+            for done in [threads.submit(some) for _ in range(os.cpu_count() or 1)]:
+                done.result()
+        finally:
+            deque(places, 0)  # of an error or an interrupt the other threads learn by finding nothing more to do
+    return [found[place] for place in range(len(items))]
 
 
 def stamp_of(path: Path | str) -> Stamp:
@@ -108,14 +137,22 @@ def stamp_of(path: Path | str) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _look(path: str, stamp: Stamp, images: bool) -> FileFacts:
+def _look(path: Path, stamp: Stamp, images: bool, decode: bool) -> FileFacts:
     now = time.time_ns()
+    source: Path | BytesIO = path
     try:
-        digest = sha256(Path(path))
+        if stamp[0] > IN_MEMORY:
+            digest = sha256(path)
+        else:
+            content = path.read_bytes()
+            digest, source = of_bytes(content).hexdigest(), BytesIO(content)
     except OSError:
-        return FileFacts("", Header(), stamp, False)
-    header = inspect(Path(path)) if images else Header(frames=0)
-    return FileFacts(digest, header, stamp, now - max(stamp[1:3]) > RACY_NS)
+        return FileFacts("", Header(), stamp, False, reason(path) if decode else None)
+    settled = now - max(stamp[1:3]) > RACY_NS
+    if decode:
+        header, why = inspect_pixels(path, source)
+        return FileFacts(digest, header, stamp, settled, why)
+    return FileFacts(digest, inspect(source) if images else Header(frames=0), stamp, settled)
 
 
 def _read(path: Path) -> dict[str, FileFacts]:

@@ -79,7 +79,7 @@ def examine(pool: ImagePool) -> Findings:
     """
     if not isinstance(pool.images, FileImages):
         raise ConfigError(f"data set {pool.name!r} holds arrays, not files: there is nothing to list in a manifest.")
-    return Findings(pool, unreadable(pool.images.paths), pool.duplicates())
+    return Findings(pool, unreadable(pool.images.paths, pool.images.facts), pool.duplicates())
 
 
 def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Path:

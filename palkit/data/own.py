@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException, parquet
 
-from palkit.data.files import FileImages
+from palkit.data.files import FileImages, with_one_range
 from palkit.data.folders import Listing, list_folder
+from palkit.data.hashes import file_facts
 from palkit.data.pool import SPLITS, UNLABELLED, ImagePool, Images, carve, split_rows, usable
 from palkit.errors import ConfigError, DataError, PalkitError, brief
 from palkit.storage.checks import normal
@@ -35,7 +36,11 @@ CLASS_ORDER = "classes.txt"  # names of all classes in their order, one a line: 
 
 
 def from_folder(
-    folder: Path, group: str | None = None, unlabelled: bool = False, classes: Sequence[str] | None = None
+    folder: Path,
+    group: str | None = None,
+    unlabelled: bool = False,
+    classes: Sequence[str] | None = None,
+    decode: bool = False,
 ) -> ImagePool:
     """Images in one folder per class, with or without fixed splits, or all in one folder without labels.
 
@@ -47,6 +52,7 @@ def from_folder(
         group: see `load_dataset`.
         unlabelled: sub-folders are no classes: take all images at any depth, without labels.
         classes: all class names in their order, instead of `classes.txt`.
+        decode: see `load_dataset`.
 
     Raises:
         ConfigError: see `path_groups`.
@@ -83,7 +89,7 @@ def from_folder(
         table["split"] = [splits[path.parts[0]] for path in found.images]
     if group is not None:
         table["group"] = path_groups(paths, group)
-    return from_table(str(folder), table, folder, order, notes)
+    return from_table(str(folder), table, folder, order, notes, decode)
 
 
 def _structure_notes(folder: Path, found: Listing, depth: int) -> list[str]:
@@ -147,7 +153,9 @@ def path_groups(paths: Iterable[str], pattern: str) -> list[str]:
     return groups
 
 
-def from_manifest(manifest: Path, group: str | None = None, classes: Sequence[str] | None = None) -> ImagePool:
+def from_manifest(
+    manifest: Path, group: str | None = None, classes: Sequence[str] | None = None, decode: bool = False
+) -> ImagePool:
     """Images listed in a CSV or Parquet file with the columns path, label, split and group.
 
     Paths are relative to the manifest. An empty label is an image without one, allowed in the pool only. Without
@@ -161,6 +169,7 @@ def from_manifest(manifest: Path, group: str | None = None, classes: Sequence[st
         manifest: the file.
         group: see `load_dataset`; replaces the column.
         classes: all class names in their order, instead of `NAME.classes.txt`.
+        decode: see `load_dataset`.
 
     Raises:
         ConfigError: see `path_groups`.
@@ -175,7 +184,7 @@ def from_manifest(manifest: Path, group: str | None = None, classes: Sequence[st
         table[name] = table[name].str.strip()
     if group is not None:
         table["group"] = path_groups(table["path"], group)
-    return from_table(str(manifest), table, manifest.parent, classes or _class_order(manifest))
+    return from_table(str(manifest), table, manifest.parent, classes or _class_order(manifest), decode=decode)
 
 
 def _read_parquet(manifest: Path) -> pd.DataFrame:
@@ -193,7 +202,12 @@ def _read_parquet(manifest: Path) -> pd.DataFrame:
 
 
 def from_table(
-    name: str, table: pd.DataFrame, folder: Path, class_names: Sequence[str] | None = None, notes: Sequence[str] = ()
+    name: str,
+    table: pd.DataFrame,
+    folder: Path,
+    class_names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+    decode: bool = False,
 ) -> ImagePool:
     """A pool of the images that a table of text lists.
 
@@ -204,6 +218,7 @@ def from_table(
         folder: that the paths are relative to.
         class_names: their order; None for the alphabetical one, or that of the numbers if all are numbers.
         notes: what is to be said of the images already.
+        decode: see `load_dataset`.
 
     Raises:
         DataError: see `from_manifest`.
@@ -211,7 +226,8 @@ def from_table(
     ranges = np.full((len(table), 2), np.nan)
     if {"low", "high"} <= set(table):
         ranges = table[["low", "high"]].map(_number).to_numpy(dtype=float)
-    images = FileImages(located_files(name, table, folder, ranges)).ranged(ranges)
+    paths = located_files(name, table, folder, ranges)
+    images = FileImages(paths, tuple(with_one_range(file_facts(paths, decode=decode)))).ranged(ranges)
     named = table if "image_id" in table else table.assign(image_id=_names(table))
     return of_table(name, named, images, class_names, [*notes, *_image_notes(images)])
 
