@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -167,8 +168,7 @@ def files() -> Rows:
         images = sorted(folder.iterdir())
 
         def decode(path: Path) -> None:
-            path.read_bytes()
-            np.asarray(Image.open(path).convert("RGB"))
+            np.asarray(Image.open(BytesIO(path.read_bytes())).convert("RGB"))
 
         def decode_all() -> None:
             with ThreadPoolExecutor(os.cpu_count()) as workers:

@@ -8,10 +8,11 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from hashlib import sha256 as of_bytes
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -121,7 +122,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         try:
-            for done in [threads.submit(some) for _ in range(os.cpu_count() or 1)]:
+            for done in as_completed([threads.submit(some) for _ in range(os.cpu_count() or 1)]):
                 done.result()
         finally:
             deque(places, 0)  # of an error or an interrupt the other threads learn by finding nothing more to do
@@ -169,5 +170,6 @@ def _read(path: Path) -> dict[str, FileFacts]:
 
 
 def _write(table: Path, known: dict[str, FileFacts]) -> None:
-    rows = [(path, *facts.stamp, facts.sha256, *astuple(facts.header), VERSION) for path, facts in known.items()]
+    header = attrgetter(*HEADER)
+    rows = [(path, *facts.stamp, facts.sha256, *header(facts.header), VERSION) for path, facts in known.items()]
     write_table(pd.DataFrame(rows, columns=["path", *STAMP, "sha256", *HEADER, "version"]), table)

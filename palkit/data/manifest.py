@@ -2,7 +2,8 @@
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -98,7 +99,8 @@ def write_manifest(pool: ImagePool, path: Path, *, ordered: bool = False) -> Pat
     """
     check_suffix(path)
     assert isinstance(pool.images, FileImages), "examined"
-    paths = [_relative(image, path.parent) for image in pool.images.paths]
+    relative = cache(partial(_relative, path.parent))
+    paths = [str(relative(image.parent) / image.name) for image in pool.images.paths]
     groups = np.full(len(pool), "") if pool.groups is None else pool.groups
     table = pd.DataFrame({"path": paths, "label": pool.label_names(), "split": pool.split, "group": groups})
     ranges = [facts.header.value_range for facts in pool.images.facts]
@@ -127,7 +129,8 @@ def check_suffix(path: Path) -> None:
         raise ConfigError(f"manifest {path}: the name must end in {' or '.join(MANIFEST_SUFFIXES)}.")
 
 
-def _relative(image: Path, folder: Path) -> str:
-    image, folder = image.absolute(), folder.absolute()
-    shared = image.anchor == folder.anchor and os.path.commonpath([image, folder]) != image.anchor
-    return Path(os.path.relpath(image, folder) if shared else image).as_posix()
+def _relative(base: Path, folder: Path) -> PurePosixPath:
+    """A folder of images as it is called from another, or in full where they share nothing but the root."""
+    base, folder = base.absolute(), folder.absolute()
+    shared = base.anchor == folder.anchor and os.path.commonpath([base, folder]) != base.anchor
+    return PurePosixPath(Path(os.path.relpath(folder, base) if shared else folder).as_posix())

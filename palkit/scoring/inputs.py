@@ -45,6 +45,7 @@ Transform = Callable[[Tensor], Tensor]
 # Of what decoding, resizing, augmenting, normalising and the frozen blocks do: raise it when they change, and caches
 # are made anew.
 VERSION = 2
+AT_ONCE = 8  # images that a thread decodes at a time: one by one, small ones took a quarter longer
 
 
 @dataclass(frozen=True)
@@ -433,10 +434,12 @@ def _decode_all(images: FileImages, size: int, folder: Path, progress: Progress)
             if is_shard(path, len(rows), shape, np.dtype(np.uint8)):
                 continue
             output = np.empty((len(rows), *shape), np.uint8)
-            every = threads.map(lambda row: images.decode(np.array([row]), size)[0], rows)
-            for position, image in enumerate(every):
-                output[position] = image
-                progress("decoding", rows[position] + 1, len(images))
+            blocks = [rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE)]
+            parts = threads.map(lambda block: images.decode(np.array(block), size), blocks)
+            for block, part in zip(blocks, parts, strict=True):
+                output[block.start - rows.start : block.stop - rows.start] = part
+                for row in block:
+                    progress("decoding", row + 1, len(images))
             with atomic_path(path) as temporary:
                 save_array(output, temporary)
     return len(ranges)

@@ -4,9 +4,11 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,13 +268,58 @@ def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = write_images(tmp_path / "pets")
     monkeypatch.setattr(hashes, "RACY_NS", 0)
     checksum = load_dataset(str(folder)).checksum()
-    hashed: list[str] = []
-    monkeypatch.setattr(hashes, "sha256", lambda path: hashed.append(path.name) or "00" * 32)
+    read = reads(monkeypatch)
     assert load_dataset(str(folder)).checksum() == checksum
-    assert hashed == []
+    assert read == []
     noise(77).save(folder / "cat" / "3.png")
     assert load_dataset(str(folder)).checksum() != checksum
-    assert hashed == ["3.png"]
+    assert read == [folder / "cat" / "3.png"]
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The image files that are opened from now on, each as often as it is."""
+    found: list[Path] = []
+    read_bytes, opened = Path.read_bytes, Image.open
+
+    def open_image(source: Path | BytesIO, *rest: Any) -> Image.Image:
+        found.extend([source] if isinstance(source, Path) else [])
+        return opened(source, *rest)
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: found.append(path) or read_bytes(path))
+    monkeypatch.setattr(Image, "open", open_image)
+    return found
+
+
+def test_a_manifest_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_images(tmp_path / "pets")
+    read = reads(monkeypatch)
+    assert main(["manifest", str(folder), str(tmp_path / "pets.csv")]) == 0
+    assert sorted(read) == sorted(folder.rglob("*.png"))
+
+
+def test_large_files_are_not_held_in_memory_and_are_the_same(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_dataset(str(broken), decode=True).images
+    monkeypatch.setattr(hashes, "IN_MEMORY", 0)
+    large = load_dataset(str(broken), decode=True).images
+    assert isinstance(small, FileImages)
+    assert isinstance(large, FileImages)
+    assert repr(large.facts) == repr(small.facts)
+    assert unreadable(large.paths, large.facts).equals(unreadable(large.paths))
+
+
+def test_threads_leave_the_rest_when_one_of_them_fails() -> None:
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        if item == 5:
+            raise ValueError("five")
+        time.sleep(0.001)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="five"):
+        hashes.in_threads(work, range(100_000))
+    assert len(done) < 100_000
+    assert hashes.in_threads(str, range(100)) == [str(item) for item in range(100)]
 
 
 def test_a_file_just_written_is_hashed_again(tmp_path: Path) -> None:
