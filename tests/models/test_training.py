@@ -11,13 +11,16 @@ from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import AdaptedModel, AdapterConfig, attach, trainable_parameters
 from palkit.models.backbones import Backbone
 from palkit.models.training import (
+    FitReport,
     TrainingConfig,
+    _Loop,
     class_weights,
     contradictions,
     cross_fitted_logits,
     cross_fitted_temperature,
     fit,
 )
+from palkit.progress import silent
 from palkit.strategies.calibration import calibration_loss, fit_temperature
 
 
@@ -367,3 +370,28 @@ def test_a_fit_in_float64_goes_on_where_float32_stops(tiny: Backbone, name: str)
         fits[precision] = model(inputs[0])[1].detach()
     torch.testing.assert_close(fits["float32"], fits["float64"], atol=1e-3, rtol=1e-3)
     assert name == "linear_probe" or not torch.equal(fits["float32"], fits["float64"])
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_the_steps_of_a_head_that_are_written_out_are_those_of_autograd(
+    classes: int, smoothing: float, weights: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = 2 * torch.randn(3, 45, 20, dtype=torch.float64, generator=generator)
+    labels = torch.randint(classes, (45,), generator=generator)
+    config = TrainingConfig(
+        batch_size=8, label_smoothing=smoothing, class_weights=weights, weight_decay=0.3, max_grad_norm=0.3
+    )
+    found = []
+    for name in ("run", "run_head"):
+        torch.manual_seed(1)
+        head, report = torch.nn.Linear(20, classes).double(), FitReport()
+        weight = class_weights(labels, classes, weights)
+        loop = _Loop(config, labels, torch.ones(45, dtype=torch.bool), weight, report, silent)
+        run = partial(loop.run, head) if name == "run" else loop.run_head
+        run(head, inputs, 30, [(head, 0.05)])
+        losses = torch.tensor(report.losses, dtype=torch.float64)
+        found.append([head.weight.detach(), head.bias.detach(), losses, torch.tensor(report.steps)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
