@@ -28,22 +28,25 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scaling import COVERAGE
 from strategies import dropout_passes, make_features, make_head, peak_bytes, probabilities, reset_peak
 
 from palkit.models.devices import is_out_of_memory
 from palkit.storage.files import REPOSITORY
 from palkit.storage.formats import read_table, write_table
 from palkit.strategies import STRATEGIES, select
+from palkit.strategies.coverage import MAX_ROWS
 from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.studies.plots import save_figure, style
 
 WIDTH, KNOWN = 64, 100
 SIZES = {
-    "n": (1_000, 3_162, 10_000, 31_623, 100_000, 316_228, 1_000_000),
-    "c": (10, 32, 100, 316, 1_000, 3_162, 10_000),
+    "n": (1_000, 3_162, 10_000, 31_623, 100_000, 1_000_000),
+    "c": (10, 32, 100, 316, 1_000, 10_000),
     "b": (10, 32, 100, 316, 1_000),
 }
 AXES = {"n": "rows N", "c": "classes C", "b": "batch size B"}
+SAMPLING = {*COVERAGE, "auto", "best_batch_oracle"}  # these see a sample of MAX_ROWS, and some a whole pool beside it
 PASSES_ROWS = 2_000  # against C, for strategies that look at stochastic passes: 1.6 GB of them
 FLOORS = {"seconds": 0.05, "bytes": 2**24}  # below these a cost is mostly what does not grow
 TABLE, FIGURE = "measurements.parquet", "growth"
@@ -83,7 +86,7 @@ def measured(point: Point, limit: float, memory: float) -> dict[str, Any]:
     reset_peak()
     held, times = peak_bytes(), list[float]()
     try:
-        while len(times) < 3 and sum(times) < 1:
+        while len(times) < 3 and sum(times) < 3:
             began = time.process_time()
             chosen(point, scores)
             times.append(time.process_time() - began)
@@ -97,7 +100,7 @@ def measured(point: Point, limit: float, memory: float) -> dict[str, Any]:
 def expected(sizes: list[int], seconds: list[float], size: int) -> float:
     """Seconds at the next size, by the last two measurements; by one, in proportion."""
     slope = 1.0
-    if len(sizes) > 1:
+    if len({*sizes[-2:]}) > 1:
         slope = max(0.0, math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2]))
     return seconds[-1] * (size / sizes[-1]) ** slope
 
@@ -112,7 +115,8 @@ def sweep(name: str, limit: float, memory: float) -> Iterator[dict[str, Any]]:
         note = ""
         for size in sizes:
             point = Point(name)._replace(**rows)._replace(**{axis: size})
-            if not note and done and (guess := expected(done, seconds, size)) > limit:
+            seen = min(size, MAX_ROWS) if axis == "n" and name in SAMPLING else size
+            if not note and done and (guess := expected(done, seconds, seen)) > limit:
                 note = f"about {guess:.0f} s"
             if note:
                 found = {"note": note}
@@ -126,7 +130,7 @@ def sweep(name: str, limit: float, memory: float) -> Iterator[dict[str, Any]]:
                         found = {"note": "killed"}
             known[point], note = found, found["note"]
             if not note:
-                done, seconds = [*done, size], [*seconds, found["seconds"]]
+                done, seconds = [*done, seen], [*seconds, found["seconds"]]
             yield {**point._asdict(), "axis": axis, "size": size, "seconds": math.nan, "bytes": math.nan, **found}
 
 
@@ -145,7 +149,7 @@ def slopes(line: pd.DataFrame, cost: str) -> tuple[float, float]:
 
 
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per strategy, axis and cost: `exponent` and `steepest`; NaN with fewer than two points above it."""
+    """One row per strategy, axis and cost: `exponent` and `steepest`; NaN if fewer than two points are large enough."""
     rows = []
     for (strategy, axis), line in table.groupby(["strategy", "axis"]):
         for cost in FLOORS:
@@ -190,11 +194,10 @@ def draw(table: pd.DataFrame) -> Figure:
     panels[3].grid(visible=True, axis="both", linewidth=0.3)
     panels[0].set_yticks(range(len(names)), style.shown_names(map(style.title_of, names)))
     panels[0].set_ylim(-0.7, len(names) - 0.3)
-    keys = [
-        style.legend_key("time, line to its steepest step", color=style.INK, marker="o", linestyle="-", markersize=4),
-        style.legend_key("memory beyond the scores", color=style.INK, marker="o", mfc="white", markersize=4),
-    ]
-    style.legend_below(figure, keys)
+    look: dict[str, Any] = {"color": style.INK, "marker": "o", "markersize": 4}
+    time_key = style.legend_key("time, line to its steepest step", **look, linestyle="-")
+    memory_key = style.legend_key("memory beyond the scores", **look, markerfacecolor="white")
+    style.legend_below(figure, [time_key, memory_key])
     return figure
 
 
@@ -213,7 +216,7 @@ def main() -> None:
                 rows.append(row)
                 cost = f"{row['seconds']:8.3f} s {row['bytes'] / 2**20:6.0f} MB"
                 print(f"{name:22} {row['axis']} = {row['size']:<9,} {row['note'] or cost}", flush=True)
-        write_table(pd.DataFrame(rows), options.out / TABLE)
+            write_table(pd.DataFrame(rows), options.out / TABLE)
     table = read_table(options.out / TABLE)
     save_figure(draw(table), options.out / FIGURE, {"made_from": TABLE})
     shown = exponents(table).pivot(index="strategy", columns=["cost", "axis"], values="exponent")

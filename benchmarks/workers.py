@@ -1,0 +1,82 @@
+"""What one and two workers of Ray gain over this process: seconds of an embedding and of a sweep, one thread each.
+
+python benchmarks/workers.py [--images 6000] [--runs 12]
+
+Efficiency is the time of this process over that of the workers, times their number. Ray is started before the clock,
+and a small embedding has been computed by then, so that workers have imported what they need.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from palkit.config import config_from_dict
+from palkit.data import head, load_dataset
+from palkit.experiments.dispatch import DispatchConfig, run_sweep
+from palkit.experiments.experiment import rounds
+from palkit.experiments.sweep import Sweep
+from palkit.models.backbones import BackboneConfig, load_backbone
+from palkit.scoring.cluster import cluster, compute_on_ray
+from palkit.scoring.inputs import Executor, InputCache, compute_here
+from palkit.storage import shards
+
+WORKERS = (1, 2)
+SHARD_BYTES = 2**22  # some dozens of shards, as a large pool has
+
+
+def embedding(images: int, execute: Executor) -> float:
+    backbone = load_backbone(BackboneConfig(image_size=56))
+    for size in (300, images):  # the first only warms up
+        with tempfile.TemporaryDirectory() as folder:
+            pool = head(load_dataset("fashion_mnist"), size)
+            cache = InputCache(pool, backbone)
+            os.environ["PALKIT_CACHE"] = folder
+            began = time.perf_counter()
+            cache.shards(backbone.depth - 2, execute)
+            seconds = time.perf_counter() - began
+    return seconds
+
+
+def sweep(runs: int, config: DispatchConfig) -> float:
+    base = {"dataset": "fashion_mnist", "pool_size": 2000, "adapter": "linear_probe", "rounds": 10}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PALKIT_CACHE"], os.environ["PALKIT_RUNS"] = f"{folder}/cache", f"{folder}/runs"
+        list(rounds(config_from_dict(base | {"seed": runs, "rounds": 1})))  # features are there
+        began = time.perf_counter()
+        outcomes = run_sweep(Sweep("workers", base, {"seed": list(range(runs))}), config, console=Console(quiet=True))
+        assert all(outcome.error is None for outcome in outcomes)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=6000)
+    parser.add_argument("--runs", type=int, default=12)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["PALKIT_DEVICE"] = "cpu"
+    shards.SHARD_BYTES = SHARD_BYTES
+    here = {
+        "embedding": embedding(options.images, compute_here),
+        "sweep": sweep(options.runs, DispatchConfig(jobs=1, notebooks=False)),
+    }
+    for what, seconds in here.items():
+        print(f"{what:10} this process {seconds:7.1f} s", flush=True)
+    for workers in WORKERS:
+        with cluster(None, max(WORKERS)):
+            taken = {
+                "embedding": embedding(options.images, partial(compute_on_ray, workers=workers)),
+                "sweep": sweep(options.runs, DispatchConfig(jobs=workers, engine="ray", notebooks=False)),
+            }
+        for what, seconds in taken.items():
+            efficiency = 100 * here[what] / seconds / workers
+            print(f"{what:10} {workers} of Ray     {seconds:7.1f} s  efficiency {efficiency:4.0f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main()
