@@ -164,8 +164,7 @@ def draw(table: pd.DataFrame) -> Figure:
     found = exponents(table)
     against_n = table[(table["axis"] == "n") & table["seconds"].notna()].sort_values("size")
     largest = against_n.groupby("strategy").last()
-    at_once = against_n[against_n["size"] == 10_000].set_index("strategy")["seconds"]
-    names = list(at_once.sort_values(ascending=False).index)
+    names = list((largest["seconds"] / largest["size"]).sort_values(ascending=False).index)
     figure = style.PlainFigure(figsize=(style.WIDTH, 0.17 * len(names) + 1.1), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, 4, sharey=True, width_ratios=(1.2, 1.2, 1.2, 1)))
     for axes, (axis, label) in zip(panels, AXES.items(), strict=False):
@@ -190,12 +189,12 @@ def draw(table: pd.DataFrame) -> Figure:
             panels[3].annotate(f"{size:,.0f} rows", (seconds, place), (-5, 0), textcoords="offset points",
                                ha="right", va="center_baseline", fontsize=6)  # fmt: skip
     style.log_axis(panels[3], (1.0,))
-    panels[3].set_xlabel(f"CPU seconds, {max(SIZES['n']):,} rows")
+    panels[3].set_xlabel("seconds, $10^6$ rows")
     panels[3].grid(visible=True, axis="both", linewidth=0.3)
     panels[0].set_yticks(range(len(names)), style.shown_names(map(style.title_of, names)))
     panels[0].set_ylim(-0.7, len(names) - 0.3)
     look: dict[str, Any] = {"color": style.INK, "marker": "o", "markersize": 4}
-    time_key = style.legend_key("time, line to its steepest step", **look, linestyle="-")
+    time_key = style.legend_key("time, to steepest step", **look, linestyle="-")
     memory_key = style.legend_key("memory beyond the scores", **look, markerfacecolor="white")
     style.legend_below(figure, [time_key, memory_key])
     return figure

@@ -26,7 +26,7 @@ from palkit.scoring.inputs import Executor, InputCache, compute_here
 from palkit.storage import shards
 
 WORKERS = (1, 2)
-SHARD_BYTES = 2**22  # some dozens of shards, as a large pool has
+SHARD_BYTES = 2**18  # some dozens of shards, as a large pool has
 
 
 def embedding(images: int, execute: Executor) -> float:
@@ -37,7 +37,7 @@ def embedding(images: int, execute: Executor) -> float:
             cache = InputCache(pool, backbone)
             os.environ["PALKIT_CACHE"] = folder
             began = time.perf_counter()
-            cache.shards(backbone.depth - 2, execute)
+            cache.shards(backbone.depth, execute)  # of tokens, this process alone would make the features as well
             seconds = time.perf_counter() - began
     return seconds
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["PALKIT_DEVICE"] = "cpu"
+    os.environ |= {"PALKIT_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}  # else one run at a time has all processors
     shards.SHARD_BYTES = SHARD_BYTES
     here = {
         "embedding": embedding(options.images, compute_here),
@@ -68,7 +68,7 @@ def main() -> None:
     for what, seconds in here.items():
         print(f"{what:10} this process {seconds:7.1f} s", flush=True)
     for workers in WORKERS:
-        with cluster(None, max(WORKERS)):
+        with cluster(None, workers):
             taken = {
                 "embedding": embedding(options.images, partial(compute_on_ray, workers=workers)),
                 "sweep": sweep(options.runs, DispatchConfig(jobs=workers, engine="ray", notebooks=False)),
