@@ -141,9 +141,10 @@ def test_same_bytes_as_here(two_workers: None, tiny: Backbone, tmp_path: Path, m
     for execute in (compute_here, on_two_workers):
         monkeypatch.setenv("PALKIT_CACHE", str(tmp_path / str(len(folders))))
         reports.clear()
-        rows = InputCache(pool, tiny, config, lambda *report: reports.append(report)).shards(2, execute)
+        cache = InputCache(pool, tiny, config, lambda *report: reports.append(report))
+        rows = cache.shards(2, execute)
         assert len(rows.maps) == -(-len(pool) // SHARD) > 10
-        folders += list((tmp_path / str(len(folders)) / "inputs").iterdir())
+        folders.append(cache.folder(2))
     here, there = map(contents, folders)
     assert here == there
     assert [done for _, done, _ in reports] == sorted({done for _, done, _ in reports})
