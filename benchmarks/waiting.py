@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +28,7 @@ from strategies import make_features, make_head, palkit_call
 
 from palkit.config import ExperimentConfig, config_from_dict
 from palkit.data import FileImages, load_dataset
+from palkit.data.hashes import in_threads
 from palkit.errors import DataError
 from palkit.experiments.experiment import Learner
 from palkit.experiments.setting import setting, settle
@@ -170,11 +170,7 @@ def files() -> Rows:
         def decode(path: Path) -> None:
             np.asarray(Image.open(BytesIO(path.read_bytes())).convert("RGB"))
 
-        def decode_all() -> None:
-            with ThreadPoolExecutor(os.cpu_count()) as workers:
-                list(workers.map(decode, images, chunksize=100))
-
-        yield f"decoder, {len(images):,} files", seconds(decode_all)
+        yield f"decoder, {len(images):,} files", seconds(lambda: in_threads(decode, images))
         command = [Path(sys.executable).with_name("palkit"), "manifest", folder, f"{place}/images.csv"]
         yield "palkit manifest", seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 

@@ -184,8 +184,9 @@ def _manifest(options: argparse.Namespace) -> int:
     from palkit.data.manifest import check_suffix, examine, write_manifest
 
     check_suffix(options.out)
-    given = {"group": options.group, "unlabelled": options.unlabelled, "classes": options.classes}
-    pool = load_dataset(options.source, decode=True, **given)
+    pool = load_dataset(
+        options.source, group=options.group, unlabelled=options.unlabelled, classes=options.classes, decode=True
+    )
     findings = examine(pool)
     for line in findings.report():
         say(line)

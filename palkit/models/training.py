@@ -172,11 +172,11 @@ def _fit_head(model: AdaptedModel, inputs: Tensor, loop: "_Loop", probe: bool) -
     head = copy.deepcopy(model.head).cpu().double()
     groups: Groups = [(head, config.head_lr)]
     written_out = config.optimizer == "adamw" and not config.calibration and bool(loop.learn.all())
-    run = loop.run_head if written_out else partial(loop.run, head)
-    if config.head_epochs:
-        run(head, features, config.head_epochs, groups)
-    if probe:
-        run(head, features, config.epochs, groups, choose=True)
+    for epochs, choose in ((config.head_epochs, False), (config.epochs if probe else 0, True)):
+        if epochs and written_out:
+            loop.run_head(head, features, epochs, groups)
+        elif epochs:
+            loop.run(head, head, features, epochs, groups, choose=choose)
     model.head.load_state_dict(head.state_dict())
 
 
@@ -438,7 +438,7 @@ class _Loop:
         else:
             self._check_end(error, logits.shape[1], groups)
 
-    def run_head(self, head: nn.Linear, inputs: Tensor, epochs: int, groups: Groups, *, choose: bool = False) -> None:
+    def run_head(self, head: nn.Linear, inputs: Tensor, epochs: int, groups: Groups) -> None:
         """Train a head as `run` does with AdamW where nothing is held out, its gradient and steps written out.
 
         A step is a hundred thousand products: autograd, an optimiser and a scheduler take five times as long as these.
@@ -448,7 +448,6 @@ class _Loop:
             inputs: (V, L, D).
             epochs: how many.
             groups: the head and its learning rate.
-            choose: of no consequence.
         """
         config, labels, classes = self.config, self.labels.cpu().numpy(), head.out_features
         weight = np.ones(classes) if self.weight is None else self.weight.cpu().double().numpy()

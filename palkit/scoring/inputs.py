@@ -233,8 +233,9 @@ class InputCache:
             images = self.images() if execute is compute_here else self.pool.images
             embedding = Embedding(images, self.network, start_block, self.config, folder)
             missing = embedding.missing()
-            alone = execute is not compute_here or len(missing) < len(embedding.ranges)
-            if not alone and (features := self._room_for_features(start_block)) is not None:
+            all_of_it_here = execute is compute_here and len(missing) == len(embedding.ranges)
+            features = self._room_for_features(start_block) if all_of_it_here else None
+            if features is not None:
                 compute_here(embedding, missing, self.progress, features)
                 self._keep(features)
             elif missing:
