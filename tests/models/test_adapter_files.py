@@ -42,7 +42,7 @@ def plain_peft(backbone: Backbone, folder: Path) -> torch.Tensor:
         return loaded.get_base_model().forward_features(pixels())
 
 
-@pytest.mark.parametrize("merged_first", [False, True])
+@pytest.mark.parametrize("merged_first", [pytest.param(False, marks=pytest.mark.campaign), True])  # True saves both
 @pytest.mark.parametrize("name", METHODS)
 def test_save_and_load(backbone: Backbone, tmp_path: Path, name: str, merged_first: bool) -> None:
     """Loading gives the same logits, and the same model gives the same bytes, merged or not."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breadth import thinned
 
 from palkit.errors import ConfigError, DivergenceError
 from palkit.models.adapters import AdaptedModel, AdapterConfig, attach, trainable_parameters
@@ -323,8 +324,7 @@ def fitted(backbone: Backbone, name: str, labels: torch.Tensor, options: dict[st
     return model
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", ["linear_probe", "lora"])
+@pytest.mark.parametrize(("options", "name"), thinned(OPTIONS, ["linear_probe", "lora"], every=2), ids=str)
 def test_how_classes_are_numbered_changes_nothing(tiny: Backbone, name: str, options: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(4)
     labels = torch.randint(7, (40,), generator=generator)

@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import torch
+from breadth import thinned
 from hypothesis import given, settings
 from torch import Tensor
 
@@ -83,26 +84,31 @@ def check_contract(picks: Tensor, pool: PoolScores, labelled: LabelledSet, batch
     assert int(picks.max()) < len(pool)
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(25, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25)
-@given(balance=st.sampled_from([None, "pcb"]), problem=problems())
-def test_contract(name: str, balance: str | None, problem: tuple[PoolScores, LabelledSet, int, int]) -> None:
+def test_contract(name: str, examples: int) -> None:
     """Exact budget, distinct, unlabelled; the same under one seed whatever the global generator's state."""
-    pool, labelled, batch, seed = problem
-    before = pool.features.clone(), pool.probs.clone(), labelled.positions.clone()
-    torch.manual_seed(1)
-    picks = choose(name, pool, labelled, batch, generator(seed), balance=balance)
-    check_contract(picks, pool, labelled, batch)
-    torch.manual_seed(2)
-    again = choose(name, pool, labelled, batch, generator(seed), balance=balance)
-    assert torch.equal(picks, again)
-    assert torch.equal(before[0], pool.features)
-    assert torch.equal(before[1], pool.probs)
-    assert torch.equal(before[2], labelled.positions)
+
+    @settings(max_examples=examples)
+    @given(balance=st.sampled_from([None, "pcb"]), problem=problems())
+    def check(balance: str | None, problem: tuple[PoolScores, LabelledSet, int, int]) -> None:
+        pool, labelled, batch, seed = problem
+        before = pool.features.clone(), pool.probs.clone(), labelled.positions.clone()
+        torch.manual_seed(1)
+        picks = choose(name, pool, labelled, batch, generator(seed), balance=balance)
+        check_contract(picks, pool, labelled, batch)
+        torch.manual_seed(2)
+        again = choose(name, pool, labelled, batch, generator(seed), balance=balance)
+        assert torch.equal(picks, again)
+        assert torch.equal(before[0], pool.features)
+        assert torch.equal(before[1], pool.probs)
+        assert torch.equal(before[2], labelled.positions)
+
+    check()
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.campaign) for seed in (1, 2))])
 def test_chunk_size_changes_nothing(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, labelled = make_pool(83, 6, 4, seed), make_labelled(83, 9, 4, seed)
     whole = choose(name, pool, labelled, 12, generator(seed))
@@ -133,31 +139,34 @@ def stored_otherwise(pool: PoolScores, labelled: LabelledSet, rows: Tensor, clas
     return PoolScores(pool.features[rows], pool.probs[rows][:, classes], passes, names), moved
 
 
+@pytest.mark.parametrize("examples", [6, pytest.param(15, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=15)
-@given(
-    balance=st.sampled_from([None, "pcb"]),
-    n=st.integers(20, 60),
-    c=st.integers(2, 7),
-    seed=st.integers(0, 2**20),
-    size=st.integers(0, 12),
-    way=st.sampled_from(["reversed", "shuffled", "renumbered", "both"]),
-)
-def test_neither_storage_nor_numbering_decides(
-    name: str, balance: str | None, n: int, c: int, seed: int, size: int, way: str
-) -> None:
+def test_neither_storage_nor_numbering_decides(name: str, examples: int) -> None:
     """The same images, in the same order, whatever the order of rows and the numbers of classes; also among ties."""
-    pool, labelled = tied_pool(n, c, seed), make_labelled(n, max(size, int(name in NEEDS_LABELS)), c, seed)
-    rows, classes = torch.arange(n), torch.arange(c)
-    if way != "renumbered":
-        rows = rows.flip(0) if way == "reversed" else torch.randperm(n, generator=generator(seed + 5))
-    if way in ("renumbered", "both"):
-        classes = torch.randperm(c, generator=generator(seed + 6))
-    other, moved = stored_otherwise(pool, labelled, rows, classes)
-    truth = {"labels": torch.arange(n) * c // n} if STRATEGIES[name].is_oracle else {}
-    there = {key: classes.argsort()[value[rows]] for key, value in truth.items()}
-    picks = select(name, pool, labelled, 8, generator(seed), balance=balance, **truth)
-    assert torch.equal(picks, rows[select(name, other, moved, 8, generator(seed), balance=balance, **there)])
+
+    @settings(max_examples=examples)
+    @given(
+        balance=st.sampled_from([None, "pcb"]),
+        n=st.integers(20, 60),
+        c=st.integers(2, 7),
+        seed=st.integers(0, 2**20),
+        size=st.integers(0, 12),
+        way=st.sampled_from(["reversed", "shuffled", "renumbered", "both"]),
+    )
+    def check(balance: str | None, n: int, c: int, seed: int, size: int, way: str) -> None:
+        pool, labelled = tied_pool(n, c, seed), make_labelled(n, max(size, int(name in NEEDS_LABELS)), c, seed)
+        rows, classes = torch.arange(n), torch.arange(c)
+        if way != "renumbered":
+            rows = rows.flip(0) if way == "reversed" else torch.randperm(n, generator=generator(seed + 5))
+        if way in ("renumbered", "both"):
+            classes = torch.randperm(c, generator=generator(seed + 6))
+        other, moved = stored_otherwise(pool, labelled, rows, classes)
+        truth = {"labels": torch.arange(n) * c // n} if STRATEGIES[name].is_oracle else {}
+        there = {key: classes.argsort()[value[rows]] for key, value in truth.items()}
+        picks = select(name, pool, labelled, 8, generator(seed), balance=balance, **truth)
+        assert torch.equal(picks, rows[select(name, other, moved, 8, generator(seed), balance=balance, **there)])
+
+    check()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -234,8 +243,7 @@ def test_bait_bears_rows_next_to_which_one_is_lost() -> None:
     assert design.change(1).tolist() == pytest.approx([6.0, 2.0]), "trace of 2 f / (2 n + 1) along the only direction"
 
 
-@pytest.mark.parametrize("kind", degenerate_pools())
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), thinned(NAMES, degenerate_pools(), every=4))
 def test_degenerate_pools(name: str, kind: str) -> None:
     pool = degenerate_pools()[kind]
     labelled = make_labelled(len(pool), 5, pool.probs.shape[1], 0)
@@ -345,15 +353,15 @@ def test_rows_that_are_no_probabilities_are_named_and_not_ranked(
         select(name, pool, labelled, 3, generator())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_any_precision_of_features_and_probs(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "precision"), thinned(NAMES, ("float64", "float16", "bfloat16"), every=3))
+def test_any_precision_of_features_and_probs(name: str, precision: str) -> None:
     """Also where rows are copies, so that several centres want one row."""
     pool = make_pool(30, 4, 3, 0)
     pool.features[1:20] = pool.features[0]
     labelled = LabelledSet(torch.tensor([25, 26, 27]), torch.tensor([0, 1, 2]))
     passes = pool.stochastic_probs
     assert passes is not None
+    dtype = getattr(torch, precision)
     for features, parts in ((dtype, torch.float32), (torch.float32, dtype)):
         scores = PoolScores(pool.features.to(features), pool.probs.to(parts), passes.to(parts))
         for balance in (None, "pcb"):
@@ -443,8 +451,7 @@ def test_subsample_shows_a_strategy_part_of_the_pool(name: str) -> None:
     assert torch.equal(plain, choose(name, pool, labelled, 4, generator(), subsample=1000))
 
 
-@pytest.mark.parametrize("balance", [None, "pcb"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "balance"), thinned(NAMES, [None, "pcb"], every=2))
 def test_a_group_does_not_fill_a_batch(name: str, balance: str | None) -> None:
     """Half of the rows are of one patient, of whom two are bought; the others are of pairs or stand for themselves."""
     pool, labelled = make_pool(60, 4, 3, 0), make_labelled(60, 6, 3, 0)

@@ -40,14 +40,15 @@ def test_bald(seed: int) -> None:
     assert select("bald", pool, labelled, 9, generator()).tolist() == largest(score, 9)
 
 
+@pytest.mark.parametrize("runs", [1000, pytest.param(3000, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", ["least_confidence", "margin", "entropy", "bald"])
-def test_power_draws_in_proportion(name: str) -> None:
+def test_power_draws_in_proportion(name: str, runs: int) -> None:
     """With beta = 1 the first pick has probability score / sum of scores; with 0 it is the plain strategy."""
     pool, labelled = make_pool(12, 3, 3, 1), make_labelled(12, 2, 3, 1)
     plain = select(name, pool, labelled, 5, generator())
     assert torch.equal(plain, select(f"power_{name}", pool, labelled, 5, generator(), beta=0.0))
     score = getattr(uncertainty, f"{name}_scores")(pool)[labelled.unlabelled(12)]
-    rng, runs = generator(), 3000
+    rng = generator()
     first = torch.stack([select(f"power_{name}", pool, labelled, 1, rng)[0] for _ in range(runs)])
     counts = torch.bincount(first, minlength=12)[labelled.unlabelled(12)]
     expected = runs * score / score.sum()

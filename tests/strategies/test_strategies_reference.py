@@ -19,7 +19,7 @@ from palkit.strategies.balance import pcb
 from palkit.strategies.scores import LabelledSet, PoolScores
 
 Array = NDArray[Any]
-SEEDS = range(6)
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.campaign) for seed in range(3, 6))]
 
 
 def problem(seed: int) -> tuple[PoolScores, LabelledSet, Array, Array, list[int], list[int]]:
