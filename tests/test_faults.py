@@ -34,10 +34,11 @@ def assert_harmless(trials: list[Trial]) -> None:
     assert not table[list(faults.BAD)].to_numpy().any(), f"{table.to_string()}\n{notes}"
 
 
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", ["fit", "scoring", "caching", "labelling"])
-def test_killed_at_random_moments(bench: Bench, name: str) -> None:
-    trials = list(fault_kinds.killed_at_random(bench.targets[name], name, random.Random(name), 3))
-    assert len(trials) >= 3
+def test_killed_at_random_moments(bench: Bench, name: str, times: int) -> None:
+    trials = list(fault_kinds.killed_at_random(bench.targets[name], name, random.Random(name), times))
+    assert len(trials) >= times
     assert_harmless(trials)
 
 
@@ -46,10 +47,16 @@ def test_a_sweep_killed_at_a_random_moment(bench: Bench) -> None:
     assert_harmless(list(fault_kinds.killed_at_random(bench.targets["sweep"], "sweep", random.Random(0), 1)))
 
 
-@pytest.mark.parametrize("name", [name for name in faults.FAULTS if name not in ("kills", "together")])
-def test_every_other_fault(bench: Bench, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        *((name, 1) for name in faults.FAULTS if name not in ("kills", "together")),
+        pytest.param("changes", 3, marks=pytest.mark.campaign),
+    ],
+)
+def test_every_other_fault(bench: Bench, name: str, times: int) -> None:
     fault, _ = faults.FAULTS[name]
-    trials = list(fault(bench, random.Random(name), 3 if name == "changes" else 1))
+    trials = list(fault(bench, random.Random(name), times))
     if not trials:
         pytest.skip("this user may not mount file systems")
     assert_harmless(trials)

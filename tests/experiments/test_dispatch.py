@@ -168,7 +168,7 @@ def test_workers_that_begin_nothing_end_the_sweep_with_a_reason(
 
 def test_a_dead_kernel_is_replaced_and_the_run_goes_on_after_its_last_round(stub_run: dict[str, Any]) -> None:
     training = {"epochs": 30, "head_epochs": 0, "views": 1}
-    adapter = {"name": "lora", "start_block": 2}
+    adapter = {"name": "bitfit", "start_block": 2}  # loads no peft, in either kernel
     sweep = Sweep("dying", {**stub_run, "adapter": adapter, "training": training, "rounds": 3}, {"seed": [0]})
     (task,) = plan(sweep)
     killer = Killer(lambda: kernels_of(os.getpid()), lambda _: task.directory.count_rounds() == 1, 1)
@@ -183,7 +183,7 @@ def test_a_dead_kernel_is_replaced_and_the_run_goes_on_after_its_last_round(stub
 @pytest.mark.parametrize("notebooks", [pytest.param(True, marks=pytest.mark.campaign), False])
 def test_the_time_limit_ends_a_run_for_good_and_keeps_its_rounds(stub_run: dict[str, Any], notebooks: bool) -> None:
     slow = {
-        "adapter": {"name": "lora", "start_block": 0},
+        "adapter": {"name": "bitfit", "start_block": 0},
         "training": {"epochs": 100_000, "head_epochs": 0, "views": 1},
     }
     sweep = Sweep("slow", stub_run, variants={"slow": slow, "quick": {}})

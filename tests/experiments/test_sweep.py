@@ -48,9 +48,10 @@ def test_the_default_sweep_is_the_one_the_readme_promises() -> None:
     assert {c.evaluate_on for c in configs} == {"test"}
 
 
-def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.campaign)])  # test_platforms.py takes two
+def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict[str, Any], jobs: int) -> None:
     sweep = Sweep("mixed", {**tiny_run, "rounds": 2}, {"strategy": ["random", "entropie"], "batch_size": [10, 150]})
-    outcomes = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
+    outcomes = run_sweep(sweep, DispatchConfig(jobs=jobs), console=QUIET)
     errors = [outcome.error for outcome in outcomes]
     assert errors[0] is None, errors[0]
     assert "300 images, but the pool of 'digits' has 200" in str(errors[1])
@@ -66,7 +67,7 @@ def test_failures_do_not_stop_other_runs_and_leave_their_notebook(tiny_run: dict
     assert len(selections) == 20
 
     seconds = [run.task.directory.notebook.stat().st_mtime_ns for run in outcomes]
-    again = run_sweep(sweep, DispatchConfig(jobs=2), console=QUIET)
+    again = run_sweep(sweep, DispatchConfig(jobs=jobs), console=QUIET)
     assert [outcome.error is None for outcome in again] == [True, False, False, False]
     moved = [run.task.directory.notebook.stat().st_mtime_ns != s for run, s in zip(again, seconds, strict=True)]
     assert moved == [False, True, True, True], "only what failed is tried again"

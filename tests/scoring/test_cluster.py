@@ -121,7 +121,7 @@ def test_own_instance_is_local_and_ends_when_interrupted(tiny: Backbone, tmp_pat
     before = set(psutil.Process().children(recursive=True))  # joblib keeps its processes from earlier tests
     assert not ray.is_initialized()
     with pytest.raises(KeyboardInterrupt):
-        on_two_workers(task, task.missing(), interrupt)
+        compute_on_ray(task, task.missing(), interrupt, workers=1)
     assert sum("raylet/raylet" in command for command in commands) == 1
     assert not any("dashboard/dashboard.py" in command for command in commands)  # it would use the network
     assert listening
@@ -263,11 +263,14 @@ def test_sweep_on_ray_gives_what_processes_give_though_a_worker_is_killed(
 
 
 @needs_ray
-def test_notebooks_on_ray(two_workers: None, tiny_run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("notebooks", [False, pytest.param(True, marks=pytest.mark.campaign)])
+def test_a_run_on_ray(two_workers: None, tiny_run: dict[str, Any], notebooks: bool) -> None:
     sweep = Sweep("ray", {**tiny_run, "adapter": {"name": "linear_probe"}, "rounds": 1}, {"seed": [0]})
-    (outcome,) = run_sweep(sweep, DispatchConfig(jobs=1, engine="ray"), console=Console(quiet=True))
+    config = DispatchConfig(jobs=1, engine="ray", notebooks=notebooks)
+    (outcome,) = run_sweep(sweep, config, console=Console(quiet=True))
     assert outcome.error is None
-    assert outcome.task.directory.notebook.exists()
+    assert outcome.task.directory.is_complete(1)
+    assert outcome.task.directory.notebook.exists() == notebooks
 
 
 @needs_ray

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +156,14 @@ def test_bfloat16_is_close(tiny: Backbone, pool: ImagePool) -> None:
     torch.testing.assert_close(rough.probs, plain.probs, atol=0.05, rtol=0)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_compiled_pass_is_the_same(tiny: Backbone, pool: ImagePool) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.campaign)])
+def test_compiled_pass_is_the_same(
+    tiny: Backbone, pool: ImagePool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as one graph; what torch makes of that graph by default takes a C++ compiler, and half a minute."""
+    if backend == "inductor" and shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model = merge(fitted(tiny, AdapterConfig("lora", start_block=3)))
     inputs = InputCache(pool, tiny).rows(3, pool.rows("val"))
     compiled = score_pool(model, inputs, ScoringConfig(compile=True))
