@@ -80,6 +80,7 @@ def test_a_sweep_and_its_study_away_from_the_checkout(home: Path, tiny_run: dict
     assert len(pd.read_parquet(table)) == 2
     (run,) = (path.parent for path in home.glob("runs/fashion_mnist/*/config.json"))
     assert (run / "notebook.ipynb").exists()
-    in_it(home, "palkit", "predict", str(run), "digits", "out.csv", path=installed)
+    code = "import sys; from palkit.cli import main; main(sys.argv[1:4] + ['out.csv']); sys.exit(main(sys.argv[4:]))"
+    commands = ["predict", str(run), "digits", "reproduce", "quick"]
+    assert "there are no results" in in_it(home, "python", "-c", code, *commands, path=installed, code=1)
     assert len(pd.read_csv(home / "out.csv")) == 1797
-    assert "there are no results" in in_it(home, "palkit", "reproduce", "quick", path=installed, code=1)

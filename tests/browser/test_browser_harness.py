@@ -111,6 +111,7 @@ def test_widgets_answer_to_the_keyboard_and_lab_does_not(
     assert page_errors == []
 
 
+@pytest.mark.campaign  # test_browser_label.py kills one, and goes on after it
 def test_a_killed_kernel_comes_back_empty(page: Page, lab: Lab, page_errors: list[str]) -> None:
     endless = "import time\nwhile True:\n    time.sleep(0.1)"
     open_notebook(page, lab, write_notebook(lab, "killed.ipynb", "known = 'still here'", "known", endless))

@@ -379,7 +379,10 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_the_command_begins_a_session_and_goes_on_with_it(
-    slides: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+    slides: Path,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    answering: Callable[[Session | None], Client],
 ) -> None:
     flat = slides.parent / "flat"
     flat.mkdir()
@@ -411,10 +414,10 @@ def test_the_command_begins_a_session_and_goes_on_with_it(
         answer_all(client, batch, 10)
         until(lambda: idle(client) and len(opened.rounds()) == 2)
         assert len(opened.open()) == 1, "of the budget one label is left"
-    with served(["serve", str(folder)]) as client:
-        answer_all(client, opened.open()["id"], 20)
-        until(lambda: idle(client) and len(opened.rounds()) == 3)
-        assert opened.open().empty, "the budget is that of before"
+    client = answering(stored_session(folder, annotator=ANNOTATOR))
+    answer_all(client, opened.open()["id"], 20)
+    until(lambda: idle(client) and len(opened.rounds()) == 3)
+    assert opened.open().empty, "the budget is that of before"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from breadth import thinned
 from PIL import Image
 
 from palkit.config import config_from_dict
@@ -61,8 +62,9 @@ def colour(name: str) -> str:
     return name.split("-")[0]
 
 
-@pytest.mark.parametrize("adapter", ["linear_probe", "lora"])
-@pytest.mark.parametrize("strategy", ["badge", "entropy", "bald"])
+@pytest.mark.parametrize(
+    ("strategy", "adapter"), thinned(["badge", "entropy", "bald"], ["linear_probe", "lora"], every=2)
+)
 def test_a_truthful_expert_repeats_a_simulated_run(
     tiny_run: dict[str, Any], answers: dict[str, str], strategy: str, adapter: str
 ) -> None:

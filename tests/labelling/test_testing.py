@@ -186,7 +186,7 @@ def drawn_in_rounds(confidence: np.ndarray, wrong: np.ndarray, number: int, seed
     return draws
 
 
-@pytest.mark.parametrize("number", [25, 100])
+@pytest.mark.parametrize("number", [25, pytest.param(100, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_intervals_hold_the_truth(name: str, number: int) -> None:
     """95 of 100 times, within three deviations of so many repetitions; those of classes and bins more often."""

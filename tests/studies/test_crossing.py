@@ -19,7 +19,15 @@ def studies(rng: np.random.Generator, slope: float, seeds: int, count: int) -> n
     return level + (slope + 0.3 * turn) * x + rng.normal(0, 0.8, (count, seeds, len(x)))
 
 
-@pytest.mark.parametrize(("seeds", "slope"), [(5, 1.0), (10, 1.0), (5, 0.3), (10, -1.0)])
+@pytest.mark.parametrize(
+    ("seeds", "slope"),
+    [
+        (5, 0.3),
+        (10, 1.0),
+        pytest.param(5, 1.0, marks=pytest.mark.campaign),
+        pytest.param(10, -1.0, marks=pytest.mark.campaign),
+    ],
+)
 def test_the_interval_covers(seeds: int, slope: float) -> None:
     found = [crossing(LABELS, one) for one in studies(np.random.default_rng(seeds), slope, seeds, 1500)]
     assert 0.93 <= np.mean([one.low <= 200 <= one.high for one in found]) <= 0.98

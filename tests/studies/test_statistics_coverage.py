@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+from breadth import thinned
 from scipy import stats
 
 from palkit.studies.statistics import Estimate, estimate, iqm, iqm_interval, mean_interval
@@ -84,8 +85,7 @@ def study(rng: np.random.Generator, seeds: int, noise: float, fewer: float) -> l
     return tables
 
 
-@pytest.mark.parametrize("noise", [0.01, 0.02, 0.03])
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(("seeds", "noise"), thinned([3, 5, 10], [0.01, 0.02, 0.03], every=3))
 def test_identical_strategies_save_nothing(seeds: int, noise: float) -> None:
     rng = np.random.default_rng(6)
     found = pd.DataFrame([saving_of(*study(rng, seeds, noise, fewer=1)) for _ in range(400)])
