@@ -50,7 +50,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
         "first": (1, 1, 64, "float32", {}),
         "two processes": (2, 1, 64, "float32", {}),
-        "small batches, two threads": (1, 2, 7, "float32", {}),
+        "small batches, two threads": (1, 2, 13, "float32", {}),
         "exact": (1, 1, 64, "float64", {}),
         "exact, old processor": (1, 1, 64, "float64", OLD_PROCESSOR),
     }
@@ -61,7 +61,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
         place.mkdir()
         base: dict[str, Any] = {
             "dataset": "digits",
-            "pool_size": 200,
+            "pool_size": 120,
             "rounds": 3,
             "backbone": {"name": "test_vit", "image_size": 32, "depth": 4, "checkpoint": str(tiny_checkpoint)},
             "adapter.start_block": 2,
