@@ -50,7 +50,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     ways: dict[str, tuple[int, int, int, str, dict[str, str]]] = {
         "first": (1, 1, 64, "float32", {}),
         "two processes": (2, 1, 64, "float32", {}),
-        "small batches, two threads": (1, 2, 13, "float32", {}),
+        "small batches, two threads": (1, 2, 29, "float32", {}),
         "exact": (1, 1, 64, "float64", {}),
         "exact, old processor": (1, 1, 64, "float64", OLD_PROCESSOR),
     }
