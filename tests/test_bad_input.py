@@ -25,13 +25,13 @@ from palkit.strategies import STRATEGIES
 
 # Random cases of an entry; the slow ones, which decode, unpickle or open sessions, have fewer.
 EXAMPLES = {
-    "config": 150,
-    "sweep": 80,
-    "select": 60,
-    "label log": 60,
-    "label csv": 60,
-    "label studio": 60,
-    "forecast": 60,
+    "config": 60,
+    "sweep": 40,
+    "select": 40,
+    "label log": 40,
+    "label csv": 40,
+    "label studio": 40,
+    "forecast": 40,
 }
 SLOW = {"command line": 10, "images": 10, "session": 10, "session file": 8, "adapter": 8, "checkpoint": 8}
 # Known cases that take a second or a gigabyte: for the campaign only.

@@ -70,6 +70,7 @@ def test_against_is_the_paired_difference_of_areas(simulation: pd.DataFrame) -> 
 
 
 def test_claims_set_by_set_are_differences_on_that_set(simulation: pd.DataFrame) -> None:
+    simulation = simulation[simulation["dataset"].isin({"digits", "fashion_mnist"})]
     rounds = simulation.assign(kappa=simulation["accuracy"].where(simulation["dataset"] == "digits"))
     table = claims_by_set(rounds)
     assert list(table) == list(simulation["dataset"].unique())
