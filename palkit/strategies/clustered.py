@@ -1,6 +1,7 @@
 """Strategies that pick out uncertain rows first and then spread the batch over clusters of them."""
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ def alfamix(
 
     The head is taken to be linear in the features; its weights are recovered from features and
     probabilities by least squares. Along g a flip stays a flip as the step grows, so only the farthest
-    anchor matters, and logits move by the C x C Gram matrix of the weights: no mixed row is ever formed.
+    anchor matters, and logits move by the Gram matrix of the weights: no mixed row is ever formed.
 
     Args:
         scores, labelled, batch_size, rng: as for every strategy; at least one label.
@@ -73,7 +74,7 @@ def alfamix(
     require_labels(labelled, "alfamix")
     free = labelled.unlabelled(len(scores))
     weights = linear_head(scores)  # (C, D)
-    gram = weights @ weights.T
+    gram = [weights @ weights.T] if len(weights) <= 2 * weights.shape[1] else [weights, weights.T]  # fewer products
     rows, probs = View(scores.features, free), View(scores.probs, free)
     means = class_means(scores.features, labelled, probs.shape[1])
     overall = scores.features[labelled.positions.to(means.device)].double().mean(0)
@@ -84,7 +85,7 @@ def alfamix(
         p = probs[part].double()
         first = predicted[part, None]
         residual = p.scatter_add(1, first, torch.full_like(p[:, :1], -1))  # dL/dlogits
-        moved = residual @ gram.to(p.device)
+        moved = reduce(torch.matmul, (factor.to(p.device) for factor in gram), residual)
         norm = (moved * residual).sum(1).clamp(min=0).sqrt()  # |g|
         reach = torch.cdist(rows[part].float(), anchors).amax(1).double().to(p.device)
         gain = (moved - moved.gather(1, first)) * (reach / norm.clamp(min=1e-30) / math.sqrt(rows.shape[1]))[:, None]

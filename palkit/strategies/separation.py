@@ -33,7 +33,8 @@ def direct(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torc
         others = torch.where(best.indices[:, 0] == one, best.values[:, 1:].sum(1), best.values[:, 0])
         return scores.probs[:, one] - others
 
-    queues = [iter(_from_threshold(lead(c), labels == c, known)) for c in few]
+    taken = len(known) + batch_size  # rows of a queue that may be passed over
+    queues = [iter(_from_threshold(lead(c), labels == c, known)[:taken].tolist()) for c in few[:batch_size]]
     picks: list[int] = []
     while len(picks) < batch_size:
         for queue in queues[: batch_size - len(picks)]:
@@ -42,8 +43,8 @@ def direct(scores: PoolScores, labelled: LabelledSet, batch_size: int, rng: torc
     return torch.tensor(picks)
 
 
-def _from_threshold(lead: Tensor, own: Tensor, known: Tensor) -> list[int]:
-    """Rows in the order of their distance in rank from the threshold of a class.
+def _from_threshold(lead: Tensor, own: Tensor, known: Tensor) -> Tensor:
+    """(N,) rows in the order of their distance in rank from the threshold of a class.
 
     Args:
         lead: (N,) of the class.
@@ -57,4 +58,4 @@ def _from_threshold(lead: Tensor, own: Tensor, known: Tensor) -> list[int]:
     excess[rank[known] + 1] = 2 * own.long() - 1
     cut = int(excess.cumsum(0).argmax())
     away = torch.arange(len(order)) - cut
-    return order[torch.where(away < 0, -2 * away - 1, 2 * away).argsort()].tolist()
+    return order[torch.where(away < 0, -2 * away - 1, 2 * away).argsort()]
