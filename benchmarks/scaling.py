@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from palkit.errors import DataError
 from palkit.strategies.coverage import MAX_ROWS
+from palkit.studies.plots import style
 
 PALKIT, PEER = "palkit", "scikit-activeml"
 ON_PROBS = (
@@ -22,6 +25,8 @@ ON_PROBS = (
 )
 COVERAGE = ("probcover", "maxherding", "uherding")
 MEGABYTE = 2**20
+AXES = {"n": ("N", "#0072B2", "o"), "c": ("C", "#D55E00", "s"), "b": ("B", "#009E73", "^")}
+FLOORS = {"seconds": 0.05, "bytes": 16 * MEGABYTE}  # below these a cost is mostly what does not grow
 
 
 def bound(job: Mapping[str, Any]) -> float:
@@ -88,3 +93,67 @@ def beside_peer(table: pd.DataFrame) -> pd.DataFrame:
     columns |= {"MB": ours["bytes"] / MEGABYTE, "peer MB": theirs["bytes"] / MEGABYTE}
     columns["MB ratio"] = columns["peer MB"] / columns["MB"].clip(lower=1)
     return pd.DataFrame(columns).assign(**{"picks in common": common})
+
+
+def along_axes(table: pd.DataFrame) -> pd.DataFrame:
+    """Measurements in which one of N, C and B differs from the commonest values: `axis` and `size` beside the rest.
+
+    Those at the commonest values are on every axis.
+    """
+    common = table[list(AXES)].mode().iloc[0]
+    lines = []
+    for axis in AXES:
+        others = [other for other in AXES if other != axis]
+        line = table[(table[others] == common[others]).all(axis=1)]
+        lines.append(line.assign(axis=axis, size=line[axis]))
+    return pd.concat(lines, ignore_index=True).sort_values(["strategy", "axis", "size"])
+
+
+def exponents(table: pd.DataFrame) -> pd.DataFrame:
+    """Powers of N, C and B by which each strategy's `seconds` and `bytes` grow; NaN where too little is measured.
+
+    Least squares over the logarithms of costs above `FLOORS`, of which there must be two, to one decimal.
+
+    Args:
+        table: of `along_axes`.
+    """
+    found = {}
+    for cost, floor in FLOORS.items():
+        for (name, axis), line in table[table[cost] >= floor].groupby(["strategy", "axis"]):
+            if len(line) > 1:
+                found[name, cost, axis] = np.polyfit(np.log(line["size"]), np.log(line[cost]), 1)[0]
+    columns = pd.MultiIndex.from_product([FLOORS, AXES])
+    powers = pd.Series(found).unstack([1, 2]).reindex(index=sorted(table["strategy"].unique()), columns=columns)
+    return powers.round(1) + 0  # no -0.0
+
+
+@style.styled
+def growth(table: pd.DataFrame) -> Figure:
+    """Seconds of a selection against N, C and B, one panel per strategy, with the exponents in which they grow.
+
+    Args:
+        table: of `along_axes`.
+    """
+    powers = exponents(table)["seconds"]
+    figure, panels = style.side_by_side(len(powers), 1.35, 5, sharex=True)
+    for number, (axes, name) in enumerate(zip(panels, powers.index, strict=True)):
+        for axis, (_, colour, marker) in AXES.items():
+            line = table[(table["strategy"] == name) & (table["axis"] == axis)]
+            axes.plot(line["size"], line["seconds"], color=colour, marker=marker, markersize=3)
+        known = powers.loc[name].dropna()
+        text = ", ".join(f"{AXES[axis][0]} {power:.1f}" for axis, power in known.items())
+        axes.text(0.04, 0.95, text, transform=axes.transAxes, va="top", fontsize=6)
+        axes.set(xscale="log", yscale="log", ylim=(1e-3, 1e3))
+        axes.set_xticks((10, 1_000, 100_000), ("10", "1,000", "100,000"))
+        axes.set_yticks((0.01, 1, 100), ("0.01", "1", "100"))
+        axes.minorticks_off()
+        axes.set_title(style.title_of(name), pad=2)
+        axes.grid(visible=True)
+        if number % 5 == 0:
+            axes.set_ylabel("seconds")
+        if number + 5 >= len(panels):
+            axes.set_xlabel("N, C or B")
+            axes.tick_params(labelbottom=True)
+    keys = [style.legend_key(label, color=colour, marker=marker) for label, colour, marker in AXES.values()]
+    style.legend_below(figure, keys)
+    return figure

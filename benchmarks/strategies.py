@@ -4,17 +4,19 @@
     python benchmarks/strategies.py --sizes 5000,20000,50000 --classes 10,100 --strategies coreset,badge
     python benchmarks/strategies.py --sizes 1000000 --classes 100 --no-peer
     python benchmarks/strategies.py --sizes 8000 --features embedded  # real images through the embedded backbone
+    python benchmarks/strategies.py --strategies all --batches 10,100,1000 --no-peer --timeout 60
 
 Every measurement is a process of its own: seconds of the call alone, the best of three unless it is slow,
 after one call on a small pool; and the peak of resident memory above what the process held before, which
 includes features and probabilities. Peers are skipped with a note where
-scikit-activeml is not installed, or where they run past --timeout or --memory; a larger size of the same
-peer is then not tried. Probabilities are a linear head's on the features, so that peers, which call a classifier, see
+scikit-activeml is not installed. Where a measurement runs past --timeout or --memory, larger pools of the same kind
+are not tried. Probabilities are a linear head's on the features, so that peers, which call a classifier, see
 the same ones. Results go to --out as one JSON object a line.
 """
 
 import argparse
 import ctypes
+import itertools
 import json
 import math
 import os
@@ -99,7 +101,9 @@ def palkit_call(name: str, features: Array, head: Array, known: int, batch: int)
     rows, probs = torch.from_numpy(features), torch.from_numpy(probabilities(features, head))
     classes = head.shape[1]
     labelled = LabelledSet(torch.arange(known), torch.arange(known) % classes)
-    options = {"typiclust": {"normalize": False}, "probcover": {"normalize": False}}.get(name, {})
+    options: dict[str, Any] = {"normalize": False} if name in ("typiclust", "probcover") else {}
+    if STRATEGIES[name].is_oracle:
+        options["labels"] = torch.arange(len(features)) % classes
 
     def call() -> list[int]:
         passes = None
@@ -221,7 +225,7 @@ def show(ours: dict[str, Any], theirs: dict[str, Any] | None, rates: dict[str, f
             return f"{result['error'][:40]:>20}"
         return f"{result['seconds']:9.3f} s {result['bytes'] / 2**20:6.0f} MB"
 
-    line = f"{ours['strategy']:22} N={ours['n']:<8} C={ours['c']:<5} {cell(ours)}"
+    line = f"{ours['strategy']:22} N={ours['n']:<8} C={ours['c']:<5} B={ours['b']:<4} {cell(ours)}"
     if theirs is not None:
         line += f"   peer {cell(theirs)}"
         if "error" not in ours and "error" not in theirs:
@@ -236,10 +240,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="20000", help="pool sizes N, comma separated")
     parser.add_argument("--classes", default="10", help="numbers of classes C, comma separated")
-    parser.add_argument("--strategies", help="names, comma separated; all but the slow ones and oracles")
+    parser.add_argument("--strategies", help="names, comma separated, or all; without it all but the slow and oracles")
     parser.add_argument("--features", default="noise", help="noise, clusters, embedded, or a .npy file")
     parser.add_argument("--dim", type=int, default=384, help="width D of synthetic features")
-    parser.add_argument("--batch", type=int, default=100, help="batch size B")
+    parser.add_argument("--batches", default="100", help="batch sizes B, comma separated")
     parser.add_argument("--labelled", type=int, default=100, help="rows labelled already")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", type=float, default=10, help="GB that one measurement may take")
@@ -254,26 +258,25 @@ def main() -> None:
     rates = machine()
     print(f"machine: {rates['bandwidth'] / 1e9:.1f} GB/s read, {rates['flops'] / 1e9:.0f} Gflop/s float32")
     every = sorted(name for name in STRATEGIES if name not in SLOW and not STRATEGIES[name].is_oracle)
-    names = options.strategies.split(",") if options.strategies else every
-    too_slow: set[tuple[str, int]] = set()
-    for name in names:
-        for classes in map(int, options.classes.split(",")):
-            for n in map(int, options.sizes.split(",")):
-                job = {"strategy": name, "n": n, "d": options.dim, "c": classes, "b": options.batch}
-                job |= {"labelled": options.labelled, "features": options.features, "threads": options.threads}
-                job["memory"] = options.memory
-                ours = measure({**job, "library": "palkit"}, options.timeout)
-                theirs = None
-                if name in PEERS and not options.no_peer and (name, classes) not in too_slow:
-                    theirs = measure({**job, "library": "scikit-activeml"}, options.timeout)
-                    if "error" in theirs:
-                        too_slow.add((name, classes))
-                show(ours, theirs, rates)
+    names = sorted(STRATEGIES) if options.strategies == "all" else (options.strategies or ",".join(every)).split(",")
+    failed: set[tuple[str, str, int, int]] = set()
+    sizes, classes, batches = ([*map(int, getattr(options, key).split(","))] for key in ("sizes", "classes", "batches"))
+    for name, c, b, n in itertools.product(names, classes, batches, sizes):
+        job = {"strategy": name, "n": n, "d": options.dim, "c": c, "b": b}
+        job |= {"labelled": options.labelled, "features": options.features, "threads": options.threads}
+        job["memory"] = options.memory
+        libraries = ["palkit", *(["scikit-activeml"] if name in PEERS and not options.no_peer else [])]
+        results: list[dict[str, Any] | None] = [None, None]
+        for place, library in enumerate(libraries):
+            if (library, name, c, b) not in failed:
+                results[place] = result = measure({**job, "library": library}, options.timeout)
+                if "error" in result:
+                    failed.add((library, name, c, b))
                 if options.out:
                     with options.out.open("a") as file:
-                        for result in (ours, theirs):
-                            if result is not None:
-                                file.write(json.dumps({**result, **rates}) + "\n")
+                        file.write(json.dumps({**result, **rates}) + "\n")
+        if results[0]:
+            show(results[0], results[1], rates)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,11 @@ def _arranged(
     place[shown] = torch.arange(len(shown))
 
     def columns(probs: Tensor) -> Tensor:
-        return probs.index_select(-2, shown.to(probs.device)).index_select(-1, classes.to(probs.device))
+        rows, order = shown.to(probs.device), classes.to(probs.device)
+        copy = probs.new_empty((*probs.shape[:-2], len(rows), len(order)))
+        for part in chunks(len(rows), probs.shape[:-2].numel() * len(order)):  # one copy is made, not two
+            copy[..., part, :] = probs.index_select(-2, rows[part]).index_select(-1, order)
+        return copy
 
     own_keys = Keys(scores.keys.rows[shown], scores.keys.classes[classes])
     part = PoolScores(some, columns(scores.probs), None if passes is None else columns(passes), own_keys)

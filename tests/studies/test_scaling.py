@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from palkit.errors import DataError
 from palkit.storage.files import REPOSITORY
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
-from scaling import beside_peer, bound, load_measurements
+from scaling import along_axes, beside_peer, bound, exponents, growth, load_measurements
 
 JOB = {"n": 1000, "d": 8, "c": 4, "b": 10, "bandwidth": 1e6, "flops": 1e9, "features": "noise"}
 
@@ -58,3 +59,27 @@ def test_broken_lines_are_named(tmp_path: Path, bad: str) -> None:
         load_measurements(path)
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read.*benchmarks/strategies\.py"):
         load_measurements(tmp_path / "none.jsonl")
+
+
+def test_growth_is_told_along_each_axis() -> None:
+    """Cost is 1e-6 N C^2 for one strategy, which takes no measurable memory, and 1e-3 B for another."""
+    sizes = [(1_000, 10, 100), (10_000, 10, 100), (1_000, 100, 100), (1_000, 10, 10), (1_000, 10, 1_000)]
+    rows = [
+        {"strategy": name, "n": n, "c": c, "b": b, "seconds": seconds, "bytes": 1e8 * n if name == "coreset" else 1}
+        for n, c, b in [*sizes, (5_000, 50, 50)]  # the last lies on no axis
+        for name, seconds in (("epig", 1e-6 * n * c * c), ("coreset", 1e-3 * b))
+    ]
+    lines = along_axes(pd.DataFrame(rows))
+    assert lines.groupby(["strategy", "axis"])["size"].agg(list).to_dict() == {
+        (name, axis): sizes
+        for name in ("coreset", "epig")
+        for axis, sizes in (("n", [1_000, 10_000]), ("c", [10, 100]), ("b", [10, 100, 1_000]))
+    }
+    found = exponents(lines)
+    assert found.loc["epig", "seconds"].tolist() == pytest.approx([1, 2, 0])
+    assert found.loc["epig", "bytes"].isna().all(), "below what is told from what does not grow"
+    assert found.loc["coreset", "bytes"].tolist() == pytest.approx([1, 0, 0])
+    assert found.loc["coreset", ("seconds", "b")] == pytest.approx(1), "of the two that take long enough"
+    first, second = growth(lines).axes
+    assert [text.get_text() for text in first.texts] == ["N 0.0, C 0.0, B 1.0"]
+    assert [len(line.get_xdata()) for line in second.lines] == [2, 2, 3]
