@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
-from scipy import linalg, special, stats
+from scipy import linalg, special
 
 from palkit.errors import ConfigError, brief
 from palkit.labelling.records import Share, explained, record
@@ -194,7 +194,10 @@ def _mixture(labels: NDArray, accuracy: NDArray, held_out: NDArray, at: NDArray)
     rise, speed = (axis.ravel() for axis in np.meshgrid(RISES, SPEEDS, indexing="ij"))
     # The same slope at the first point, and then bent in log(n) or in n: the second is almost straight at first.
     bend = np.hstack([rise * -np.expm1(-np.outer(growth, speed)) for growth in (time, n / labels[0] - 1)])
-    prior = stats.beta.logpdf(rise, *RISE_PRIOR) + stats.norm.logpdf(np.log(speed / SPEED_PRIOR[0]) / SPEED_PRIOR[1])
+    # Log densities but for constants, of which weights that sum to 1 are free.
+    most, least = RISE_PRIOR[0] - 1, RISE_PRIOR[1] - 1
+    prior = special.xlogy(most, rise) + special.xlog1py(least, -rise)
+    prior -= (np.log(speed / SPEED_PRIOR[0]) / SPEED_PRIOR[1]) ** 2 / 2
     shape = np.concatenate([prior, prior])
     means, deviations, logs = [], [], []
     for multiple in WALKS:
@@ -212,7 +215,7 @@ def _mixture(labels: NDArray, accuracy: NDArray, held_out: NDArray, at: NDArray)
         variance = np.diag(covariance)[known:] - (cross**2).sum(axis=0)
         deviations.append(np.sqrt(variance[:, None] + drift**2 / information))
         likelihood = -0.5 * (left**2).sum(axis=0) - 0.5 * np.log(information) - np.log(np.diag(root)).sum()
-        logs.append(shape + likelihood + stats.norm.logpdf(np.log(multiple) / WALK_SPREAD))
+        logs.append(shape + likelihood - (np.log(multiple) / WALK_SPREAD) ** 2 / 2)
     weight = special.softmax(np.concatenate(logs))
     heavy = weight > 1e-7
     return _Mixture(

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from palkit.experiments.runs import folder_name, provenance, without_checksums
 from palkit.experiments.setting import looked_at_once, pool_of, width_of
 from palkit.labelling.annotators import gains, judge, numbered, settled, unseen_probs
 from palkit.labelling.answers import NONE, Answers
+from palkit.labelling.extrapolation import Forecast, forecast
 from palkit.labelling.labels import answered, now
 from palkit.labelling.records import explained
 from palkit.labelling.session_file import Drawn, Proposed, SessionFile, SessionRound, SessionState, curve_of
@@ -33,9 +34,6 @@ from palkit.models.devices import choose_device, memory_explained
 from palkit.progress import Progress, silent
 from palkit.storage.checks import Count, Probability, checked, normal
 from palkit.storage.files import read_json, runs_dir, write_json
-
-if TYPE_CHECKING:
-    from palkit.labelling.extrapolation import Forecast
 
 ASKED = {"budget": Count | None, "test_share": Probability | None, "ask_again": bool}  # may change in a session
 STORED: Literal["stored"] = "stored"
@@ -640,10 +638,8 @@ class Session(Answers):
             )
         return state
 
-    def forecast(self, more: int | None = None) -> "Forecast":
+    def forecast(self, more: int | None = None) -> Forecast:
         """What `more` labels would bring; None for another batch. See `palkit.labelling.extrapolation.forecast`."""
-        from palkit.labelling.extrapolation import forecast  # scipy takes a second
-
         checked("more", more, int | None)
         curve = self.curve()
         # Labels may have been taken back since, or a fit repeated: of each number of labels the last one counts.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from palkit.errors import ConfigError
 from palkit.strategies.ties import mixed
@@ -263,7 +263,7 @@ def _share(value: float, squares: float, number: int, left: float, level: float)
     towards_half = (value * number + 1) / (number + 2)  # shares of 0 and 1 are not free of noise
     even = towards_half * (1 - towards_half) * left / number
     effective = towards_half * (1 - towards_half) / max(squares * number / (number - 1), LUCK * even)
-    reach = stats.t.ppf((1 + level) / 2, number - 1) ** 2 / effective
+    reach = special.stdtrit(number - 1, (1 + level) / 2) ** 2 / effective
     half = math.sqrt(reach * value * (1 - value) + reach**2 / 4)
     low, high = ((value + reach / 2 + side * half) / (1 + reach) for side in (-1, 1))
     return Measured(value, low, high, number)
