@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from palkit.errors import DataError
 from palkit.strategies.coverage import MAX_ROWS
 from palkit.studies.plots import style
+from palkit.studies.plots.selection import PANELS_PER_ROW
 
 PALKIT, PEER = "palkit", "scikit-activeml"
 ON_PROBS = (
@@ -25,7 +26,7 @@ ON_PROBS = (
 )
 COVERAGE = ("probcover", "maxherding", "uherding")
 MEGABYTE = 2**20
-AXES = {"n": ("N", "#0072B2", "o"), "c": ("C", "#D55E00", "s"), "b": ("B", "#009E73", "^")}
+AXES = {"n": ("#0072B2", "o"), "c": ("#D55E00", "s"), "b": ("#009E73", "^")}  # colour and marker
 FLOORS = {"seconds": 0.05, "bytes": 16 * MEGABYTE}  # below these a cost is mostly what does not grow
 
 
@@ -135,13 +136,12 @@ def growth(table: pd.DataFrame) -> Figure:
         table: of `along_axes`.
     """
     powers = exponents(table)["seconds"]
-    figure, panels = style.side_by_side(len(powers), 1.35, 5, sharex=True)
-    for number, (axes, name) in enumerate(zip(panels, powers.index, strict=True)):
-        for axis, (_, colour, marker) in AXES.items():
+    figure, panels = style.side_by_side(len(powers), 1.35, PANELS_PER_ROW, sharex=True)
+    for axes, name in zip(panels, powers.index, strict=True):
+        for axis, (colour, marker) in AXES.items():
             line = table[(table["strategy"] == name) & (table["axis"] == axis)]
             axes.plot(line["size"], line["seconds"], color=colour, marker=marker, markersize=3)
-        known = powers.loc[name].dropna()
-        text = ", ".join(f"{AXES[axis][0]} {power:.1f}" for axis, power in known.items())
+        text = ", ".join(f"{axis.upper()} {power:.1f}" for axis, power in powers.loc[name].dropna().items())
         axes.text(0.04, 0.95, text, transform=axes.transAxes, va="top", fontsize=6)
         axes.set(xscale="log", yscale="log", ylim=(1e-3, 1e3))
         axes.set_xticks((10, 1_000, 100_000), ("10", "1,000", "100,000"))
@@ -149,11 +149,7 @@ def growth(table: pd.DataFrame) -> Figure:
         axes.minorticks_off()
         axes.set_title(style.title_of(name), pad=2)
         axes.grid(visible=True)
-        if number % 5 == 0:
-            axes.set_ylabel("seconds")
-        if number + 5 >= len(panels):
-            axes.set_xlabel("N, C or B")
-            axes.tick_params(labelbottom=True)
-    keys = [style.legend_key(label, color=colour, marker=marker) for label, colour, marker in AXES.values()]
+    style.label_outer(panels, PANELS_PER_ROW, "N, C or B", "seconds")
+    keys = [style.legend_key(axis.upper(), color=colour, marker=marker) for axis, (colour, marker) in AXES.items()]
     style.legend_below(figure, keys)
     return figure

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scaling import bound
+from scaling import PALKIT, PEER, bound
 
 from palkit.config import ExperimentConfig
 from palkit.experiments.setting import setting
@@ -177,7 +177,7 @@ def work(job: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     features = make_features(job["features"], job["n"], job["d"])
     head = make_head(features, job["c"])
-    make = palkit_call if job["library"] == "palkit" else peer_call
+    make = palkit_call if job["library"] == PALKIT else peer_call
     small = min(len(features), 1000)
     make(job["strategy"], features[:small], head, 10, 5)()
     call = make(job["strategy"], features, head, job["labelled"], job["b"])
@@ -257,26 +257,28 @@ def main() -> None:
         return
     rates = machine()
     print(f"machine: {rates['bandwidth'] / 1e9:.1f} GB/s read, {rates['flops'] / 1e9:.0f} Gflop/s float32")
-    every = sorted(name for name in STRATEGIES if name not in SLOW and not STRATEGIES[name].is_oracle)
-    names = sorted(STRATEGIES) if options.strategies == "all" else (options.strategies or ",".join(every)).split(",")
+    names = sorted(STRATEGIES)
+    if options.strategies is None:
+        names = [name for name in names if name not in SLOW and not STRATEGIES[name].is_oracle]
+    elif options.strategies != "all":
+        names = options.strategies.split(",")
     failed: set[tuple[str, str, int, int]] = set()
     sizes, classes, batches = ([*map(int, getattr(options, key).split(","))] for key in ("sizes", "classes", "batches"))
     for name, c, b, n in itertools.product(names, classes, batches, sizes):
         job = {"strategy": name, "n": n, "d": options.dim, "c": c, "b": b}
         job |= {"labelled": options.labelled, "features": options.features, "threads": options.threads}
         job["memory"] = options.memory
-        libraries = ["palkit", *(["scikit-activeml"] if name in PEERS and not options.no_peer else [])]
-        results: list[dict[str, Any] | None] = [None, None]
-        for place, library in enumerate(libraries):
+        results: dict[str, dict[str, Any]] = {}
+        for library in (PALKIT, PEER) if name in PEERS and not options.no_peer else (PALKIT,):
             if (library, name, c, b) not in failed:
-                results[place] = result = measure({**job, "library": library}, options.timeout)
+                results[library] = result = measure({**job, "library": library}, options.timeout)
                 if "error" in result:
                     failed.add((library, name, c, b))
                 if options.out:
                     with options.out.open("a") as file:
                         file.write(json.dumps({**result, **rates}) + "\n")
-        if results[0]:
-            show(results[0], results[1], rates)
+        if PALKIT in results:
+            show(results[PALKIT], results.get(PEER), rates)
 
 
 if __name__ == "__main__":

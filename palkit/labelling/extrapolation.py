@@ -195,8 +195,7 @@ def _mixture(labels: NDArray, accuracy: NDArray, held_out: NDArray, at: NDArray)
     # The same slope at the first point, and then bent in log(n) or in n: the second is almost straight at first.
     bend = np.hstack([rise * -np.expm1(-np.outer(growth, speed)) for growth in (time, n / labels[0] - 1)])
     # Log densities but for constants, of which weights that sum to 1 are free.
-    most, least = RISE_PRIOR[0] - 1, RISE_PRIOR[1] - 1
-    prior = special.xlogy(most, rise) + special.xlog1py(least, -rise)
+    prior = special.xlogy(RISE_PRIOR[0] - 1, rise) + special.xlog1py(RISE_PRIOR[1] - 1, -rise)
     prior -= (np.log(speed / SPEED_PRIOR[0]) / SPEED_PRIOR[1]) ** 2 / 2
     shape = np.concatenate([prior, prior])
     means, deviations, logs = [], [], []

@@ -80,7 +80,7 @@ def selection_times(table: pd.DataFrame) -> Figure:
     figure, panels = style.side_by_side(len(names), 1.35, PANELS_PER_ROW, sharex=True)
     peer: dict[str, Any] = {"color": style.INK, "marker": "x", "linestyle": "--"}
     bound: dict[str, Any] = {"color": "#999999", "linestyle": ":"}
-    for number, (axes, name) in enumerate(zip(panels, names, strict=True)):
+    for axes, name in zip(panels, names, strict=True):
         here = measured[measured["strategy"] == name].sort_values("n")
         colour, marker = style.strategy_style(name)
         for library, line in here.groupby("library"):
@@ -93,11 +93,7 @@ def selection_times(table: pd.DataFrame) -> Figure:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_title(style.title_of(name), pad=2)
         axes.grid(visible=True)
-        if number % PANELS_PER_ROW == 0:
-            axes.set_ylabel("seconds")
-        if number + PANELS_PER_ROW >= len(panels):
-            axes.set_xlabel("pool size")
-            axes.tick_params(labelbottom=True)
+    style.label_outer(panels, PANELS_PER_ROW, "pool size", "seconds")
     peers = sorted(set(measured["library"]) - {"palkit"})
     handles = [style.legend_key("palkit", color=style.INK, marker="o", linestyle="-")]
     handles += [style.legend_key(name, **peer) for name in peers]

@@ -229,6 +229,23 @@ def side_by_side(
     return figure, panels[:count]
 
 
+def label_outer(panels: Sequence[Axes], columns: int, x: str, y: str) -> None:
+    """Names of the axes left of each row and below each column, whose lowest panel has numbers, too.
+
+    Args:
+        panels: of `side_by_side`, in rows.
+        columns: panels in a row.
+        x: name of the horizontal axis.
+        y: name of the vertical axis.
+    """
+    for number, axes in enumerate(panels):
+        if number % columns == 0:
+            axes.set_ylabel(y)
+        if number + columns >= len(panels):
+            axes.set_xlabel(x)
+            axes.tick_params(labelbottom=True)
+
+
 def error_bar(axes: Axes, x: float, y: float, ends: tuple[float, float], which: str, **look: Any) -> None:
     """A point with the interval of its x or y value.
 

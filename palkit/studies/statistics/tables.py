@@ -145,14 +145,11 @@ def seed_curves(rows: pd.DataFrame, metric: str, name: str) -> pd.DataFrame:
     if stalled.any():
         run = runs[1:][stalled][0]
         raise ConfigError(f"{name}: run {run} is there twice, or its label counts do not increase.")
-    first = np.flatnonzero(np.concatenate([[True], ~within]))  # row of each seed; mostly all have the same counts
-    counts = labels[: len(labels) // len(first)]
-    if len(labels) == len(counts) * len(first) and (labels == np.tile(counts, len(first))).all():
-        # In the memory order of a pivot, on which the last bits of sums depend.
-        values = np.ascontiguousarray(ordered[metric].to_numpy().reshape(len(first), len(counts)).T)
-        table = pd.DataFrame(values, pd.Index(counts, name="labels"), pd.Index(seeds[first], name="seed"))
-    else:
-        table = rows.pivot(index="labels", columns="seed", values=metric)
+    counts, row = np.unique(labels, return_inverse=True)
+    columns, column = np.unique(seeds, return_inverse=True)
+    values = np.full((len(counts), len(columns)), np.nan)
+    values[row, column] = ordered[metric]
+    table = pd.DataFrame(values, pd.Index(counts, name="labels"), pd.Index(columns, name="seed"))
     short = table.columns[table.isna().any()]
     if len(short):
         raise ConfigError(
