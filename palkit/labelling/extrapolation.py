@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
-from scipy import linalg, special
 
 from palkit.errors import ConfigError, brief
 from palkit.labelling.records import Share, explained, record
@@ -173,7 +173,7 @@ class _Mixture:
         high = (self.mean + 8 * self.deviation).max(axis=1)
         for _ in range(40):
             middle = (low + high) / 2
-            below = special.ndtr((middle[:, None] - self.mean) / self.deviation) @ self.weight < level
+            below = scipy.special.ndtr((middle[:, None] - self.mean) / self.deviation) @ self.weight < level
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return (low + high) / 2
 
@@ -195,17 +195,17 @@ def _mixture(labels: NDArray, accuracy: NDArray, held_out: NDArray, at: NDArray)
     # The same slope at the first point, and then bent in log(n) or in n: the second is almost straight at first.
     bend = np.hstack([rise * -np.expm1(-np.outer(growth, speed)) for growth in (time, n / labels[0] - 1)])
     # Log densities but for constants, of which weights that sum to 1 are free.
-    prior = special.xlogy(RISE_PRIOR[0] - 1, rise) + special.xlog1py(RISE_PRIOR[1] - 1, -rise)
+    prior = scipy.special.xlogy(RISE_PRIOR[0] - 1, rise) + scipy.special.xlog1py(RISE_PRIOR[1] - 1, -rise)
     prior -= (np.log(speed / SPEED_PRIOR[0]) / SPEED_PRIOR[1]) ** 2 / 2
     shape = np.concatenate([prior, prior])
     means, deviations, logs = [], [], []
     for multiple in WALKS:
         covariance = (multiple * WALK) ** 2 * np.minimum.outer(time, time) + np.diag(measured)
-        root = linalg.cholesky(covariance[:known, :known], lower=True)
+        root = scipy.linalg.cholesky(covariance[:known, :known], lower=True)
         # f = bend + first * (1 - bend): whitened, least squares in `first`, whose prior is flat.
-        residual = linalg.solve_triangular(root, accuracy[:, None] - bend[:known], lower=True)
-        slope = linalg.solve_triangular(root, 1 - bend[:known], lower=True)
-        cross = linalg.solve_triangular(root, covariance[:known, known:], lower=True)  # (R, K)
+        residual = scipy.linalg.solve_triangular(root, accuracy[:, None] - bend[:known], lower=True)
+        slope = scipy.linalg.solve_triangular(root, 1 - bend[:known], lower=True)
+        cross = scipy.linalg.solve_triangular(root, covariance[:known, known:], lower=True)  # (R, K)
         information = (slope**2).sum(axis=0)
         first = (slope * residual).sum(axis=0) / information
         left = residual - first * slope
@@ -215,7 +215,7 @@ def _mixture(labels: NDArray, accuracy: NDArray, held_out: NDArray, at: NDArray)
         deviations.append(np.sqrt(variance[:, None] + drift**2 / information))
         likelihood = -0.5 * (left**2).sum(axis=0) - 0.5 * np.log(information) - np.log(np.diag(root)).sum()
         logs.append(shape + likelihood - (np.log(multiple) / WALK_SPREAD) ** 2 / 2)
-    weight = special.softmax(np.concatenate(logs))
+    weight = scipy.special.softmax(np.concatenate(logs))
     heavy = weight > 1e-7
     return _Mixture(
         np.concatenate(means, axis=1)[:, heavy],

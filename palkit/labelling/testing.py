@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
 
 from palkit.errors import ConfigError
 from palkit.strategies.ties import mixed
@@ -64,7 +64,7 @@ def expected_errors(confidence: ArrayLike, positions: ArrayLike = (), wrong: Arr
     >>> expected_errors([0.9, 0.6]).round(2).tolist()
     [0.1, 0.4]
     """
-    odds = special.logit(np.clip(1 - np.asarray(confidence, dtype=float), LEAST, 1 - LEAST))
+    odds = scipy.special.logit(np.clip(1 - np.asarray(confidence, dtype=float), LEAST, 1 - LEAST))
     gone, known = np.isnan(odds), odds[np.asarray(positions, dtype=np.int64)]
     known, truth = known[~np.isnan(known)], np.asarray(wrong, dtype=float)[~np.isnan(known)]
     slope = np.array([1.0, 0.0])
@@ -74,10 +74,10 @@ def expected_errors(confidence: ArrayLike, positions: ArrayLike = (), wrong: Arr
         def loss(guess: NDArray) -> tuple[float, NDArray]:
             score = x @ guess
             value = np.logaddexp(0, score).sum() - truth @ score + trust @ (guess - prior) ** 2 / 2
-            return value, (special.expit(score) - truth) @ x + trust * (guess - prior)
+            return value, (scipy.special.expit(score) - truth) @ x + trust * (guess - prior)
 
-        slope = optimize.minimize(loss, prior, jac=True, method="BFGS").x
-    return np.where(gone, 1.0, np.clip(special.expit(slope[0] * odds + slope[1]), LEAST, 1 - LEAST))
+        slope = scipy.optimize.minimize(loss, prior, jac=True, method="BFGS").x
+    return np.where(gone, 1.0, np.clip(scipy.special.expit(slope[0] * odds + slope[1]), LEAST, 1 - LEAST))
 
 
 def draw_tests(
@@ -263,7 +263,7 @@ def _share(value: float, squares: float, number: int, left: float, level: float)
     towards_half = (value * number + 1) / (number + 2)  # shares of 0 and 1 are not free of noise
     even = towards_half * (1 - towards_half) * left / number
     effective = towards_half * (1 - towards_half) / max(squares * number / (number - 1), LUCK * even)
-    reach = special.stdtrit(number - 1, (1 + level) / 2) ** 2 / effective
+    reach = scipy.special.stdtrit(number - 1, (1 + level) / 2) ** 2 / effective
     half = math.sqrt(reach * value * (1 - value) + reach**2 / 4)
     low, high = ((value + reach / 2 + side * half) / (1 + reach) for side in (-1, 1))
     return Measured(value, low, high, number)
