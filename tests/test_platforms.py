@@ -52,7 +52,8 @@ def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        {"notebooks": True},
+        {"notebooks": False},
+        pytest.param({"notebooks": True}, marks=pytest.mark.campaign),
         pytest.param(
             {"notebooks": False, "engine": "ray"},
             marks=[
@@ -61,7 +62,7 @@ def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
             ],
         ),
     ],
-    ids=["processes and kernels", "ray"],
+    ids=["processes", "processes and kernels", "ray"],
 )
 def test_a_sweep_of_two_jobs_where_processes_are_spawned(
     how: dict[str, Any], tiny_run: dict[str, Any], tmp_path: Path

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import pytest
 from lab import Lab, cell, contrast, open_notebook, run_cell, set_theme, unlabelled_controls, wait_idle
 from playwright.sync_api import Page, expect
 
@@ -12,6 +13,7 @@ from playwright.sync_api import Page, expect
 PARAMETERS, POOLS, WHOLE_POOL = 1, 2, 8
 
 
+@pytest.mark.campaign
 def test_a_grid_of_the_whole_pool(page: Page, lab: Lab, page_errors: list[str], shot: Callable[[str], Path]) -> None:
     open_notebook(page, lab, "01_data.ipynb")
     for index in (PARAMETERS, POOLS, WHOLE_POOL):

@@ -71,6 +71,7 @@ SAMPLE = """
 """
 
 
+@pytest.mark.campaign
 def test_widgets_answer_to_the_keyboard_and_lab_does_not(
     page: Page, lab: Lab, page_errors: list[str], shot: Callable[[str], Path]
 ) -> None:
@@ -112,6 +113,7 @@ def test_widgets_answer_to_the_keyboard_and_lab_does_not(
 
 
 @pytest.mark.campaign  # test_browser_label.py kills one, and goes on after it
+@pytest.mark.campaign  # test_browser_label.py kills one
 def test_a_killed_kernel_comes_back_empty(page: Page, lab: Lab, page_errors: list[str]) -> None:
     endless = "import time\nwhile True:\n    time.sleep(0.1)"
     open_notebook(page, lab, write_notebook(lab, "killed.ipynb", "known = 'still here'", "known", endless))
@@ -136,6 +138,7 @@ def test_a_killed_kernel_comes_back_empty(page: Page, lab: Lab, page_errors: lis
     assert page_errors == []
 
 
+@pytest.mark.campaign
 def test_both_themes(page: Page, lab: Lab) -> None:
     dark_grey = "<p class=planted style='color: #444'>dark grey</p><p class=own>own</p>"
     source = f"from IPython.display import HTML\nHTML({dark_grey!r})"

@@ -143,6 +143,7 @@ def test_no_run_is_lost_or_doubled_while_processes_are_killed(
     assert_frame_equal(comparable(collect(sweep)["rounds"]), comparable(table), check_exact=True)
 
 
+@pytest.mark.campaign
 def test_a_run_that_kills_its_worker_every_time_is_given_up_and_the_others_are_not(
     stub_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,7 @@ def test_killed_worker_is_replaced(two_workers: None, tiny: Backbone, tmp_path: 
 
 
 @needs_ray
+@pytest.mark.campaign
 def test_broken_image_then_mended(two_workers: None, tiny: Backbone, tmp_path: Path) -> None:
     paths = tuple(tmp_path / f"{row:03d}.png" for row in range(6 * SHARD))
     for path, pixels in zip(paths, load_dataset("digits").images.decode(np.arange(len(paths)), 8), strict=True):

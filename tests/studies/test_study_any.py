@@ -153,7 +153,8 @@ def test_study_of_any_data_set(
     assert f"{dataset}, test_vit, 32 px, 4 blocks" in outputs(study, "02_backbone"), "the sweep's own backbone"
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.campaign)])  # the next one has a manifest too
+@pytest.mark.campaign  # the next one has two data sets and two backbones, too
+@pytest.mark.parametrize("count", [2, 3])
 def test_several_data_sets_backbones_and_variants_at_once(
     count: int, tiny_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,19 +191,25 @@ def test_sections_that_do_not_apply_say_why(
     capsys: pytest.CaptureFixture[str],
     execute_only: Callable[..., None],
 ) -> None:
-    """One seed, one strategy that is not random, one adapter; or one round, which has no curve, of two backbones."""
+    """One seed, one strategy that is not random, one adapter; or one round, which has no curve, of two backbones.
+
+    That has a second data set, whose classes have odd names.
+    """
+    odd = str(folder(tmp_path / "images", dict.fromkeys(ODD, 6) | {"one": 1}))
+    datasets = [patients(tmp_path), *([odd] if missing == "rounds" else [])]
     base = {
-        "dataset": patients(tmp_path),
         "strategy": "margin" if missing == "random" else "random",
         "batch_size": 12,
         "rounds": 1 if missing == "rounds" else 2,
     }
-    grid = {"seed": [0], **({"backbone.depth": [3, 4]} if missing == "rounds" else {})}
+    grid = {"dataset": datasets, **({"backbone.depth": [3, 4]} if missing == "rounds" else {})}
     execute_only("04_study", *(["01_data", "02_backbone"] if missing == "rounds" else []))
     study = studied(sweep_file(tmp_path / "one.yaml", tiny_run, grid, base=base), capsys)
-    assert base["dataset"] in outputs(study, "01_data") or missing == "random"
-    for depth in (3, 4) if missing == "rounds" else ():
-        assert f"{base['dataset']}, test_vit, 32 px, {depth} blocks" in outputs(study, "02_backbone")
+    for name in datasets if missing == "rounds" else ():
+        assert name in outputs(study, "01_data")
+        for depth in (3, 4):
+            assert f"{name}, test_vit, 32 px, {depth} blocks" in outputs(study, "02_backbone"), "the sweep's backbones"
+        assert "fashion" not in outputs(study, "01_data").lower() + outputs(study, "02_backbone").lower()
     shown = outputs(study, "04_study")
     assert "Not shown: there is one strategy" in shown or missing == "rounds"
     assert "Not shown" in shown
