@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import version
+from functools import cache, lru_cache
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from palkit.storage.files import cache_dir, read_json, sha256, short_hash, write
 # Modules whose data sets are held in memory: there are no files of theirs whose stamps could tell a change.
 IN_MEMORY = ("palkit.data.embedded", "palkit.data.cifar")
 FEATURES_AT_A_TIME = 4096  # that are scored, where no network decides
+version = cache(installed_version)  # of packages; it parses a file
 # The code that makes them, as it was loaded: a kernel may outlive an update, and must not sign old facts as new ones.
 SOURCE = hashlib.sha256(
     b"".join(p.read_bytes() for p in sorted(Path(palkit.data.__path__[0]).glob("*.py")))
