@@ -196,12 +196,26 @@ def stochastic_passes(dropout: Dropout | None, options: dict[str, Any]) -> Dropo
     return dataclasses.replace(dropout, **{STOCHASTIC[key]: options.pop(key) for key in STOCHASTIC if key in options})
 
 
+def runs_only(config: ExperimentConfig) -> None:
+    """Check that a config asks for nothing that a run alone can do.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if config.training.warm_start:
+        raise ConfigError(
+            "training.warm_start is for runs, which compute one round after the other: labelling sessions and the "
+            "explorer fit any round by itself. Leave it out."
+        )
+
+
 def plain(config: ExperimentConfig) -> dict[str, Any]:
     """The config as JSON values, from which `config_from_dict` makes it again."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     # A run is called the same as before there were any.
     if not config.plugins:
         del values["plugins"]
-    if not config.training.pseudo_labels:
-        del values["training"]["pseudo_labels"]
+    for name in ("pseudo_labels", "warm_start"):
+        if not values["training"][name]:
+            del values["training"][name]
     return values

@@ -24,7 +24,7 @@ from palkit.errors import ConfigError, DivergenceError
 from palkit.experiments.classifier import Classifier, load_model
 from palkit.experiments.runs import Resolved, Round, RunDirectory
 from palkit.experiments.setting import Setting, forget_facts, known_facts, setting, settled
-from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge, trainable_count
+from palkit.models.adapters import AdaptedModel, attach, first_trained_block, merge, resume, trainable_count
 from palkit.models.adapters.files import save_adapter
 from palkit.models.devices import choose_device, memory_explained, memory_limit
 from palkit.models.metrics import confidence_table, evaluate
@@ -178,13 +178,16 @@ def _compute(resolved: Resolved, here: Setting, progress: Progress) -> Iterator[
         bought.append(learner.first_batch(batch_size))
     # A kill between the last round and its adapter leaves rounds complete but no adapter: fit that one again.
     first = min(len(done), config.rounds - 1)
+    model = None
+    for number in range(first if config.training.warm_start else 0):  # models are not stored
+        model = learner.fit(np.concatenate(bought[: number + 1]), number, start=model)
 
     predictions = directory.predictions(first)
 
     for number in range(first, config.rounds):
         positions = np.concatenate(bought[: number + 1])
         began = time.perf_counter()
-        model = learner.fit(positions, number)
+        model = learner.fit(positions, number, start=model)
         fitted = time.perf_counter()
         last = number + 1 == config.rounds
         scores = None
@@ -340,8 +343,10 @@ class Learner:
         classes = Keys.of((), pool.class_names).under(self.config.seed).classes
         self.names, self.eval_names = Keys(self.names.rows, classes), Keys(self.eval_names.rows, classes)
 
-    def fit(self, positions: np.ndarray, number: int, progress: Progress = silent) -> AdaptedModel:
-        """A model fitted from the pretrained weights to the labels bought so far, ready to score.
+    def fit(
+        self, positions: np.ndarray, number: int, progress: Progress = silent, *, start: AdaptedModel | None = None
+    ) -> AdaptedModel:
+        """A model fitted to the labels bought so far, ready to score.
 
         Its adapter is merged, so that scoring costs what the bare network does, unless the strategy drops inputs of it.
 
@@ -349,12 +354,15 @@ class Learner:
             positions: of the pool.
             number: of the round.
             progress: see `palkit.models.training.fit`.
+            start: the model of the round before; nothing of it is used without `training.warm_start`.
         """
         device, training = self.here.backbone.device, self.config.training
         inputs = self._augmented(positions, progress)
         labels = self.pool_labels[torch.from_numpy(positions)].to(device)
         seed = seed_of(self.config.seed, "fit", number)
         model = self._attach()
+        if training.warm_start and start is not None:
+            resume(model, start)
         pseudo = partial(self._pseudo_labels, positions) if training.pseudo_labels else None
         plain = self.inputs[torch.from_numpy(positions)].to(device).float()
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import peft  # noqa: F401  the first fit would load it, while somebody waits
 from pydantic import Field
 
-from palkit.config import ExperimentConfig, plain
+from palkit.config import ExperimentConfig, plain, runs_only
 from palkit.data import FileImages, ImagePool
 from palkit.errors import ConfigError, brief
 from palkit.experiments.experiment import Learner
@@ -48,6 +48,7 @@ class Question(Checked):
         super().__post_init__()
         if not 1 <= len(set(self.strategies)) == len(self.strategies) <= 2:
             raise ConfigError(f"strategies {brief(self.strategies)}: give one, or two different ones.")
+        runs_only(self.config)
         for name in self.strategies:
             check_options(get_strategy(name), self.config.balance, {})
 

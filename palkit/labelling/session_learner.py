@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import pad
 
-from palkit.config import ExperimentConfig, plain
+from palkit.config import ExperimentConfig, plain, runs_only
 from palkit.data import UNLABELLED, ImagePool
 from palkit.errors import ConfigError
 from palkit.experiments.classifier import Classifier
@@ -84,13 +84,15 @@ class SessionLearner:
         device: where to compute.
 
     Raises:
-        ConfigError: the strategy reads labels, or bounds images per group where there are no groups.
+        ConfigError: the strategy reads labels, bounds images per group where there are no groups, or goes
+            on from the last round's model.
     """
 
     def __init__(self, config: ExperimentConfig, pool: ImagePool, device: str) -> None:
         for name in (config.strategy, config.initial):
             if get_strategy(name).is_oracle:
                 raise ConfigError(f"strategy {name!r} reads labels that nobody has given yet; choose another.")
+        runs_only(config)
         check_groups(config.strategy_options.get("per_group"), pool.groups is not None)
         self.config, self.pool, self.device = config, pool, device
         self.rows = pool.rows("pool")

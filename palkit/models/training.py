@@ -60,6 +60,8 @@ class TrainingConfig(Checked):
         patience: epochs without a better one before early stopping ends the fit.
         calibration: peak weight of C-PEAL's calibration loss; 0 leaves it out.
         calibration_weighting: of right and wrong predictions in it: "balanced" or "effective".
+        warm_start: whether a round of a run goes on from the weights of the round before instead of the pretrained
+            ones (docs/recipe.md).
         temperature_folds: parts of the labelled set of which each is predicted by a model fitted to the others, to
             find the temperature, 1 or more, that divides the final model's logits; 0 leaves them as they are. For
             adapters that change the backbone: a linear probe keeps temperature 1 (docs/heads.md).
@@ -88,6 +90,7 @@ class TrainingConfig(Checked):
     patience: Count = 5
     calibration: Annotated[float, Field(ge=0)] = 0.0
     calibration_weighting: Literal["balanced", "effective"] = "balanced"
+    warm_start: bool = False
     temperature_folds: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:

@@ -134,6 +134,31 @@ def test_interrupted_run_continues_with_the_same_result(
             pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
+def test_a_warm_start_goes_on_from_the_round_before_also_after_an_interruption(
+    tiny_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = {**tiny_run, "training": {**tiny_run.get("training", {}), "warm_start": True}}
+    for values in (tiny_run, warm):
+        list(rounds(config_from_dict(values)))
+    (fresh, _), (table, bought) = outcome(tiny_run), outcome(warm)
+    assert fresh["nll"][0] == table["nll"][0]
+    assert (fresh["nll"][1:] != table["nll"][1:]).all()
+    content = load_file(run_directory(config_from_dict(warm)).adapter / "adapter_model.safetensors")
+    for stop in (1, 2, 3):  # the last: its adapter is lost
+        monkeypatch.setenv("PALKIT_RUNS", str(tmp_path / f"interrupted-{stop}"))
+        running = rounds(config_from_dict(warm))
+        for _ in range(stop):
+            next(running)
+        running.close()
+        adapter = run_directory(config_from_dict(warm)).adapter
+        shutil.rmtree(adapter, ignore_errors=True)
+        list(rounds(config_from_dict(warm)))
+        for one, two in zip((table, bought), outcome(warm), strict=True):
+            pd.testing.assert_frame_equal(one, two, check_exact=True)
+        for name, values_ in load_file(adapter / "adapter_model.safetensors").items():
+            assert torch.equal(values_, content[name])
+
+
 KILLED = """
 import json, sys, time
 from palkit.config import config_from_dict, plain

@@ -323,6 +323,7 @@ def test_a_fit_needs_two_classes(config: dict[str, Any]) -> None:
         ({"annotator": " "}, "annotator"),
         ({"strategy": "class_balanced_oracle"}, "reads labels"),
         ({"initial": "class_balanced_oracle"}, "reads labels"),
+        ({"training": {"warm_start": True}}, "is for runs"),
         ({"budget": 0}, "budget is 0"),
         ({"held_out": 101}, "half of the 200"),
         ({"held_out": -1}, "held_out -1"),

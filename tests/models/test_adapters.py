@@ -14,6 +14,7 @@ from palkit.models.adapters import (
     adapter_parameters,
     first_trained_block,
     merge,
+    resume,
     trainable_count,
     trainable_parameters,
 )
@@ -148,6 +149,19 @@ def test_merging_changes_nothing_but_cost(backbone: Backbone, name: str) -> None
     assert moved == (name != "linear_probe"), "the adapter must matter, or the test proves nothing"
     for _ in range(2):  # merging again changes nothing
         torch.testing.assert_close(features(merge(model), backbone), before, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_resumes_where_a_merged_one_ended(backbone: Backbone, name: str) -> None:
+    before = attached(backbone, config_of(name))
+    train(before, backbone, 2)
+    merge(before.eval())
+    model = attached(backbone, config_of(name))
+    resume(model, before)
+    inputs = inputs_of(model, backbone)
+    with torch.no_grad():
+        for one, two in zip(model(inputs), before(inputs), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "rank"), [(1, 6), (9, 6), (10, 4), (15, 4)])

@@ -120,6 +120,11 @@ def trainable_count(model: AdaptedModel) -> int:
     return sum(parameter.numel() for parameter in adapter_parameters(model).values())
 
 
+def resume(model: AdaptedModel, before: AdaptedModel) -> None:
+    """Give a model, in place, what an earlier one of the same kind has learnt; the earlier one may be merged."""
+    model.load_state_dict(trainable_parameters(before), strict=False)
+
+
 @torch.no_grad()
 def merge(model: AdaptedModel) -> AdaptedModel:
     """Fold updates into the weights they update, in place: scoring then costs what the bare ViT costs.
