@@ -39,6 +39,7 @@ from palkit.models.backbones import BackboneConfig, load_backbone
 
 RECIPE = {"backbone": {"depth": 7, "image_size": 56}, "adapter": {"name": "lora", "start_block": 5},
           "training": {"head": "logistic", "head_decay": 0.3, "augmentation": "crop_flip"}}  # fmt: skip
+FEW_EPOCHS = {**RECIPE, "training": {**RECIPE["training"], "epochs": 5}}
 Rows = Iterator[tuple[str, float]]
 COMMAND = Path(sys.executable).with_name("palkit")
 
@@ -107,7 +108,8 @@ def lora() -> Rows:
     torch.set_num_threads(1)
     name = if_there("histology")
     defaults = {"backbone": {"image_size": 56}, "adapter": "lora"}
-    for what, values in {"defaults": defaults, "recipe of docs/recipe.md": RECIPE}.items():
+    asked = {"defaults": defaults, "recipe of docs/recipe.md": RECIPE, "recipe, 5 epochs": FEW_EPOCHS}
+    for what, values in asked.items():
         learner = learner_of(config_from_dict({"dataset": name, "pool_size": 2000, **values}))
         positions = learner.first_batch(80)
         learner.fit(positions[:8], 0)
@@ -140,19 +142,21 @@ def session() -> Rows:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = written(Path(place) / "images", if_there("histology"), 5000)
-        os.environ["PALKIT_CACHE"] = f"{place}/cache"
-        load_backbone(BackboneConfig(image_size=56))  # whose weights are unpacked into the cache
-        classes = {"classes": ["a", "b"], "folder": f"{place}/labels", "device": "cpu", "batch_size": 10}
-        began = time.perf_counter()
-        mine = open_session(str(folder), "ana", backbone={"image_size": 56}, adapter={"name": "lora"}, **classes)
-        batch = mine.propose()
-        yield "session, first proposal", time.perf_counter() - began
-        for number in range(1, 3):
-            mine.label(batch["id"], ["ab"[row % 2] for row in range(len(batch))])
+        classes = {"classes": ["a", "b"], "device": "cpu", "batch_size": 10}
+        defaults: dict[str, Any] = {"backbone": {"image_size": 56}, "adapter": {"name": "lora"}}
+        for what, values in {"defaults": defaults, "recipe, 5 epochs": FEW_EPOCHS}.items():
+            os.environ["PALKIT_CACHE"] = f"{place}/{what}"
+            load_backbone(BackboneConfig(image_size=56))  # whose weights are unpacked into the cache
             began = time.perf_counter()
-            mine.fit()
+            mine = open_session(str(folder), "ana", folder=f"{place}/{what} labels", **values, **classes)
             batch = mine.propose()
-            yield f"session, fit {number} and the next proposal", time.perf_counter() - began
+            yield f"session, {what}: first proposal", time.perf_counter() - began
+            for number in range(1, 3):
+                mine.label(batch["id"], ["ab"[row % 2] for row in range(len(batch))])
+                began = time.perf_counter()
+                mine.fit()
+                batch = mine.propose()
+                yield f"session, {what}: fit {number} and the next proposal", time.perf_counter() - began
         network = load_backbone(BackboneConfig(image_size=56))
         pixels = torch.rand(100, 3, 56, 56)
         yield "the bare network on as many images", 50 * seconds(lambda: bare(network, (pixels,)), 3)
