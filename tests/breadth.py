@@ -1,9 +1,14 @@
-"""Which cases of a cross product run each time: the others are for `./run_all.sh campaign`."""
+"""Which of many cases run each time: the others are for `./run_all.sh campaign`."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+
+
+def some(cases: Iterable[Any], every: int) -> list[Any]:
+    """All cases, of which one in `every` runs each time."""
+    return [pytest.param(case, marks=pytest.mark.campaign if i % every else []) for i, case in enumerate(cases)]
 
 
 def thinned(rows: Iterable[Any], columns: Iterable[Any], every: int) -> list[Any]:

@@ -8,6 +8,7 @@ from io import StringIO
 import pandas as pd
 import pytest
 import torch
+from breadth import some
 
 from palkit.storage.files import REPOSITORY
 
@@ -35,7 +36,7 @@ def assert_harmless(trials: list[Trial]) -> None:
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.campaign)])
-@pytest.mark.parametrize("name", ["fit", "scoring", "caching", "labelling"])
+@pytest.mark.parametrize("name", some(["caching", "fit", "labelling", "scoring"], every=2))
 def test_killed_at_random_moments(bench: Bench, name: str, times: int) -> None:
     trials = list(fault_kinds.killed_at_random(bench.targets[name], name, random.Random(name), times))
     assert len(trials) >= times
@@ -50,7 +51,8 @@ def test_a_sweep_killed_at_a_random_moment(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("name", "times"),
     [
-        *((name, 1) for name in faults.FAULTS if name not in ("kills", "together")),
+        *((name, 1) for name in ("changes", "damage", "disk")),
+        *(pytest.param(name, 1, marks=pytest.mark.campaign) for name in ("readonly", "clock", "memory")),
         pytest.param("changes", 3, marks=pytest.mark.campaign),
     ],
 )

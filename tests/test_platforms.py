@@ -49,20 +49,17 @@ def test_windows_is_told_in_a_sentence(windows: str, module: str) -> None:
     )
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "how",
     [
-        {"notebooks": False},
-        pytest.param({"notebooks": True}, marks=pytest.mark.campaign),
+        {"notebooks": True},
         pytest.param(
             {"notebooks": False, "engine": "ray"},
-            marks=[
-                pytest.mark.campaign,
-                pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
-            ],
+            marks=pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
         ),
     ],
-    ids=["processes", "processes and kernels", "ray"],
+    ids=["processes and kernels", "ray"],
 )
 def test_a_sweep_of_two_jobs_where_processes_are_spawned(
     how: dict[str, Any], tiny_run: dict[str, Any], tmp_path: Path

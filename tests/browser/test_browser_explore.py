@@ -148,6 +148,7 @@ def test_every_control_shows_what_the_engine_answers(
     assert page_errors == []
 
 
+@pytest.mark.campaign
 def test_map_reasons_and_a_fit_that_is_cancelled(
     page: Page, lab: Lab, page_errors: list[str], shot: Callable[[str], Path], notebook: str, engine: Exploration
 ) -> None:

@@ -20,6 +20,7 @@ def test_risks_of_all_rounds_are_the_risk() -> None:
     assert sum(risk_of(number, 0.9) for number in range(100_000)) == pytest.approx(0.1, abs=1e-4)
 
 
+@pytest.mark.campaign
 def test_whoever_stops_at_the_target_is_seldom_wrong() -> None:
     """Ten rounds, each with a better model, five more test labels and a look; the target is missed by a little."""
     rng, keys = np.random.default_rng(0), keys_of(map(str, range(400)))

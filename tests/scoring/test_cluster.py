@@ -103,6 +103,7 @@ def test_a_folder_for_temporary_files_with_a_long_path_is_named(
 
 
 @needs_ray
+@pytest.mark.campaign
 def test_own_instance_is_local_and_ends_when_interrupted(tiny: Backbone, tmp_path: Path) -> None:
     import ray
 

@@ -199,6 +199,7 @@ InputCache(head(load_dataset("digits"), 150), backbone, progress=progress).shard
 """
 
 
+@pytest.mark.campaign  # test_faults.py kills it at a random moment
 @pytest.mark.usefixtures("small_shards")
 def test_sigkill_while_embedding_loses_one_shard_at_most(
     tiny: Backbone, tiny_checkpoint: Path, pool: ImagePool, monkeypatch: pytest.MonkeyPatch

@@ -282,6 +282,7 @@ plots.save_figure(plots.budget_curves(rounds), sys.argv[2], {"sweep": "default"}
 """
 
 
+@pytest.mark.campaign
 def test_the_same_figure_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     rounds = table()
     rounds.to_json(tmp_path / "rounds.json", orient="records", double_precision=15)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from breadth import some
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -70,7 +71,7 @@ def test_reliability_diagrams_keep_the_order_and_name_axes_once_a_row() -> None:
     assert figure.get_figwidth() == 7
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", some([8, 1, 3, 2], every=2))
 def test_nothing_in_a_reliability_diagram_overlaps(count: int, tmp_path: Path) -> None:
     figure = plots.reliability_diagrams(tables([f"variant {number}" for number in range(count)]))
     png, _ = plots.save_figure(figure, tmp_path / "diagram", {})
