@@ -167,6 +167,7 @@ def test_workers_that_begin_nothing_end_the_sweep_with_a_reason(
         run_sweep(Sweep("dead", stub_run, {"seed": [0, 1]}), DispatchConfig(jobs=2, notebooks=False), console=QUIET)
 
 
+@pytest.mark.campaign
 def test_a_dead_kernel_is_replaced_and_the_run_goes_on_after_its_last_round(stub_run: dict[str, Any]) -> None:
     training = {"epochs": 30, "head_epochs": 0, "views": 1}
     adapter = {"name": "bitfit", "start_block": 2}  # loads no peft, in either kernel

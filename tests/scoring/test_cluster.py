@@ -155,6 +155,7 @@ def test_same_bytes_as_here(two_workers: None, tiny: Backbone, tmp_path: Path, m
 
 
 @needs_ray
+@pytest.mark.campaign
 def test_killed_worker_is_replaced(two_workers: None, tiny: Backbone, tmp_path: Path) -> None:
     """The first worker that comes to row FATAL, in the middle of shard 5, waits there for its SIGKILL."""
     images, attempts = load_dataset("digits").images, tmp_path / "attempts"

@@ -183,7 +183,7 @@ def test_several_data_sets_backbones_and_variants_at_once(
     assert "other &lt;b&gt;" in shown
 
 
-@pytest.mark.parametrize("missing", ["random", "rounds"])
+@pytest.mark.parametrize("missing", ["rounds", pytest.param("random", marks=pytest.mark.campaign)])
 def test_sections_that_do_not_apply_say_why(
     missing: str,
     tiny_run: dict[str, Any],
