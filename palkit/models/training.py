@@ -61,7 +61,7 @@ class TrainingConfig(Checked):
         calibration: peak weight of C-PEAL's calibration loss; 0 leaves it out.
         calibration_weighting: of right and wrong predictions in it: "balanced" or "effective".
         warm_start: whether a round of a run goes on from the weights of the round before instead of the pretrained
-            ones (docs/recipe.md).
+            ones (docs/recipe.md); a solved head is solved again, on the features as they are then.
         temperature_folds: parts of the labelled set of which each is predicted by a model fitted to the others, to
             find the temperature, 1 or more, that divides the final model's logits; 0 leaves them as they are. For
             adapters that change the backbone: a linear probe keeps temperature 1 (docs/heads.md).
@@ -99,6 +99,12 @@ class TrainingConfig(Checked):
             raise ConfigError("training.temperature_folds 1: must be 0 (none), or 2 or more.")
         if self.pseudo_labels and self.head != "logistic":
             raise ConfigError("training.pseudo_labels are for a head that is solved: training.head must be 'logistic'.")
+        unseen = [name for name in ("early_stopping", "temperature_folds", "pseudo_labels") if getattr(self, name)]
+        if self.warm_start and unseen:
+            raise ConfigError(
+                f"training.{' and '.join(unseen)} must be 0 with warm_start: the model has learnt from these labels in "
+                "the round before."
+            )
 
 
 @dataclass
@@ -130,7 +136,7 @@ def fit(
     """Train head and adapter on the labelled set, in place.
 
     Args:
-        model: freshly attached.
+        model: freshly attached, with a warm start resumed.
         inputs: (V, L, ...) what `model` takes, V augmented views of L labelled images.
         labels: (L,) int64.
         config: optimiser, schedule, regularisation.
@@ -350,7 +356,7 @@ def _held_out(labels: Tensor, share: float) -> Tensor:
 
 
 def _frozen_features(model: AdaptedModel, inputs: Tensor, precision: str) -> Tensor:
-    """(V, L, D) features of an adapter that has not learnt anything yet."""
+    """(V, L, D) features of an adapter as it is before this fit."""
     model.eval()
     with torch.inference_mode(), autocast(inputs.device, precision):
         dtype = model.feature_mean.dtype

@@ -598,6 +598,16 @@ def test_pseudo_labels_are_spread_from_what_a_model_learns_from(
     assert 25 <= spread[0] < 35
 
 
+@pytest.mark.parametrize(
+    "unseen", [{"early_stopping": 0.2}, {"temperature_folds": 4}, {"head": "logistic", "pseudo_labels": 0.5}], ids=str
+)
+def test_a_warm_start_is_refused_what_needs_labels_that_the_model_has_not_seen(
+    tiny_run: dict[str, Any], unseen: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.{[*unseen][-1]} must be 0 with warm_start"):
+        config_from_dict({**tiny_run, "training": {"warm_start": True, **unseen}})
+
+
 def test_pseudo_labels_need_a_solved_head(tiny_run: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"training\.pseudo_labels .* training\.head must be 'logistic'"):
         config_from_dict({**tiny_run, "training": {"pseudo_labels": 0.5}})
