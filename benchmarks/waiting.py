@@ -37,6 +37,7 @@ from palkit.labelling.session import open_session
 from palkit.models.adapters import AdaptedModel
 from palkit.models.backbones import BackboneConfig, load_backbone
 
+DEFAULTS: dict[str, Any] = {"backbone": {"image_size": 56}, "adapter": {"name": "lora"}}
 RECIPE = {"backbone": {"depth": 7, "image_size": 56}, "adapter": {"name": "lora", "start_block": 5},
           "training": {"head": "logistic", "head_decay": 0.3, "augmentation": "crop_flip"}}  # fmt: skip
 FEW_EPOCHS = {**RECIPE, "training": {**RECIPE["training"], "epochs": 5}}
@@ -107,8 +108,7 @@ def lora() -> Rows:
     """A round with 80 labels, pool 2,000."""
     torch.set_num_threads(1)
     name = if_there("histology")
-    defaults = {"backbone": {"image_size": 56}, "adapter": "lora"}
-    asked = {"defaults": defaults, "recipe of docs/recipe.md": RECIPE, "recipe, 5 epochs": FEW_EPOCHS}
+    asked = {"defaults": DEFAULTS, "recipe of docs/recipe.md": RECIPE, "recipe, 5 epochs": FEW_EPOCHS}
     for what, values in asked.items():
         learner = learner_of(config_from_dict({"dataset": name, "pool_size": 2000, **values}))
         positions = learner.first_batch(80)
@@ -143,8 +143,7 @@ def session() -> Rows:
     with tempfile.TemporaryDirectory() as place:
         folder = written(Path(place) / "images", if_there("histology"), 5000)
         classes = {"classes": ["a", "b"], "device": "cpu", "batch_size": 10}
-        defaults: dict[str, Any] = {"backbone": {"image_size": 56}, "adapter": {"name": "lora"}}
-        for what, values in {"defaults": defaults, "recipe, 5 epochs": FEW_EPOCHS}.items():
+        for what, values in {"defaults": DEFAULTS, "recipe, 5 epochs": FEW_EPOCHS}.items():
             os.environ["PALKIT_CACHE"] = f"{place}/{what}"
             load_backbone(BackboneConfig(image_size=56))  # whose weights are unpacked into the cache
             began = time.perf_counter()

@@ -139,7 +139,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (used + spare, used + spare))
 scores = PoolScores(shards if how == "shards" else shards[:], probs)
 picks = {
     name: select(name, scores, labelled, 10, torch.Generator().manual_seed(1)).tolist()
-    for name in ("entropy", "featdist", "coreset", "badge")
+    for name in ("entropy", "featdist", "coreset", "badge", "centroid", "falcun")
 }
 print(json.dumps(picks))
 """
