@@ -1,9 +1,8 @@
 """Strategies that choose rows whose neighbourhoods, together, cover as much of the pool as possible."""
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,7 +11,16 @@ from torch.nn.functional import one_hot
 from palkit.errors import DataNotice
 from palkit.strategies.calibration import fit_temperature
 from palkit.strategies.heads import even_rows, logistic
-from palkit.strategies.kernels import View, chunks, nearest, per_row, shared_out, square_gaps, unit_length
+from palkit.strategies.kernels import (
+    CHUNK_ELEMENTS,
+    View,
+    chunks,
+    nearest,
+    per_row,
+    shared_out,
+    square_gaps,
+    unit_length,
+)
 from palkit.strategies.kmeans import kmeans
 from palkit.strategies.options import Count, Inside, Positive
 from palkit.strategies.ranking import margin_gap, once_per_pool
@@ -22,9 +30,10 @@ from palkit.strategies.scores import LabelledSet, PoolScores
 Kernel = Callable[[Tensor], Tensor]  # squared distances -> similarities in [0, 1], in place
 
 MAX_ROWS = 35_000  # the herding authors' own limit
-CACHE_ELEMENTS = 2**27  # kernel values kept from the first pass: 1 GB
+CACHE_BYTES = 2**30  # of kernel values kept from the first pass
 STRIPES = 16  # of tiles, each summed by itself: the sums are the same however many threads share them out
-CROWDED = 0.85  # share of its threads' time that a process gets, below which others are taken to be busy
+FIRST, FEW = 128, 32  # rows brought up to date at first after a pick, and computed exactly
+SUMS = 1e-6  # of a sum in float32, what may have got lost
 PURITY_QUERIES = 2_000
 HELD_OUT = 30  # labels from which a temperature is found
 LEAD_ROWS = 2_000  # on which the lead of the best class is measured
@@ -37,16 +46,17 @@ def greedy_coverage(
     weight: Tensor,
     covered: Tensor,
     count: int,
-    cache: int = CACHE_ELEMENTS,
+    cache: int = CACHE_BYTES,
     tile: int = 512,
+    sharp: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Greedy maximisation of sum_j weight_j max_(i picked) k(x_i, x_j).
 
-    The gain of a row, sum_j weight_j max(k_ij - covered_j, 0), only falls as picks are added, and only
-    through the columns j that a pick covers better. So all gains are computed once, each pair of rows
-    once; after that a tile of rows is brought up to date, over the columns that have changed since, only
-    when its best old gain reaches the best new one (lazy greedy, Minoux 1978). Rows are sorted by an
-    estimate of their gain first, so that most tiles can wait long.
+    The gain of a row, sum_j weight_j max(k_ij - covered_j, 0), only falls as picks are added. So all gains are
+    computed once, each pair of rows once; after that a row's gain is computed again only when its old one reaches the
+    best new one (lazy greedy, Minoux 1978). Distances in float32 do for that: they leave few rows that may be the
+    best, mostly one, among which float64 decides. How far off float32 is, is measured on a sample of the columns;
+    by the same sample the rows come in order of their gains, so that those are kept that will be asked for.
 
     Args:
         rows: (M, D) float, all of them candidates.
@@ -54,127 +64,123 @@ def greedy_coverage(
         weight: (M,) >= 0.
         covered: (M,) similarity of each row to what is chosen already.
         count: picks wanted, at most M.
-        cache: the most kernel values to keep from the first pass; others are computed again when needed.
+        cache: the most bytes of kernel values to keep from the first pass; others are computed again when needed.
         tile: rows per side of a block of pairs.
+        sharp: the kernel is 0 or 1, so that rounding would change it by 1: float64 from the start, kept as bytes.
 
     Returns:
         (count,) int64 positions in order of picking and (count,) float64 gains; of gains within TIE of the
-        best, the lowest position.
+        best, relative to the largest at the start, the lowest position. A gain below TIE is none.
     """
-    threads = torch.get_num_threads()
-    try:
-        return _greedy_coverage(rows, kernel, weight, covered, count, cache, tile)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _greedy_coverage(
-    rows: Tensor, kernel: Kernel, weight: Tensor, covered: Tensor, count: int, cache: int, tile: int
-) -> tuple[Tensor, Tensor]:
-    sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
-    # In float32 a distance is off by 1e-7, and a similarity by that over the squared bandwidth: gains lie closer.
     rows, weight, covered = rows.double(), weight.double(), covered.double()
-    square = rows.square().sum(1)
-
-    def similarity(a: slice | Tensor, b: slice | Tensor) -> Tensor:
-        return kernel(square_gaps(rows[a], square[a], rows[b], square[b]))
-
+    rows = rows - rows.mean(0)  # distances stay, and lose less to rounding
     parts = list(chunks(len(rows), 1, tile))
-    guess = [(similarity(a, sample) - covered[sample]).relu_() @ weight[sample] for a in parts]
-    order = torch.cat(guess).argsort(descending=True)
-    rows, square, weight, covered = rows[order], square[order], weight[order], covered[order]
+    sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
+    exact, rough = similarity(rows, kernel), similarity(rows if sharp else rows.float(), kernel)
+    guess, off, furthest = [], 0.0, 0.0
+    for a in parts:
+        block = exact(a, sample)
+        gap = (rough(a, sample) - block).abs_()
+        off, furthest = max(off, float((gap @ weight[sample]).max())), max(furthest, float(gap.max()))
+        guess.append((block - covered[sample]).relu_() @ weight[sample])
+    # Of the sum over all columns and of any one similarity: twice what the sample showed.
+    slack, furthest = 2 * off * len(rows) / len(sample), 2 * furthest
 
-    gain = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    keep = max((part.stop for part in parts if part.stop * len(rows) <= cache), default=0)
-    kept = torch.empty(keep, len(rows), dtype=rows.dtype, device=rows.device)
+    order = torch.cat(guess).argsort(descending=True)
+    rows, weight, covered = rows[order], weight[order], covered[order]
+    exact, rough = similarity(rows, kernel), similarity(rows if sharp else rows.float(), kernel)
+    share, known = weight.float(), covered.float()  # the rough weight and cover
+    size = 1 if sharp else 4
+    keep = max((part.stop for part in parts if part.stop * len(rows) * size <= cache), default=0)
+    kept = torch.empty(keep, len(rows), dtype=torch.uint8 if sharp else torch.float32, device=rows.device)
 
     def pairs(stripe: int) -> Tensor:
         """(M,) what the pairs of every STRIPES-th tile with those after it add to the gains."""
-        found = torch.zeros_like(gain)
+        found = torch.zeros_like(weight)
         for number in range(stripe, len(parts), STRIPES):
             a = parts[number]
             for b in parts[number:]:
-                block = similarity(a, b)
+                block = rough(a, b).float()
                 if a.stop <= keep:
                     kept[a, b] = block
                 if b.stop <= keep:
                     kept[b, a] = block.T
                 if b != a:
-                    found[b] += weight[a] @ (block - covered[a, None]).relu_()
-                found[a] += block.sub_(covered[b]).relu_() @ weight[b]
+                    found[b] += share[a] @ (block - known[a, None]).relu_()
+                found[a] += block.sub_(known[b]).relu_() @ share[b]
         return found
 
-    began, computed = time.perf_counter(), time.process_time()
-    with shared_out(rows.device) as spread:
-        for found in spread(pairs, range(min(STRIPES, len(parts)))):
-            gain += found
-    computed, took = time.process_time() - computed, time.perf_counter() - began
-    if rows.device.type == "cpu" and computed < CROWDED * torch.get_num_threads() * took:
-        torch.set_num_threads(1)  # of the small operations to come two would mostly wait for each other
-    bound = torch.stack([gain[a].max() for a in parts])
-    seen = torch.zeros(len(parts), dtype=torch.int64, device=rows.device)
-    history: list[tuple[Tensor, Tensor]] = []  # columns that each pick covered better, and their past
+    def pieces(index: Tensor) -> list[Tensor]:
+        """Two or more parts of some rows, ascending, none empty and none of both kept rows and others."""
+        index = index.sort().values
+        inside = int((index < keep).sum())
+        return [
+            piece
+            for some, size in ((index[:inside], CHUNK_ELEMENTS), (index[inside:], 8 * CHUNK_ELEMENTS))
+            for half in some.tensor_split(2)
+            if len(half)
+            for piece in half.split(max(1, size // len(rows)))
+        ]
 
-    def refresh(numbers: Tensor, since: int) -> None:
-        """Bring the tiles `numbers`, all of them last up to date after `since` picks, up to date."""
-        past = covered.clone()
-        for columns, before in reversed(history[since:]):
-            past[columns] = before
-        changed = (past != covered).nonzero().squeeze(1)
-        inside = [number for number in numbers.tolist() if parts[number].stop <= keep]
-        outside = [number for number in numbers.tolist() if parts[number].stop > keep]
-        near, far = changed[changed < keep], changed[changed >= keep]
-        for some, group, source in (
-            (inside, changed, lambda columns, a: kept[a].index_select(1, columns).T),
-            (outside, near, lambda columns, a: kept[:, a].index_select(0, columns)),
-            (outside, far, similarity),
-        ):
-            for part in chunks(len(group), 1, tile) if some else ():
-                columns = group[part]
-                low, high, share = past[columns, None], covered[columns, None], weight[columns]
-                for a in runs(some, tile, len(rows), max(1, tile // len(columns))):
-                    gain[a] -= share @ source(columns, a).clamp_(low, high).sub_(low)
-        for number in numbers.tolist():
-            a = parts[number]
-            gain[a] = torch.where(picked[a], -1.0, gain[a].clamp(min=0))
-            bound[number] = gain[a].max()
-        seen[numbers] = len(history)
+    def across(piece: Tensor) -> Tensor:
+        """(n, M) rough similarities to all rows, to be written to."""
+        return (kept[piece] if piece[0] < keep else rough(piece, slice(None))).float()
 
-    tie = TIE * float(bound.max())
-    picked = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    def rough_gain(piece: Tensor) -> Tensor:
+        return (across(piece).sub_(known).relu_() @ share).double()
+
+    def closer(piece: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns that one of the rows covers better, and (n, columns) exact similarities to these."""
+        columns = (across(piece) > known - furthest).any(0).nonzero().squeeze(1)
+        return columns, exact(piece, columns)
+
+    def exact_gain(piece: Tensor) -> Tensor:
+        columns, block = closer(piece)
+        return block.sub_(covered[columns]).relu_() @ weight[columns]
+
+    seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)  # picks when the rough gain was computed
+    sure = seen - 1  # and when the exact one was
     picks: list[int] = []
     gains: list[float] = []
-    for now in range(count):
-        size = 1
-        while True:
-            best = torch.where(seen < now, -1.0, bound).max()
-            value, late = torch.where(seen < now, bound, -1.0).topk(min(size, len(bound)))
-            late = late[(value > 0) & (value >= best - tie)]  # a gain of 0 cannot fall
-            if not len(late):
-                break
-            for since in seen[late].unique().tolist():
-                refresh(late[seen[late] == since], since)
-            size *= 2
-        level = (gain >= (bound.max() - tie).clamp(min=0.0)).nonzero().squeeze(1)
-        pick = level[order[level].argmin()]
-        picks.append(int(order[pick]))
-        gains.append(float(gain[pick]))
-        picked[pick], gain[pick] = True, -1.0
-        row = similarity(pick.expand(2), slice(None))[0]  # one row alone takes BLAS's unthreaded path
-        columns = (row > covered).nonzero().squeeze(1)
-        history.append((columns, covered[columns]))
-        covered[columns] = row[columns]
+    with shared_out(rows.device) as spread:
+        value = torch.zeros_like(weight)
+        for found in spread(pairs, range(min(STRIPES, len(parts)))):
+            value += found
+        tie = TIE * float(value.max())
+        slack = 0.0 if sharp else slack + SUMS * float(value.max())
+        limit = value + slack  # the most that a row gains; -1: picked
+        settle = (lambda piece: limit[piece]) if sharp else exact_gain
+        for now in range(count):
+            some, few = FIRST, FEW
+            while True:
+                best = torch.where(sure == now, limit, 0.0).max()
+                most, index = torch.where(sure == now, 0.0, limit).topk(min(some, len(rows)))
+                index = index[most > (best - tie).clamp(min=tie)]
+                if not len(index):
+                    break
+                old = seen[index] < now
+                if old[0]:
+                    index = torch.cat(shares := pieces(index[old]))
+                    found, seen[index], some = torch.cat(spread(rough_gain, shares)) + slack, now, 2 * some
+                else:
+                    index = torch.cat(shares := pieces(index[old.cumsum(0) == 0][:few]))
+                    found, sure[index], few = torch.cat(spread(settle, shares)), now, 2 * few
+                limit[index] = torch.minimum(limit[index], found)
+            level = (sure == now) & (limit >= best - tie) if best > tie else limit >= 0
+            pick = torch.where(level, order, len(order)).argmin()[None]
+            columns, block = closer(pick)
+            gains.append(float((block[0] - covered[columns]).relu_() @ weight[columns]))
+            covered[columns] = torch.maximum(covered[columns], block[0])
+            known[columns] = covered[columns].float()
+            picks.append(int(order[pick]))
+            limit[pick] = -1.0
     return torch.tensor(picks, dtype=torch.int64), torch.tensor(gains, dtype=torch.float64)
 
 
-def runs(tiles: list[int], tile: int, rows: int, longest: int) -> Iterator[slice]:
-    """Slices of `range(rows)` that cover the given tiles, adjacent ones up to `longest` in one slice."""
-    tiles = sorted(tiles)
-    start = 0
-    for i in range(1, len(tiles) + 1):
-        if i == len(tiles) or tiles[i] != tiles[i - 1] + 1 or i - start == longest:
-            yield slice(tiles[start] * tile, min((tiles[i - 1] + 1) * tile, rows))
-            start = i
+def similarity(rows: Tensor, kernel: Kernel) -> Callable[[slice | Tensor, slice | Tensor], Tensor]:
+    """Function of (n,) and (m,) positions in `rows` (M, D) that returns their (n, m) similarities."""
+    square = rows.square().sum(1)
+    return lambda a, b: kernel(square_gaps(rows[a], square[a], rows[b], square[b]))
 
 
 def rbf(bandwidth: float) -> Kernel:
@@ -279,7 +285,7 @@ def _cover(
     weight: Tensor,
     kernel: Kernel,
     count: int,
-    cache: int = CACHE_ELEMENTS,
+    sharp: bool = False,
     change: Callable[[Tensor], Tensor] | None = unit_length,
 ) -> tuple[Tensor, Tensor]:
     """(B,) greedy coverage of the `sample` (M,) by itself, beyond what the labelled rows cover, and (B,) gains."""
@@ -288,7 +294,7 @@ def _cover(
     if len(labelled):
         known = View(scores.features, labelled.positions, change)[:]
         covered = kernel(nearest(rows, known)[0])
-    picks, gains = greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, cache)
+    picks, gains = greedy_coverage(rows, kernel, weight.to(rows.device), covered, count, sharp=sharp)
     return sample[picks], gains
 
 
@@ -382,9 +388,8 @@ def probcover(
         pool, steady = once_per_pool(scores, max_rows)
         rows = View(scores.features, pool, change)[:].float()
         delta = purity_radius(rows, scores.probs.shape[1], purity, steady)
-    # A column is covered once at most: kernel values are hardly ever needed again.
     weight = torch.ones(len(sample))
-    picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, cache=0, change=change)
+    picks, gains = _cover(scores, labelled, sample, weight, ball(delta), batch_size, True, change)
     if gains[0] <= 1:
         notice = f"no ball of radius {delta:.4g} holds a second row that is not covered yet: the picks are ties."
         warnings.warn(f"probcover: {notice}", DataNotice, stacklevel=2)

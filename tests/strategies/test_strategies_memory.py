@@ -45,11 +45,12 @@ def test_largest_tensor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest.size <= max(limit, copied, pool.features.numel())
 
 
-@pytest.mark.parametrize("cache", [0, 100_000])
-def test_largest_tensor_of_coverage(cache: int) -> None:
-    """Blocks of a tile by a tile, or by the sample that sorts the rows; kept kernel values up to the limit."""
+@pytest.mark.parametrize("cache", [0, 400_000])
+def test_largest_tensor_of_coverage(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a tile by the sample that sorts the rows; eight chunks; kept kernel values up to the limit."""
     rows, tile = torch.randn(1000, 4, generator=generator()), 40
+    monkeypatch.setattr(coverage, "CHUNK_ELEMENTS", tile * 334 // 8)
     similar = coverage.rbf(0.5)
     with Largest() as largest:
         coverage.greedy_coverage(rows, similar, torch.ones(1000), torch.zeros(1000), 50, cache, tile)
-    assert largest.size <= max(cache, tile * 334)
+    assert largest.size <= max(cache // 4, tile * 334)

@@ -21,19 +21,6 @@ from palkit.strategies.scores import LabelledSet, PoolScores
 from palkit.strategies.ties import Keys, mixed
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_runs_cover_the_tiles_in_as_few_slices_as_may_be(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    tile, longest, rows = 4, int(rng.integers(1, 4)), 38  # the last tile is cut
-    tiles = sorted(rng.permutation(10)[: rng.integers(1, 10)].tolist())
-    slices = list(coverage.runs(rng.permutation(tiles).tolist(), tile, rows, longest))
-    covered = [i for part in slices for i in range(part.start, part.stop)]
-    assert covered == [i for t in tiles for i in range(t * tile, min(t * tile + tile, rows))]
-    assert all(part.stop - part.start <= longest * tile for part in slices)
-    adjacent = np.split(tiles, np.flatnonzero(np.diff(tiles) > 1) + 1)
-    assert len(slices) == sum(-(-len(group) // longest) for group in adjacent)
-
-
 def fisher(h: Array, p: Array) -> Array:
     return np.kron(np.diag(p) - np.outer(p, p), np.outer(h, h))
 
