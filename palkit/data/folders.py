@@ -96,7 +96,7 @@ def _walk(
         name, path = entry.name.lower(), inside / entry.name
         if name in DEBRIS or name.startswith(DEBRIS_PREFIXES):
             continue
-        unseen, is_image = hidden or name.startswith("."), PurePosixPath(name).suffix in IMAGE_SUFFIXES
+        unseen, is_image = hidden or name.startswith("."), path.suffix.lower() in IMAGE_SUFFIXES
         if entry.is_dir():
             status = entry.stat()
             loop = (status.st_dev, status.st_ino) in above

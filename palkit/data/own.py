@@ -274,9 +274,11 @@ def _names(table: pd.DataFrame) -> list[str]:
 
 def _located(folder: Path, path: str) -> Path | None:
     """The file that a cell means, as it is written or as it looks; None if there is none."""
-    forms = [path, path.strip(), *(unicodedata.normalize(form, path.strip()) for form in ("NFC", "NFD"))]
-    for form in [*forms, *(form.replace("\\", "/") for form in forms)]:
-        if os.path.isfile(file := folder / form):  # unlike the method, it takes a name that no file can have
+    if os.path.isfile(file := folder / path):  # unlike the method, it takes a name that no file can have
+        return file
+    forms = [path.strip(), *(unicodedata.normalize(form, path.strip()) for form in ("NFC", "NFD"))]
+    for form in [*forms, *(form.replace("\\", "/") for form in [path, *forms])]:
+        if os.path.isfile(file := folder / form):
             return file
     return None
 
