@@ -77,14 +77,11 @@ def greedy_coverage(
     parts = list(chunks(len(rows), 1, tile))
     sample = torch.arange(0, len(rows), max(1, len(rows) // 256), device=rows.device)
     exact, rough = similarity(rows, kernel), similarity(rows if sharp else rows.float(), kernel)
-    guess, off, furthest = [], 0.0, 0.0
+    guess, off = [], 0.0
     for a in parts:
         block = exact(a, sample)
-        gap = (rough(a, sample) - block).abs_()
-        off, furthest = max(off, float((gap @ weight[sample]).max())), max(furthest, float(gap.max()))
+        off = max(off, 2 * float((rough(a, sample) - block).abs_().max()))  # twice, for pairs that are not looked at
         guess.append((block - covered[sample]).relu_() @ weight[sample])
-    # Of the sum over all columns and of any one similarity: twice what the sample showed.
-    slack, furthest = 2 * off * len(rows) / len(sample), 2 * furthest
 
     order = torch.cat(guess).argsort(descending=True)
     rows, weight, covered = rows[order], weight[order], covered[order]
@@ -131,7 +128,7 @@ def greedy_coverage(
 
     def closer(piece: Tensor) -> tuple[Tensor, Tensor]:
         """Columns that one of the rows covers better, and (n, columns) exact similarities to these."""
-        columns = (across(piece) > known - furthest).any(0).nonzero().squeeze(1)
+        columns = (across(piece) > known - off).any(0).nonzero().squeeze(1)
         return columns, exact(piece, columns)
 
     def exact_gain(piece: Tensor) -> Tensor:
@@ -147,7 +144,8 @@ def greedy_coverage(
         for found in spread(pairs, range(min(STRIPES, len(parts)))):
             value += found
         tie = TIE * float(value.max())
-        slack = 0.0 if sharp else slack + SUMS * float(value.max())
+        # Of a gain; not the sample's own sum, since the few columns that have weight may lie outside of it.
+        slack = 0.0 if sharp else off * float(weight.sum()) + SUMS * float(value.max())
         limit = value + slack  # the most that a row gains; -1: picked
         settle = (lambda piece: limit[piece]) if sharp else exact_gain
         for now in range(count):

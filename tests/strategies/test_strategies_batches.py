@@ -152,6 +152,22 @@ def test_coverage_is_decided_in_float64(cache: int, bandwidth: float, far: float
         covered = np.maximum(covered, k[pick])
 
 
+def test_coverage_of_the_few_rows_that_have_weight() -> None:
+    """Of 2,560 rows each tenth is a sample on which float32 is judged; none of these has weight."""
+    rows = (torch.randn(8, 64, generator=generator(), dtype=torch.float64) / 8).repeat(320, 1)
+    rows += torch.randn(2560, 64, generator=generator(1), dtype=torch.float64) / 8000
+    weight = torch.zeros(2560)
+    weight[torch.randperm(256, generator=generator(2))[:40] * 10 + 3] = 1
+    picks = coverage.greedy_coverage(rows, coverage.rbf(0.01), weight, torch.zeros(2560), 30)[0].tolist()
+    x, covered = rows.numpy(), np.zeros(2560)
+    k = np.exp(-cdist(x, x, "sqeuclidean") / 0.01**2)
+    for number, pick in enumerate(picks):
+        gain = np.maximum(k - covered, 0) @ weight.double().numpy()
+        gain[picks[:number]] = -1
+        assert gain[pick] >= gain.max() - 2 * coverage.TIE * 40, number
+        covered = np.maximum(covered, k[pick])
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_uherding(seed: int, temperature: float) -> None:
