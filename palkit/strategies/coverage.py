@@ -87,9 +87,10 @@ def greedy_coverage(
     rows, weight, covered = rows[order], weight[order], covered[order]
     exact, rough = similarity(rows, kernel), similarity(rows if sharp else rows.float(), kernel)
     share, known = weight.float(), covered.float()  # the rough weight and cover
-    size = 1 if sharp else 4
-    keep = max((part.stop for part in parts if part.stop * len(rows) * size <= cache), default=0)
-    kept = torch.empty(keep, len(rows), dtype=torch.uint8 if sharp else torch.float32, device=rows.device)
+    dtype = torch.uint8 if sharp else torch.float32
+    keep = max((part.stop for part in parts if part.stop * len(rows) * dtype.itemsize <= cache), default=0)
+    kept = torch.empty(keep, len(rows), dtype=dtype, device=rows.device)
+    threads = torch.get_num_threads()
 
     def pairs(stripe: int) -> Tensor:
         """(M,) what the pairs of every STRIPES-th tile with those after it add to the gains."""
@@ -108,15 +109,15 @@ def greedy_coverage(
         return found
 
     def pieces(index: Tensor) -> list[Tensor]:
-        """Two or more parts of some rows, ascending, none empty and none of both kept rows and others."""
+        """Parts of some rows for every thread, ascending, none empty and none of both kept rows and others."""
         index = index.sort().values
         inside = int((index < keep).sum())
         return [
             piece
             for some, size in ((index[:inside], CHUNK_ELEMENTS), (index[inside:], 8 * CHUNK_ELEMENTS))
-            for half in some.tensor_split(2)
-            if len(half)
-            for piece in half.split(max(1, size // len(rows)))
+            for own in some.tensor_split(threads)
+            if len(own)
+            for piece in own.split(max(1, size // len(rows)))
         ]
 
     def across(piece: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def greedy_coverage(
                 if not len(index):
                     break
                 old = seen[index] < now
-                if old[0]:
+                if old[0]:  # rough gains first, until the largest bound is one of these
                     index = torch.cat(shares := pieces(index[old]))
                     found, seen[index], some = torch.cat(spread(rough_gain, shares)) + slack, now, 2 * some
                 else:
